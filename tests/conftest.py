@@ -1,0 +1,53 @@
+"""What every test run shares: the header that says what this machine offers, and the rule for `gpu` tests.
+
+Imports no engine: the tests that hunt for unwanted imports run in processes of their own, but the rest should not pay
+for PyTorch to learn that they do not need it.
+"""
+
+import shutil
+import subprocess
+from functools import cache
+from importlib import metadata
+
+import pytest
+
+# Any of several distributions may provide an engine; the first that is installed is named.
+ENGINES = {
+    "torch": ("torch",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "TensorRT": ("tensorrt",),
+    "TensorRT-RTX": ("tensorrt-rtx",),
+}
+
+
+def installed(distributions: tuple[str, ...]) -> str:
+    """Name and version of the first distribution that is installed, or "none"."""
+    for name in distributions:
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return "none"
+
+
+@cache
+def gpu() -> str:
+    """The first NVIDIA GPU as its driver names it, or an empty string."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    return listed.stdout.partition("\n")[0] if listed.returncode == 0 else ""
+
+
+def pytest_report_header() -> list[str]:
+    """One line each for the engines and the GPU, so that a log shows what its skips rest on."""
+    engines = ", ".join(f"{engine}: {installed(names)}" for engine, names in ENGINES.items())
+    return [f"engines: {engines}", f"GPU: {gpu() or 'none'}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is none."""
+    if any(item.get_closest_marker("gpu") for item in items) and not gpu():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and nvidia-smi lists none"))
