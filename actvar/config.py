@@ -1,0 +1,261 @@
+"""What a model is: frozen dataclasses that the checkpoint, the exporter and the runtime agree on.
+
+`depth` derives width and heads, as in VAR. Plain Python: no tensors, no files.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from actvar.data.glyph_names import CLASS_NAMES
+from actvar.scales import LARGE_PATCH_NUMS, ScaleSchedule
+
+HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Shape of the multi-scale VQVAE; the defaults are those of the official `vae_ch160v4096z32.pth`."""
+
+    vocab_size: int = 4096
+    z_channels: int = 32
+    ch: int = 160
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        sizes = (self.vocab_size, self.z_channels, self.ch, *self.ch_mult, self.num_res_blocks, self.norm_groups)
+        if not self.ch_mult or min(sizes) < 1:
+            raise ValueError(f"the sizes of a VQVAE must be 1 or more, got {self}")
+        if self.ch % self.norm_groups:
+            raise ValueError(f"ch must be a multiple of the {self.norm_groups} norm_groups, got {self.ch}")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per side of one latent."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Which tokens and experts work at which scales (ActVAR, Sec. 3.2 and 3.3).
+
+    `scales` are numbered from 1, as in the paper; `token_rates` and `expert_rates` hold one share in (0, 1] for each.
+    Scales that are not named run densely.
+
+    Raises:
+        ValueError: scales repeat or are below 1, the counts differ, or a rate lies outside (0, 1].
+    """
+
+    experts: int = 16
+    scales: tuple[int, ...] = (9, 10)
+    token_rates: tuple[float, ...] = (0.75, 0.75)
+    expert_rates: tuple[float, ...] = (0.75, 0.75)
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ValueError(f"experts must be at least 1, got {self.experts}")
+        if len(set(self.scales)) != len(self.scales) or any(scale < 1 for scale in self.scales):
+            raise ValueError(f"active scales must be different numbers from 1, got {self.scales}")
+        for name, rates in (("token_rates", self.token_rates), ("expert_rates", self.expert_rates)):
+            if len(rates) != len(self.scales):
+                raise ValueError(f"{name} needs one rate for each of the scales {self.scales}, got {rates}")
+            if any(not 0 < rate <= 1 for rate in rates):
+                raise ValueError(f"{name} must lie in (0, 1], got {rates}")
+
+    def token_rate(self, si: int) -> float:
+        """Share of the tokens that each block updates at scale index si (from 0)."""
+        return self.token_rates[self.scales.index(si + 1)] if si + 1 in self.scales else 1.0
+
+    def active_experts(self, si: int) -> int:
+        """Experts that each token uses at scale index si (from 0)."""
+        rate = self.expert_rates[self.scales.index(si + 1)] if si + 1 in self.scales else 1.0
+        return round_half_up(rate * self.experts)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: guidance strength at the last scale, and the cuts of the distribution.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    cfg: float = 1.5
+    top_k: int = 900
+    top_p: float = 0.96
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.cfg) and self.cfg >= 0):
+            raise ValueError(f"cfg must be 0 or more, got {self.cfg}")
+        if not 1 <= self.top_k <= 900:
+            raise ValueError(f"top_k must lie in 1..900, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A VAR (activation None) or an ActVAR, with its VQVAE; `sampling` is what it is used with unless told otherwise.
+
+    Raises:
+        ValueError: the parts do not fit each other, or a rate keeps no token or no expert.
+    """
+
+    depth: int
+    schedule: ScaleSchedule = field(default_factory=ScaleSchedule)
+    num_classes: int = 1000
+    shared_adaln: bool = False
+    vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
+    activation: Activation | None = None
+    class_names: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth must be at least 1, got {self.depth}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{self.num_classes} classes need as many names, got {len(self.class_names)}")
+        if self.activation is None:
+            return
+        if self.hidden % self.activation.experts:
+            raise ValueError(
+                f"experts must divide the FFN's hidden width {self.hidden} (4C), got {self.activation.experts}"
+            )
+        if any(scale > len(self.schedule) for scale in self.activation.scales):
+            raise ValueError(f"active scales must lie in 1..{len(self.schedule)}, got {self.activation.scales}")
+        for si in range(len(self.schedule)):
+            if self.kept_tokens(si) < 1:
+                raise ValueError(f"the token rate {self.activation.token_rate(si)} keeps no token of scale {si + 1}")
+            if self.active_experts(si) < 1:
+                raise ValueError(f"the expert rate of scale {si + 1} keeps no expert of {self.activation.experts}")
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return HEAD_WIDTH * self.depth
+
+    @property
+    def heads(self) -> int:
+        """Attention heads, each HEAD_WIDTH wide."""
+        return self.depth
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the FFN, 4C."""
+        return 4 * self.width
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels per side of a picture."""
+        return self.schedule.side * self.vqvae.downsampling
+
+    def kept_tokens(self, si: int) -> int:
+        """K: the tokens that each block updates at scale index si (from 0)."""
+        tokens = self.schedule.tokens[si]
+        return round_half_up(self.activation.token_rate(si) * tokens) if self.activation else tokens
+
+    def active_experts(self, si: int) -> int:
+        """K_w: the experts that each token uses at scale index si (from 0); 1 of 1 for a dense FFN."""
+        return self.activation.active_experts(si) if self.activation else 1
+
+    def is_active(self, si: int) -> bool:
+        """Whether scale index si leaves out any token or expert."""
+        if self.activation is None:
+            return False
+        return self.kept_tokens(si) < self.schedule.tokens[si] or self.active_experts(si) < self.activation.experts
+
+    @property
+    def cached_tokens(self) -> tuple[int, ...]:
+        """P of every scale as inference has it: the tokens that the scales before it left in each block's KV cache."""
+        kept = [self.kept_tokens(si) for si in range(len(self.schedule))]
+        return tuple(sum(kept[:si]) for si in range(len(kept)))
+
+    def dense(self) -> "ModelConfig":
+        """The VAR that this ActVAR was made from."""
+        return replace(self, activation=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `from_dict` reads them back."""
+        return {
+            "depth": self.depth,
+            "patch_nums": list(self.schedule.patch_nums),
+            "num_classes": self.num_classes,
+            "shared_adaln": self.shared_adaln,
+            "vqvae": {name: _plain(getattr(self.vqvae, name)) for name in VQVAEConfig.__dataclass_fields__},
+            "activation": self.activation
+            and {name: _plain(getattr(self.activation, name)) for name in Activation.__dataclass_fields__},
+            "class_names": list(self.class_names),
+            "sampling": asdict(self.sampling),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: a field is missing, unknown, of the wrong type, or does not fit the others.
+        """
+        like = replace(MINI, activation=Activation()).to_dict()
+        if isinstance(data, dict) and data.get("activation") is None:
+            like["activation"] = None
+        _check_types("the configuration", data, like)
+        activation = data["activation"]
+        return cls(
+            depth=data["depth"],
+            schedule=ScaleSchedule(tuple(data["patch_nums"])),
+            num_classes=data["num_classes"],
+            shared_adaln=data["shared_adaln"],
+            vqvae=VQVAEConfig(**{name: _frozen(value) for name, value in data["vqvae"].items()}),
+            activation=activation and Activation(**{name: _frozen(value) for name, value in activation.items()}),
+            class_names=tuple(data["class_names"]),
+            sampling=Sampling(**data["sampling"]),
+        )
+
+
+def round_half_up(value: float) -> int:
+    """Nearest integer, halves up: 126.75 -> 127, 0.5 -> 1. Python's own `round` takes halves to the even side."""
+    return math.floor(value + 0.5)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_types(where: str, value: Any, like: Any) -> None:
+    """Hold JSON to the types of an example, whose lists have items of one type; an integer may stand for a float."""
+    wanted = (float, int) if isinstance(like, float) else (type(like),)
+    if type(value) not in wanted:
+        raise ValueError(f"{where} must be of the type {wanted[0].__name__}, got {value!r}")
+    if isinstance(like, dict):
+        for name in like.keys() - value.keys():
+            raise ValueError(f"{where} lacks the field {name!r}")
+        for name in value.keys() - like.keys():
+            raise ValueError(f"{where} has the field {name!r}, which is not understood")
+        for name, item in value.items():
+            _check_types(name, item, like[name])
+    elif isinstance(like, list):
+        for item in value:
+            _check_types(f"an item of {where}", item, like[0])
+
+
+MINI = ModelConfig(
+    depth=4,
+    num_classes=len(CLASS_NAMES),
+    # 4 groups, not 32: a norm over one channel alone would wipe out a picture's mean colour.
+    vqvae=VQVAEConfig(vocab_size=512, z_channels=16, ch=32, ch_mult=(1, 2, 3), num_res_blocks=1, norm_groups=4),
+    class_names=CLASS_NAMES,
+)
+
+PRESETS: dict[str, ModelConfig] = {
+    "mini": MINI,
+    **{f"d{depth}": ModelConfig(depth=depth) for depth in (16, 20, 24, 30)},
+    "d36": ModelConfig(depth=36, schedule=ScaleSchedule(LARGE_PATCH_NUMS), shared_adaln=True),
+}

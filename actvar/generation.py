@@ -1,0 +1,64 @@
+"""Pictures from the eager model: the oracle that every graph, engine and backend is compared with.
+
+Letters in shapes: B pictures, R = 2B rows, L tokens of a scale, E code width, H side of f_hat.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actvar.config import Sampling
+from actvar.models.actvar import ActVAR
+from actvar.models.kv_cache import KVCache
+from actvar.sampling import guide, sample
+from actvar.uniforms import token_uniforms
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a run leaves: pictures [B, 3, size, size] in [0, 1], and of every scale its tokens, f_hat and logits."""
+
+    pictures_B3HW: Tensor
+    token_ids: tuple[Tensor, ...]
+    f_hats: tuple[Tensor, ...]
+    guided_logits: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def generate(
+    model: ActVAR, class_ids: Sequence[int], sampling: Sampling, seed: int = 0, picture_numbers: Sequence[int] = ()
+) -> Generation:
+    """Draw one picture for each class, scale by scale (VAR, Sec. 3.2; ActVAR, Sec. 3.4).
+
+    Args:
+        model: in evaluation mode; its device is used.
+        class_ids: B classes.
+        sampling: guidance strength, top-k and top-p.
+        seed: with the picture's number it decides all its random numbers.
+        picture_numbers: B numbers; 0 to B-1 if left out.
+    """
+    var, quantizer, schedule = model.var, model.vqvae.quantize, model.config.schedule
+    numbers = picture_numbers or range(len(class_ids))
+    device = var.pos_start.device
+    batch, no_class = len(class_ids), model.config.num_classes
+    condition = var.condition(torch.tensor([*class_ids, *[no_class] * batch], device=device))
+    cache = KVCache(model.config, 2 * batch, var.pos_start)
+    f_hat_BEHH = var.pos_start.new_zeros(batch, quantizer.width, schedule.side, schedule.side)
+
+    ids, f_hats, all_logits = [], [], []
+    for si, tokens in enumerate(schedule.tokens):
+        tokens_in_RLE = quantizer.tokens_in(f_hat_BEHH, si).repeat(2, 1, 1) if si else None
+        logits_RLV, new_kv = var.infer(tokens_in_RLE, condition, cache.past, si)
+        cache.append(new_kv)
+        uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers])).to(device)
+        logits_BLV = guide(logits_RLV, sampling.cfg * schedule.cfg_ramp(si))
+        ids_BL = sample(logits_BLV, uniform_BL, sampling.top_k, sampling.top_p)
+        f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL, si)
+        ids.append(ids_BL)
+        f_hats.append(f_hat_BEHH)
+        all_logits.append(logits_BLV)
+    pictures_B3HW = (model.vqvae.decode(f_hat_BEHH) + 1) / 2
+    return Generation(pictures_B3HW, tuple(ids), tuple(f_hats), tuple(all_logits))

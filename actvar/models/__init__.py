@@ -1,0 +1,1 @@
+"""The networks: VQVAE, VAR and ActVAR. PyTorch; no files, no command line."""

@@ -1,0 +1,36 @@
+"""A whole model: transformer and VQVAE under one roof, as a checkpoint holds them."""
+
+import torch
+from torch import nn
+
+from actvar.config import ModelConfig
+from actvar.models.var import VAR
+from actvar.models.vqvae import VQVAE
+
+
+class ActVAR(nn.Module):
+    """VAR (dense, or with active tokens and experts) and its VQVAE."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.var = VAR(config)
+        self.vqvae = VQVAE(config.vqvae, config.schedule)
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> ActVAR:
+    """A model with random weights, for trying speed and export without a checkpoint; the same for the same seed.
+
+    Gates are opened (the initial values of a training keep them closed), so that every part shows in the output.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ActVAR(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    model.var.init_weights(generator)
+    with torch.no_grad():
+        model.var.head.weight.mul_(50)
+        for block in model.var.blocks:
+            gammas = block.ada_lin.linear.bias[: 2 * config.width] if block.ada_lin else block.modulation_weight[:2]
+            gammas.normal_(std=0.3, generator=generator)
+    return model.requires_grad_(False)

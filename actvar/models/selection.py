@@ -1,0 +1,59 @@
+"""Choosing the best K of some scores: which tokens a block updates, and which experts a token uses.
+
+The two learned scorers are one linear layer each, computed in fp32 (ActVAR, Sec. 3.2 and 3.3). Pure functions beside
+them do the choosing; the exporter writes the same choice as an ONNX operator.
+
+Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Scorer(nn.Linear):
+    """A linear layer that computes in fp32 whatever the precision around it: near-ties must not flip with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., outputs] fp32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class Selector(Scorer):
+    """Scores how much a token would gain from a block: C -> 1 on the block's input (G in ActVAR, Eq. 8)."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 1)
+
+    def forward(self, x_RLC: Tensor) -> Tensor:
+        """RLC -> scores RL, fp32."""
+        return super().forward(x_RLC).squeeze(-1)
+
+
+class Router(Scorer):
+    """Scores each expert for each token: C -> N on the FFN's input (R in ActVAR, Sec. 3.2)."""
+
+
+def token_select(scores_RL: Tensor, keep: int) -> Tensor:
+    """Places of the `keep` highest scores of every row, ascending: RL -> RK int64.
+
+    Equal scores: the lower place first. NaN counts as largest, -0 equals +0.
+    """
+    order_RL = scores_RL.sort(dim=-1, descending=True, stable=True).indices
+    return order_RL[:, :keep].sort(dim=-1).values
+
+
+def top_mask(scores: Tensor, keep: int) -> Tensor:
+    """Bool mask of the `keep` highest scores along the last dimension, with the order of `token_select`."""
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :keep], True)
+
+
+def token_gather(x_RLC: Tensor, indices_RK: Tensor) -> Tensor:
+    """The chosen tokens: RLC, RK -> RKC."""
+    return x_RLC.gather(1, indices_RK.unsqueeze(-1).expand(-1, -1, x_RLC.shape[2]))
+
+
+def token_scatter(x_RLC: Tensor, indices_RK: Tensor, updated_RKC: Tensor) -> Tensor:
+    """x with the chosen tokens replaced (ActVAR, Eq. 9): RLC, RK, RKC -> RLC."""
+    return x_RLC.scatter(1, indices_RK.unsqueeze(-1).expand_as(updated_RKC), updated_RKC)

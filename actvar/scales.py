@@ -1,0 +1,72 @@
+"""The scale schedule: how many tokens each step predicts, and where they sit in the sequence.
+
+Knows patch_nums and nothing else: no tensors, no model, no activation rates.
+
+Letters in shapes: S scales, L tokens of one scale, P tokens of all scales before it.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+STANDARD_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+LARGE_PATCH_NUMS = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)  # the 512-pixel model, var_d36
+
+# Which of the quantizer's four convolutions follows the upsampling of scale si. Official VAR picks the one whose tick
+# is nearest to si / (S - 1); for ten scales two entries are float64 near-ties, so the table is written down.
+_PHI_OF_TEN_SCALES = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
+PHI_COUNT = 4
+
+
+@dataclass(frozen=True)
+class ScaleSchedule:
+    """The token maps that one picture is drawn with, smallest first (VAR, Sec. 3.2).
+
+    Raises:
+        ValueError: patch_nums has fewer than two entries, does not increase, or does not start at 1.
+    """
+
+    patch_nums: tuple[int, ...] = STANDARD_PATCH_NUMS
+
+    def __post_init__(self) -> None:
+        if len(self.patch_nums) < 2 or self.patch_nums[0] != 1:
+            raise ValueError(f"patch_nums must be two or more numbers that start at 1, got {self.patch_nums}")
+        if any(b <= a for a, b in pairwise(self.patch_nums)):
+            raise ValueError(f"patch_nums must increase, got {self.patch_nums}")
+
+    def __len__(self) -> int:
+        """S."""
+        return len(self.patch_nums)
+
+    @property
+    def side(self) -> int:
+        """Side of the last and largest token map, which is that of f_hat."""
+        return self.patch_nums[-1]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """L of every scale."""
+        return tuple(p * p for p in self.patch_nums)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """P of every scale: the first token's place in the whole sequence."""
+        return (0, *accumulate(self.tokens))[:-1]
+
+    @property
+    def total(self) -> int:
+        """Tokens of all scales together."""
+        return sum(self.tokens)
+
+    @property
+    def phi_indices(self) -> tuple[int, ...]:
+        """Which of the quantizer's four convolutions each scale uses."""
+        if len(self) == len(_PHI_OF_TEN_SCALES):
+            return _PHI_OF_TEN_SCALES
+        first, last = 1 / 3 / PHI_COUNT, 1 - 1 / 3 / PHI_COUNT
+        ticks = [first + (last - first) * i / (PHI_COUNT - 1) for i in range(PHI_COUNT)]
+        places = [si / (len(self) - 1) for si in range(len(self))]
+        return tuple(min(range(PHI_COUNT), key=lambda i: abs(ticks[i] - place)) for place in places)
+
+    def cfg_ramp(self, si: int) -> float:
+        """The share of the guidance strength that scale si is given: 0 at the first scale, 1 at the last."""
+        return si / (len(self) - 1)
