@@ -1,0 +1,1 @@
+"""From VAR to ActVAR: the two stages of distillation (ActVAR, supplement, Sec. 6)."""

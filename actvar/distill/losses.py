@@ -1,0 +1,73 @@
+"""The distillation losses, one function each, with the paper's equation numbers.
+
+Pure functions of tensors: no model, no optimiser. Means are taken over tokens where the paper prints a sum over them,
+so that the weights alpha and beta do not depend on the batch.
+
+Letters in shapes: R rows, L tokens of one scale, N experts, V codes, C width, F = 4C; leading dimensions are free.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from actvar.models.experts import FFN
+from actvar.models.selection import top_mask
+
+
+@torch.no_grad()
+def expert_distances(ffn: FFN, x_RLC: Tensor, experts: int) -> Tensor:
+    """How far each expert alone is from the whole network: d_i = mean_C (e_i(x) - F(x))^2 (ActVAR, before Eq. 5).
+
+    e_i(x) = GELU(x W1_i + b1_i) W2_i + b2, as in Eq. 4. One expert at a time, so that [R, L, N, C] never exists.
+
+    Returns: RLN, fp32.
+    """
+    hidden_RLF = ffn.hidden(x_RLC)
+    without_bias_RLC = F.linear(hidden_RLF, ffn.fc2.weight)
+    slices = zip(hidden_RLF.chunk(experts, dim=-1), ffn.fc2.weight.chunk(experts, dim=1), strict=True)
+    # b2 is in both terms of the difference and cancels.
+    distances = [(F.linear(h, w) - without_bias_RLC).float().square().mean(-1) for h, w in slices]
+    return torch.stack(distances, dim=-1)
+
+
+@torch.no_grad()
+def token_distances(before_RLC: Tensor, after_RLC: Tensor) -> Tensor:
+    """How much a block changes each token: d_t = mean_C (q_m - q_{m-1})^2 (ActVAR, before Eq. 10): RL, fp32."""
+    return (after_RLC.float() - before_RLC.float()).square().mean(-1)
+
+
+def pseudo_label(closeness: Tensor, keep: int) -> Tensor:
+    """softmax(softmax(top-k(closeness))) along the last dimension (ActVAR, Eqs. 5-6 and 10-11).
+
+    What top-k leaves out gets 0 from the first softmax; the second softmax, over all entries, keeps the KL finite.
+    """
+    best = closeness.masked_fill(~top_mask(closeness, keep), -torch.inf)
+    return best.softmax(-1).softmax(-1)
+
+
+def distillation_loss(scores: Tensor, label: Tensor) -> Tensor:
+    """KL(p || label) = sum_i p_i log(p_i / label_i) with p = softmax(scores) (ActVAR, Eqs. 6 and 11), mean over rows."""
+    log_p = scores.log_softmax(-1)
+    return (log_p.exp() * (log_p - label.log())).sum(-1).mean()
+
+
+def balancing_loss(scores: Tensor, chosen: Tensor) -> Tensor:
+    """(K / N) sum_j I_j R_j, with R = softmax(scores) (ActVAR, Eqs. 7, 15 and 18), mean over rows.
+
+    Args:
+        scores: [..., N].
+        chosen: bool [..., N], K true entries in each row.
+    """
+    share = chosen.float().sum(-1) / chosen.shape[-1]
+    return (share * (scores.softmax(-1) * chosen).sum(-1)).mean()
+
+
+def block_loss(student_RLC: Tensor, teacher_RLC: Tensor) -> Tensor:
+    """MSE(q_m, q̄_m) of one block's output (ActVAR, Eq. 20)."""
+    return F.mse_loss(student_RLC.float(), teacher_RLC.float())
+
+
+def output_loss(student_logits_RLV: Tensor, teacher_logits_RLV: Tensor) -> Tensor:
+    """KL(p || p̄) of the predicted distributions (ActVAR, Eq. 21), mean over tokens."""
+    log_p, log_q = student_logits_RLV.float().log_softmax(-1), teacher_logits_RLV.float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()

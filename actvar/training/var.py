@@ -1,0 +1,107 @@
+"""Training of the dense VAR by teacher forcing on stored tokens.
+
+Letters in shapes: B pictures, T tokens of the scales in use, C width, V codes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from actvar.config import ModelConfig
+from actvar.data.tokens import TokenStore
+from actvar.models.quantizer import MultiScaleQuantizer
+from actvar.models.var import VAR
+from actvar.training.loop import RunSettings, autocast, run, step_generator
+
+
+@dataclass(frozen=True)
+class VARSettings(RunSettings):
+    """The run, and how much of a picture each step sees.
+
+    `cycle` holds (scales in use, pictures), one pair for each step in turn, in place of `batch`. A scale sees only
+    earlier ones, so that training on the first few is exact for them and costs a fraction of the whole sequence; they
+    decide what is in the picture. `class_drop` is the share of pictures shown without their class, for guidance.
+    """
+
+    cycle: tuple[tuple[int, int], ...] = ()
+    class_drop: float = 0.1
+    weight_decay: float = 0.05
+
+    def view(self, step: int, all_scales: int) -> tuple[int, int]:
+        """Scales in use and pictures at a step."""
+        return self.cycle[step % len(self.cycle)] if self.cycle else (all_scales, self.batch)
+
+
+def train_var(config: ModelConfig, settings: VARSettings, store: TokenStore, quantizer: MultiScaleQuantizer) -> VAR:
+    """Train from random weights, or resume; returns the trained VAR on the CPU in evaluation mode."""
+    var = VAR(config)
+    var.init_weights(torch.Generator().manual_seed(settings.seed))
+    if config.class_names:
+        _share_between_classes(var, config.class_names, torch.Generator().manual_seed(settings.seed + 1))
+    var, quantizer = var.to(settings.device), quantizer.to(settings.device)
+    optimizers = _optimizers(var, settings)
+    ends = [start + tokens for start, tokens in zip(config.schedule.starts, config.schedule.tokens, strict=True)]
+
+    def step(number: int, learning_rate: float) -> dict[str, Tensor]:
+        generator = step_generator(settings, number)
+        scales, batch = settings.view(number, len(ends))
+        count = ends[scales - 1]
+        token_ids_BT, class_ids_B = store.batch(torch.randint(len(store), (batch,), generator=generator))
+        dropped_B = torch.rand(batch, generator=generator) < settings.class_drop
+        class_ids_B = class_ids_B.masked_fill(dropped_B, config.num_classes).to(settings.device)
+        token_ids_BT = token_ids_BT[:, :count].to(settings.device)
+        loss_BT = teacher_forced_loss(var, quantizer, class_ids_B, token_ids_BT)
+        loss = loss_BT.mean()
+        for optimizer in optimizers.values():
+            optimizer.param_groups[0]["lr"] = learning_rate
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(var.parameters(), 1.0)
+        for optimizer in optimizers.values():
+            optimizer.step()
+        return {"loss": loss, "first_scales": loss_BT[:, :30].mean(), "gradient": norm, "tokens": torch.tensor(count)}
+
+    run("VAR", step, {"var": var, **optimizers}, settings)
+    return var.cpu().eval()
+
+
+def teacher_forced_loss(var: VAR, quantizer: MultiScaleQuantizer, class_ids_B: Tensor, token_ids_BT: Tensor) -> Tensor:
+    """Cross-entropy of every token given all scales before its own (VAR, Eq. 6): BT."""
+    with torch.no_grad():
+        tokens_in_BTE, _ = quantizer.teacher_forcing(token_ids_BT)
+    with autocast(token_ids_BT.device.type):
+        logits_BTV, _ = var(class_ids_B, tokens_in_BTE)
+    return F.cross_entropy(logits_BTV.flatten(0, 1), token_ids_BT.flatten(), reduction="none").view_as(token_ids_BT)
+
+
+def _optimizers(var: VAR, settings: VARSettings) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the rest.
+
+    Muon (Jordan et al. 2024) orthogonalises the update of a matrix; with its rate scaled to AdamW's it learns from
+    fewer pictures, which is what a CPU has too few of.
+    """
+    in_blocks = {name for name, p in var.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
+    matrices = [p for name, p in var.named_parameters() if name in in_blocks]
+    others = [p for name, p in var.named_parameters() if name not in in_blocks]
+    return {
+        "muon": torch.optim.Muon(
+            matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        "adamw": torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    }
+
+
+@torch.no_grad()
+def _share_between_classes(var: VAR, names: Sequence[str], generator: torch.Generator) -> None:
+    """Start classes whose names share a word ("brown-crescent", "brown-star") from a shared vector.
+
+    What is learned of one brown glyph then holds for all of them from the first step on.
+    """
+    words = sorted({word for name in names for word in name.split("-")})
+    vectors = {word: torch.randn(var.config.width, generator=generator) for word in words}
+    for class_id, name in enumerate(names):
+        parts = [vectors[word] for word in name.split("-")]
+        var.class_emb.weight[class_id] = torch.stack(parts).sum(0) * (0.5 / len(parts) ** 0.5)
