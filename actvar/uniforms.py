@@ -17,5 +17,6 @@ def token_uniforms(seed: int, picture: int, si: int, tokens: int) -> np.ndarray:
     """
     if not (0 <= seed < 2**64 and 0 <= picture < 2**64):
         raise ValueError(f"seed and picture number must lie in 0..2^64-1, got {seed} and {picture}")
-    bits = np.random.Philox(key=[seed, picture], counter=[0, 0, 1, si])  # 1: apart from Glyphs-100's own draws
+    key = np.array([seed, picture], dtype=np.uint64)  # of a list with a number above 2^63 numpy would make floats
+    bits = np.random.Philox(key=key, counter=[0, 0, 1, si])  # 1: apart from Glyphs-100's own draws
     return np.random.Generator(bits).random(tokens, dtype=np.float32)

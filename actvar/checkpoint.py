@@ -1,0 +1,194 @@
+"""A model as one file: written by us, or read from ours and from official VAR's.
+
+Our format is safetensors with the configuration in the metadata, and the tensors of `ActVAR` under their own names
+(`var.*`, `vqvae.*`). A file is not trusted: see `actvar.tensor_file` and `actvar.weights`.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from actvar.bundle import hash_file
+from actvar.config import Activation, ModelConfig
+from actvar.errors import BundleError, CheckpointError, UsageError
+from actvar.files import written_whole
+from actvar.models.actvar import ActVAR
+from actvar.official import derive_config, read_official
+from actvar.tensor_file import TensorFile, open_tensor_file, require_file
+from actvar.weights import Weights
+
+FORMAT, VERSION = "actvar-checkpoint", "1"
+_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+_VAR, _VQVAE = "var.", "vqvae."
+
+
+# ---- writing
+
+
+def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a checkpoint; the file is there whole, or not at all, and the same weights give the same bytes.
+
+    Args:
+        model: on any device.
+        path: replaced if it exists.
+        dtype: float16, bfloat16 or float32, for matrices, kernels and tables. What would lose by fewer bits, and is
+            small, stays in fp32: vectors (biases, norms, the temperatures, which are exponentiated), the code vectors
+            (f_hat is the sum of ten), and router and selector, whose near-ties must not flip.
+
+    Raises:
+        CheckpointError: a weight is not finite, or too large for `dtype`; or the file cannot be written.
+    """
+    tensors = {name: t.to("cpu", _stored_dtype(name, t, dtype)).contiguous() for name, t in model.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{path} was not written: {name} holds NaN, infinity or a value too large for {tensor.dtype}. "
+                "Save an earlier state of the training, or in fp32."
+            )
+    config = json.dumps(model.config.to_dict(), sort_keys=True, allow_nan=False)
+    metadata = {"format": FORMAT, "version": VERSION, "config": config}
+    try:
+        with written_whole(path) as file:
+            _write_safetensors(file, tensors, metadata)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose another folder.") from None
+
+
+def _stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    is_vector = tensor.numel() == max(tensor.shape)
+    is_scorer = ".router." in name or ".selector." in name
+    return torch.float32 if is_vector or is_scorer or name == "vqvae.quantize.embedding.weight" else dtype
+
+
+def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the format by hand: the library's writer orders the metadata at random, and no hash would be stable."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # wide values first: all aligned
+    header: dict[str, object] = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in ordered:
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for _, tensor in ordered:
+        file.write(tensor.view(torch.uint8).numpy().data)
+
+
+# ---- reading
+
+
+def load_model(path: Path, vqvae: Path | None = None, activation: Activation | None = None) -> ActVAR:
+    """Read a checkpoint: ours, official VAR's, or a self-trained official one.
+
+    Args:
+        path: `.safetensors` or `.pth`; what it holds is told by its content.
+        vqvae: `vae_ch160v4096z32.pth`, for official files without a VQVAE.
+        activation: makes an ActVAR of a dense checkpoint; its router and selector are drawn anew, small and always the
+            same. Of an ActVAR it replaces scales and rates; the number of experts must stay.
+
+    Returns: fp32, on the CPU, in evaluation mode, without gradients.
+
+    Raises:
+        CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; see the message.
+        UsageError: the activation does not fit the model.
+    """
+    file = open_tensor_file(path)
+    if file.metadata.get("format") == FORMAT:
+        if vqvae:
+            raise CheckpointError(f"{path} holds a VQVAE of its own, and {vqvae} was given too. Leave the latter out.")
+        config, var_weights, vqvae_weights = _read_ours(file)
+    else:
+        config, var_weights, vqvae_weights = read_official(file, vqvae)
+    is_dense = config.activation is None
+    if activation:
+        config = _activated(config, activation, path)
+    with torch.device("meta"), _WithoutNormals():  # shapes alone: nothing is allocated before all have been checked
+        model = ActVAR(config)
+    fresh = _fresh_scorers(model.var) if is_dense else {}
+    var_weights.fill(model.var, f"a VAR of depth {config.depth}", fresh)
+    vqvae_weights.fill(model.vqvae, "its VQVAE", {})
+    return model.eval().requires_grad_(False)
+
+
+def checkpoint_hash(path: Path) -> str:
+    """SHA-256 of a checkpoint file, in hexadecimal digits.
+
+    Raises:
+        CheckpointError: it does not exist, is no file, or cannot be read.
+    """
+    require_file(path)
+    try:
+        return hash_file(path.resolve()).sha256  # a download's cache may hold links, which a bundle must not
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
+
+
+class _WithoutNormals(TorchFunctionMode):
+    """Leaves out the initial values of embeddings: `normal_` on the meta device imports sympy, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+def _read_ours(file: TensorFile) -> tuple[ModelConfig, Weights, Weights]:
+    """The configuration in the metadata, held against the tensors before anything is built by it."""
+    if file.metadata.get("version") != VERSION:
+        raise CheckpointError(
+            f"{file.path} has the format's version {file.metadata.get('version')!r}, this program reads {VERSION!r}. "
+            "Update the program, or write the checkpoint again."
+        )
+    try:
+        config = ModelConfig.from_dict(json.loads(file.metadata.get("config", "")))
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise CheckpointError(f"{file.path}: the metadata's configuration: {error}. Write the file again.") from None
+    if other := next((name for name in file.content if not name.startswith((_VAR, _VQVAE))), None):
+        raise CheckpointError(f"{file.path}: {other}: expected names in var or vqvae, found another. Write it again.")
+    var, vqvae = _part(file, _VAR), _part(file, _VQVAE)
+    derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
+    for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
+        said, found = getattr(config, field), getattr(derived, field)
+        if said != found:
+            raise CheckpointError(
+                f"{file.path}: {field}: expected {said}, as its metadata say, found tensors of {found}. Write it again."
+            )
+    return config, var, vqvae
+
+
+def _part(file: TensorFile, prefix: str) -> Weights:
+    found = {name.removeprefix(prefix): tensor for name, tensor in file.content.items() if name.startswith(prefix)}
+    return Weights.of(file.path, prefix, found)
+
+
+def _activated(config: ModelConfig, activation: Activation, path: Path) -> ModelConfig:
+    if config.activation and config.activation.experts != activation.experts:
+        raise CheckpointError(
+            f"{path} has a router for {config.activation.experts} experts, and {activation.experts} were asked for. "
+            "Ask for as many as it has, or start from a dense checkpoint."
+        )
+    try:
+        return replace(config, activation=activation)
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be activated so: {error}.") from None
+
+
+def _fresh_scorers(var: nn.Module) -> dict[str, Tensor]:
+    """Router and selector as a training starts with them: VAR's initial values (variance 1/(3C)), no bias, one seed."""
+    generator, fresh = torch.Generator().manual_seed(0), {}
+    for name, parameter in var.named_parameters():
+        if ".router." in name or ".selector." in name:
+            values = torch.zeros(parameter.shape)
+            if name.endswith(".weight"):
+                nn.init.trunc_normal_(values, std=math.sqrt(1 / parameter.shape[1] / 3), generator=generator)
+            fresh[name] = values
+    return fresh
