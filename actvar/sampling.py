@@ -2,7 +2,7 @@
 
 Nothing random inside: the uniforms are an argument (`actvar.uniforms`).
 
-Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L tokens, V codes, S codes that are sorted.
+Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L tokens, V codes, S sorted codes.
 """
 
 import torch

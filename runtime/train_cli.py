@@ -48,9 +48,9 @@ def mini(
     seed: Seed = 0,
     vqvae_steps: VQVAESteps = 1400,
     pictures: Pictures = 24_000,
-    var_steps: VARSteps = 3000,
-    stage1_steps: StageSteps = 150,
-    stage2_steps: StageSteps = 150,
+    var_steps: VARSteps = 1600,
+    stage1_steps: StageSteps = 100,
+    stage2_steps: StageSteps = 100,
     experts: Experts = 16,
     scales: Scales = "9,10",
     token_rates: Rates = "0.75,0.75",
@@ -72,7 +72,7 @@ def var(
     seed: Seed = 0,
     vqvae_steps: VQVAESteps = 1400,
     pictures: Pictures = 24_000,
-    steps: VARSteps = 3000,
+    steps: VARSteps = 1600,
 ) -> None:
     """Train VAR-mini on the VQVAE's tokens (the VQVAE first, if it is not there yet)."""
     from actvar.training.mini import MiniRecipe

@@ -46,7 +46,7 @@ def pseudo_label(closeness: Tensor, keep: int) -> Tensor:
 
 
 def distillation_loss(scores: Tensor, label: Tensor) -> Tensor:
-    """KL(p || label) = sum_i p_i log(p_i / label_i) with p = softmax(scores) (ActVAR, Eqs. 6 and 11), mean over rows."""
+    """KL(p || label) = sum_i p_i log(p_i / label_i) with p = softmax(scores) (ActVAR, Eqs. 6, 11), mean over rows."""
     log_p = scores.log_softmax(-1)
     return (log_p.exp() * (log_p - label.log())).sum(-1).mean()
 

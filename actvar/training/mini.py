@@ -32,9 +32,9 @@ class MiniRecipe:
     seed: int = 0
     vqvae_steps: int = 1400
     pictures: int = 24_000
-    var_steps: int = 3000
-    stage1_steps: int = 150
-    stage2_steps: int = 150
+    var_steps: int = 1600
+    stage1_steps: int = 100
+    stage2_steps: int = 100
 
     def vqvae(self) -> VQVAE:
         """The VQVAE, from pictures."""

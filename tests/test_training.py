@@ -1,0 +1,156 @@
+"""The training loop's promises: a killed run ends as an unbroken one, and no run continues another."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from actvar.config import MINI, ModelConfig
+from actvar.data.glyphs import glyph_batch
+from actvar.data.tokens import TokenStore, build_token_store
+from actvar.errors import ActVARError, CheckpointError
+from actvar.models.actvar import ActVAR, random_model
+from actvar.training.loop import RunSettings, learning_rate_at, run
+from actvar.training.var import VARSettings, teacher_forced_loss, train_var
+from actvar.training.vqvae import VQVAESettings, train_vqvae
+
+TINY = ModelConfig(depth=1, num_classes=4, vqvae=MINI.vqvae)
+STEPS = 6
+
+
+class Killed(Exception):
+    """Stands for what ends a process between two steps."""
+
+
+@pytest.fixture(scope="module")
+def model() -> ActVAR:
+    return random_model(TINY)
+
+
+@pytest.fixture(scope="module")
+def store() -> TokenStore:
+    ids = np.random.default_rng(0).integers(0, TINY.vqvae.vocab_size, (20, TINY.schedule.total))
+    return TokenStore(ids.astype(np.uint16), np.arange(20) % 4)
+
+
+def pictures(numbers: range) -> Tensor:
+    return glyph_batch(np.asarray(numbers), seed=0)[0]
+
+
+def var_settings(folder: Path) -> VARSettings:
+    return VARSettings(
+        folder=folder, steps=STEPS, batch=2, learning_rate=1e-3, warmup=2, save_every=2, log_every=1,
+        cycle=((3, 4), (10, 2)),
+    )  # fmt: skip
+
+
+def vqvae_settings(folder: Path) -> VQVAESettings:
+    return VQVAESettings(
+        folder=folder, steps=STEPS, batch=2, learning_rate=1e-3, warmup=2, save_every=2, log_every=1,
+        continuous=0.3, restart_every=2,
+    )  # fmt: skip
+
+
+class StoreThatBreaksOff(TokenStore):
+    """Raises in the middle of the fourth step: the state then holds two."""
+
+    def batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
+        if self.calls == 4:
+            raise Killed
+        return super().batch(places)
+
+
+def test_a_killed_var_training_ends_as_an_unbroken_one(model: ActVAR, store: TokenStore, tmp_path: Path):
+    """Weights, both optimisers and the order of the pictures all have to be as they were."""
+    quantizer = model.vqvae.quantize
+    unbroken = train_var(TINY, var_settings(tmp_path / "a"), store, quantizer)
+    breaking = StoreThatBreaksOff(store.token_ids, store.class_ids)
+    with pytest.raises(Killed):
+        train_var(TINY, var_settings(tmp_path / "b"), breaking, quantizer)
+    resumed = train_var(TINY, var_settings(tmp_path / "b"), store, quantizer)
+    for name, value in unbroken.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 2, 3, 4, 5]
+
+
+def test_a_killed_vqvae_training_ends_as_an_unbroken_one(tmp_path: Path):
+    """The restarts of unused codes depend on what was used before the kill."""
+
+    def breaking(numbers: range) -> Tensor:
+        if numbers.start >= 2 * 3 and not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            raise Killed
+        return pictures(numbers)
+
+    unbroken = train_vqvae(TINY, vqvae_settings(tmp_path / "a"), pictures)
+    with pytest.raises(Killed):
+        train_vqvae(TINY, vqvae_settings(tmp_path / "b"), breaking)
+    resumed = train_vqvae(TINY, vqvae_settings(tmp_path / "b"), breaking)
+    for name, value in unbroken.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_run_with_other_settings_is_not_continued(model: ActVAR, store: TokenStore, tmp_path: Path):
+    settings = var_settings(tmp_path)
+    train_var(TINY, settings, store, model.vqvae.quantize)
+    with pytest.raises(CheckpointError, match=r"holds another run \(learning_rate 0.001 -> 0.5\)"):
+        train_var(TINY, replace(settings, learning_rate=0.5), store, model.vqvae.quantize)
+
+
+def test_a_cut_state_is_named(model: ActVAR, store: TokenStore, tmp_path: Path):
+    settings = var_settings(tmp_path)
+    train_var(TINY, settings, store, model.vqvae.quantize)
+    state = tmp_path / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
+        train_var(TINY, settings, store, model.vqvae.quantize)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path):
+    settings = RunSettings(folder=tmp_path, steps=3, batch=1, learning_rate=1.0)
+    with pytest.raises(ActVARError, match="loss is nan at step 0"):
+        run("Test", lambda number, rate: {"loss": float("nan")}, {}, settings)
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_the_learning_rate_rises_then_falls_to_its_floor():
+    settings = RunSettings(folder=Path(), steps=100, batch=1, learning_rate=1.0, warmup=10)
+    rates = [learning_rate_at(step, settings) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert 0.02 <= rates[-1] < 0.03
+
+
+def test_the_first_scales_loss_is_the_same_alone_and_in_the_whole_sequence(model: ActVAR, store: TokenStore):
+    """What lets a step see only the first scales: no scale looks at a later one."""
+    ids, classes = store.batch(torch.arange(3))
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        whole = teacher_forced_loss(model.var, model.vqvae.quantize, classes, ids)
+        first = teacher_forced_loss(model.var, model.vqvae.quantize, classes, ids[:, :30])
+    torch.testing.assert_close(first, whole[:, :30], rtol=0, atol=2e-2)  # bfloat16 inside
+
+
+def test_a_token_store_resumes_and_refuses_another_source(model: ActVAR, tmp_path: Path):
+    """Encoded once: a second call reads, a killed one goes on, another VQVAE's tokens are never mixed in."""
+    calls: list[range] = []
+
+    def source(numbers: range) -> tuple[Tensor, Tensor]:
+        calls.append(numbers)
+        if len(calls) == 2:
+            raise Killed
+        return glyph_batch(np.asarray(numbers), seed=0)
+
+    with pytest.raises(Killed):
+        build_token_store(tmp_path, model.vqvae, source, count=6, identity="a", chunk=3)
+    store = build_token_store(tmp_path, model.vqvae, source, count=6, identity="a", chunk=3)
+    assert [numbers.start for numbers in calls] == [0, 3, 3]
+    assert store.token_ids.shape == (6, TINY.schedule.total) and store.class_ids.tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(CheckpointError, match="another VQVAE or data set"):
+        build_token_store(tmp_path, model.vqvae, source, count=6, identity="b", chunk=3)
