@@ -5,7 +5,6 @@ Our format is safetensors with the configuration in the metadata, and the tensor
 """
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from actvar.config import Activation, ModelConfig
 from actvar.errors import BundleError, CheckpointError, UsageError
 from actvar.files import written_whole
 from actvar.models.actvar import ActVAR
+from actvar.models.var import fresh_scorers, is_scorer
 from actvar.official import derive_config, read_official
 from actvar.tensor_file import TensorFile, open_tensor_file, require_file
 from actvar.weights import Weights
@@ -33,7 +33,7 @@ _VAR, _VQVAE = "var.", "vqvae."
 # ---- writing
 
 
-def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16) -> None:
+def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, with_vqvae: bool = True) -> None:
     """Write a checkpoint; the file is there whole, or not at all, and the same weights give the same bytes.
 
     Args:
@@ -42,11 +42,13 @@ def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16) ->
         dtype: float16, bfloat16 or float32, for matrices, kernels and tables. What would lose by fewer bits, and is
             small, stays in fp32: vectors (biases, norms, the temperatures, which are exponentiated), the code vectors
             (f_hat is the sum of ten), and router and selector, whose near-ties must not flip.
+        with_vqvae: False writes the transformer alone, for a model that shares the VQVAE of another file.
 
     Raises:
         CheckpointError: a weight is not finite, or too large for `dtype`; or the file cannot be written.
     """
-    tensors = {name: t.to("cpu", _stored_dtype(name, t, dtype)).contiguous() for name, t in model.state_dict().items()}
+    state = {name: t for name, t in model.state_dict().items() if with_vqvae or name.startswith(_VAR)}
+    tensors = {name: t.to("cpu", _stored_dtype(name, t, dtype)).contiguous() for name, t in state.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
@@ -64,8 +66,7 @@ def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16) ->
 
 def _stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     is_vector = tensor.numel() == max(tensor.shape)
-    is_scorer = ".router." in name or ".selector." in name
-    return torch.float32 if is_vector or is_scorer or name == "vqvae.quantize.embedding.weight" else dtype
+    return torch.float32 if is_vector or is_scorer(name) or name == "vqvae.quantize.embedding.weight" else dtype
 
 
 def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -92,7 +93,8 @@ def load_model(path: Path, vqvae: Path | None = None, activation: Activation | N
 
     Args:
         path: `.safetensors` or `.pth`; what it holds is told by its content.
-        vqvae: `vae_ch160v4096z32.pth`, for official files without a VQVAE.
+        vqvae: the file that holds the VQVAE, where the first holds none: `vae_ch160v4096z32.pth` for official files,
+            another checkpoint of ours for ours.
         activation: makes an ActVAR of a dense checkpoint; its router and selector are drawn anew, small and always the
             same. Of an ActVAR it replaces scales and rates; the number of experts must stay.
 
@@ -104,9 +106,7 @@ def load_model(path: Path, vqvae: Path | None = None, activation: Activation | N
     """
     file = open_tensor_file(path)
     if file.metadata.get("format") == FORMAT:
-        if vqvae:
-            raise CheckpointError(f"{path} holds a VQVAE of its own, and {vqvae} was given too. Leave the latter out.")
-        config, var_weights, vqvae_weights = _read_ours(file)
+        config, var_weights, vqvae_weights = _read_ours(file, vqvae)
     else:
         config, var_weights, vqvae_weights = read_official(file, vqvae)
     is_dense = config.activation is None
@@ -114,7 +114,7 @@ def load_model(path: Path, vqvae: Path | None = None, activation: Activation | N
         config = _activated(config, activation, path)
     with torch.device("meta"), _WithoutNormals():  # shapes alone: nothing is allocated before all have been checked
         model = ActVAR(config)
-    fresh = _fresh_scorers(model.var) if is_dense else {}
+    fresh = fresh_scorers(model.var) if is_dense else {}
     var_weights.fill(model.var, f"a VAR of depth {config.depth}", fresh)
     vqvae_weights.fill(model.vqvae, "its VQVAE", {})
     return model.eval().requires_grad_(False)
@@ -141,7 +141,7 @@ class _WithoutNormals(TorchFunctionMode):
         return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
-def _read_ours(file: TensorFile) -> tuple[ModelConfig, Weights, Weights]:
+def _read_ours(file: TensorFile, vqvae_path: Path | None) -> tuple[ModelConfig, Weights, Weights]:
     """The configuration in the metadata, held against the tensors before anything is built by it."""
     if file.metadata.get("version") != VERSION:
         raise CheckpointError(
@@ -154,7 +154,7 @@ def _read_ours(file: TensorFile) -> tuple[ModelConfig, Weights, Weights]:
         raise CheckpointError(f"{file.path}: the metadata's configuration: {error}. Write the file again.") from None
     if other := next((name for name in file.content if not name.startswith((_VAR, _VQVAE))), None):
         raise CheckpointError(f"{file.path}: {other}: expected names in var or vqvae, found another. Write it again.")
-    var, vqvae = _part(file, _VAR), _part(file, _VQVAE)
+    var, vqvae = _part(file, _VAR), _part(_file_with_vqvae(file, vqvae_path), _VQVAE)
     derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
     for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
         said, found = getattr(config, field), getattr(derived, field)
@@ -163,6 +163,23 @@ def _read_ours(file: TensorFile) -> tuple[ModelConfig, Weights, Weights]:
                 f"{file.path}: {field}: expected {said}, as its metadata say, found tensors of {found}. Write it again."
             )
     return config, var, vqvae
+
+
+def _file_with_vqvae(file: TensorFile, vqvae_path: Path | None) -> TensorFile:
+    """The checkpoint itself, or the other one of ours that was named for it."""
+    has_vqvae = any(name.startswith(_VQVAE) for name in file.content)
+    if has_vqvae and vqvae_path:
+        raise CheckpointError(
+            f"{file.path} holds a VQVAE of its own, and {vqvae_path} was given too. Leave the latter out."
+        )
+    if has_vqvae:
+        return file
+    if vqvae_path is None:
+        raise CheckpointError(f"{file.path} holds no VQVAE. Name a checkpoint that holds its VQVAE, too.")
+    other = open_tensor_file(vqvae_path)
+    if other.metadata.get("format") != FORMAT or not any(name.startswith(_VQVAE) for name in other.content):
+        raise CheckpointError(f"{vqvae_path}: expected a checkpoint of ours with a VQVAE. Name another file.")
+    return other
 
 
 def _part(file: TensorFile, prefix: str) -> Weights:
@@ -180,15 +197,3 @@ def _activated(config: ModelConfig, activation: Activation, path: Path) -> Model
         return replace(config, activation=activation)
     except ValueError as error:
         raise UsageError(f"{path} cannot be activated so: {error}.") from None
-
-
-def _fresh_scorers(var: nn.Module) -> dict[str, Tensor]:
-    """Router and selector as a training starts with them: VAR's initial values (variance 1/(3C)), no bias, one seed."""
-    generator, fresh = torch.Generator().manual_seed(0), {}
-    for name, parameter in var.named_parameters():
-        if ".router." in name or ".selector." in name:
-            values = torch.zeros(parameter.shape)
-            if name.endswith(".weight"):
-                nn.init.trunc_normal_(values, std=math.sqrt(1 / parameter.shape[1] / 3), generator=generator)
-            fresh[name] = values
-    return fresh

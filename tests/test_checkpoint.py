@@ -529,3 +529,19 @@ def test_a_tensor_larger_than_its_file_takes_no_memory(files):
     for name, shape in (("head.bias", (2**40,)), ("lvl_1L", (1, 2**40)), ("pos_1LC", (1, 2**40, 64))):
         torch.save(tiny_var() | {name: torch.ones(1).expand(shape)}, files[0])
         refused(rf"{name}: expected a dense tensor with all its values, found float32 of the shape", *files)
+
+
+def test_two_models_may_share_the_vqvae_of_one_file(tmp_path: Path) -> None:
+    """As the package's own two models do: the transformer alone in one file, its VQVAE in the other's."""
+    shared, alone = tmp_path / "shared.safetensors", tmp_path / "alone.safetensors"
+    model = vivid_model(small_config())
+    save_model(model, shared, torch.float32)
+    save_model(model, alone, torch.float32, with_vqvae=False)
+    assert alone.stat().st_size < shared.stat().st_size
+    loaded = load_model(alone, shared)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    with pytest.raises(CheckpointError, match="holds no VQVAE"):
+        load_model(alone)
+    with pytest.raises(CheckpointError, match="expected a checkpoint of ours with a VQVAE"):
+        load_model(alone, alone)

@@ -27,7 +27,7 @@ from actvar.distill.losses import (
 from actvar.models.block import BlockTrace
 from actvar.models.experts import FFN
 from actvar.models.quantizer import MultiScaleQuantizer
-from actvar.models.var import VAR
+from actvar.models.var import VAR, fresh_scorers, is_scorer
 from actvar.training.loop import RunSettings, autocast, run, step_generator
 
 
@@ -66,13 +66,7 @@ def student_of(teacher: VAR, config: ModelConfig, seed: int = 0) -> VAR:
     if config.activation is None or config.dense() != teacher.config.dense():
         raise ValueError("the student's configuration must be the teacher's with an activation")
     student = VAR(config)
-    missing = student.load_state_dict(teacher.state_dict(), strict=False)
-    assert not missing.unexpected_keys and all(_is_chooser(name) for name in missing.missing_keys)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in student.named_parameters():
-            if _is_chooser(name):
-                parameter.zero_() if parameter.dim() == 1 else parameter.normal_(std=0.01, generator=generator)
+    student.load_state_dict({**teacher.state_dict(), **fresh_scorers(student, seed)})
     return student
 
 
@@ -84,11 +78,11 @@ def train_stage1(
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
         pairs = zip(student.blocks, batch.student_traces, batch.teacher_traces, strict=True)
-        parts = torch.stack([_chooser_losses(student.config, block.ffn, *traces) for block, *traces in pairs]).sum(0)
+        parts = torch.stack([_scorer_losses(student.config, block.ffn, *traces) for block, *traces in pairs]).sum(0)
         dis, bl = parts.unbind()
         return {"loss": cls + settings.alpha * dis + settings.beta * bl, "cls": cls, "dis": dis, "bl": bl}
 
-    return _train("Stage 1", teacher, student, settings, store, quantizer, losses, _is_chooser, straight_through=True)
+    return _train("Stage 1", teacher, student, settings, store, quantizer, losses, is_scorer, straight_through=True)
 
 
 def train_stage2(
@@ -104,16 +98,12 @@ def train_stage2(
         return {"loss": cls + kl + mse, "cls": cls, "kl": kl, "mse": mse}
 
     def trainable(name: str) -> bool:
-        return not _is_chooser(name)
+        return not is_scorer(name)
 
     return _train("Stage 2", teacher, student, settings, store, quantizer, losses, trainable, straight_through=False)
 
 
-def _is_chooser(name: str) -> bool:
-    return ".router." in name or ".selector." in name
-
-
-def _chooser_losses(config: ModelConfig, ffn: FFN, student: BlockTrace, teacher: BlockTrace) -> Tensor:
+def _scorer_losses(config: ModelConfig, ffn: FFN, student: BlockTrace, teacher: BlockTrace) -> Tensor:
     """Sums of the distillation (Eqs. 14, 17) and balancing losses (Eqs. 15, 18) of one block over the active scales."""
     assert student.selector_scores_RT is not None and student.kept_RT is not None
     assert student.router_scores_RTN is not None and student.active_RTN is not None and config.activation is not None

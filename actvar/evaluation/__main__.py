@@ -22,6 +22,7 @@ REFERENCE_PICTURES = 10_000
 
 def main(
     checkpoints: Annotated[list[Path], typer.Argument(help="Models to judge, a row each; the first's VQVAE is, too.")],
+    vqvae: Annotated[Path | None, typer.Option(help="The file with the VQVAE of those that hold none.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write the figures, as JSON.")] = Path("glyph-report.json"),
     pictures: Annotated[int, typer.Option(min=100, help="Pictures a row.")] = 5000,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at once.")] = 50,
@@ -30,7 +31,7 @@ def main(
 ) -> None:
     """Class accuracy and Fréchet distance of real, reconstructed and generated Glyphs-100 pictures."""
     try:
-        models = {file.stem: load_model(file).to(device).eval() for file in checkpoints}
+        models = {file.stem: load_model(file, None if file == vqvae else vqvae).to(device) for file in checkpoints}
         draws = {
             f"held-out real, seed {HELD_OUT_SEED}": real_pictures(HELD_OUT_SEED),
             "reconstructions": reconstructions(next(iter(models.values())).vqvae),

@@ -18,6 +18,22 @@ from actvar.config import ModelConfig
 from actvar.models.block import MODULATIONS, AdaLinear, Block, BlockTrace, modulated_norm
 
 
+def is_scorer(name: str) -> bool:
+    """Whether a parameter of this name is a router's or a selector's."""
+    return ".router." in name or ".selector." in name
+
+
+def fresh_scorers(var: "VAR", seed: int = 0) -> dict[str, Tensor]:
+    """Routers and selectors as a training starts with them, by name: VAR's initial variance 1/(3C), no bias."""
+    generator, fresh = torch.Generator().manual_seed(seed), {}
+    for name, parameter in var.named_parameters():
+        if is_scorer(name):
+            values = torch.zeros(parameter.shape)
+            std = math.sqrt(1 / var.config.width / 3)
+            fresh[name] = values if parameter.dim() == 1 else values.normal_(std=std, generator=generator)
+    return fresh
+
+
 @dataclass(frozen=True)
 class Condition:
     """All that depends on the class alone, computed once per picture."""

@@ -83,21 +83,21 @@ class MiniRecipe:
         second = replace(common, folder=self.folder / "stage2", steps=self.stage2_steps, learning_rate=2e-4)
         return train_stage2(teacher, student, second, store, vqvae.quantize)
 
-    def save(self, var: VAR, vqvae: VQVAE, name: str) -> Path:
-        """Write transformer and VQVAE as one fp16 checkpoint; returns its path."""
+    def save(self, var: VAR, vqvae: VQVAE, name: str, with_vqvae: bool = True) -> Path:
+        """Write transformer and VQVAE as an fp16 checkpoint; returns its path."""
         with torch.device("meta"):
             model = ActVAR(var.config)
         model.var, model.vqvae = var, vqvae
         path = self.folder / name
-        save_model(model, path)
+        save_model(model, path, with_vqvae=with_vqvae)
         return path
 
     def run(self, activation: Activation) -> tuple[Path, Path]:
-        """Everything; returns the checkpoints of VAR-mini and ActVAR-mini."""
+        """Everything; returns the checkpoints of VAR-mini and ActVAR-mini, which holds the VQVAE of both."""
         vqvae = self.vqvae()
         store = self.tokens(vqvae)
         var = self.var(vqvae, store)
-        dense = self.save(var, vqvae, "var_mini.safetensors")
+        dense = self.save(var, vqvae, "var_mini.safetensors", with_vqvae=False)
         actvar = self.actvar(vqvae, store, var, activation)
         return dense, self.save(actvar, vqvae, "actvar_mini.safetensors")
 

@@ -1,0 +1,187 @@
+"""Writes one ONNX graph, node by node.
+
+Knows ONNX's form and nothing of the model: names that stay the same from export to export, constants, weights that
+live in a file beside the graph, and where an fp16 graph changes precision. A value is named by a string.
+
+`name` of a node says where it stands, as in `blocks.3/attn/qkv`; its output bears the same name, so that a profile or
+an engine's log reads like the model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from actvar.bundle import WEIGHTS_FILE, TensorSpec
+from actvar.export.operators import DOMAIN, DOMAIN_VERSION, OPERATORS
+from actvar.export.weights_file import StoredTensor
+
+OPSET = 20
+IR_VERSION = 10  # that of opset 20's own time: engines refuse what is newer than they are
+
+
+class GraphBuilder:
+    """A graph that grows by `op`, and becomes a model by `build`.
+
+    Args:
+        name: of the graph.
+        weights: what the weights file holds.
+        precision: "fp32" or "fp16": in which blocks and decoder compute.
+    """
+
+    def __init__(self, name: str, weights: Mapping[str, StoredTensor], precision: str):
+        self.name = name
+        self.inputs: list[TensorSpec] = []
+        self.outputs: list[TensorSpec] = []
+        self._weights, self._half = weights, precision == "fp16"
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+        self._taken: dict[str, int] = {}
+        self._scope: tuple[str, ...] = ()
+        self._custom: dict[str, None] = {}  # in the order of first use
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of the nodes inside."""
+        outer, self._scope = self._scope, (*self._scope, name)
+        try:
+            yield
+        finally:
+            self._scope = outer
+
+    # ---- nodes
+
+    def op(self, kind: str, *inputs: str, name: str = "", output: str = "", **attributes: Any) -> str:
+        """Add a node with one output.
+
+        Args:
+            kind: the ONNX operator, or one of ours (`operators.OPERATORS`).
+            inputs: values; an empty string leaves an optional one out.
+            name: within the scope; `kind` if left out.
+            output: the value's name where it must be a certain one; the node's name otherwise.
+            attributes: the node's.
+
+        Returns: the output's name.
+        """
+        node_name = self._unique(name or kind)
+        output = output or node_name
+        if kind in OPERATORS:
+            self._custom[kind] = None
+            node = OPERATORS[kind].node(inputs, output, node_name, **attributes)
+        else:
+            node = helper.make_node(kind, inputs, [output], name=node_name, **attributes)
+        self._nodes.append(node)
+        return output
+
+    def ops(self, kind: str, *inputs: str, count: int, name: str = "", **attributes: Any) -> tuple[str, ...]:
+        """Add a node with `count` outputs; returns their names."""
+        node_name = self._unique(name or kind)
+        outputs = tuple(f"{node_name}:{i}" for i in range(count))
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=node_name, **attributes))
+        return outputs
+
+    def split(self, value: str, count: int, axis: int, name: str = "split") -> tuple[str, ...]:
+        """Equal parts along an axis."""
+        return self.ops("Split", value, count=count, axis=axis, num_outputs=count, name=name)
+
+    def reshape(self, value: str, *shape: int) -> str:
+        """One dimension may be -1."""
+        return self.op("Reshape", value, self.ints(*shape), name="reshape")
+
+    # ---- precision
+
+    def to_compute(self, value: str) -> str:
+        """From fp32 to what blocks and decoder compute in."""
+        return self.op("Cast", value, to=TensorProto.FLOAT16, name="to_fp16") if self._half else value
+
+    def to_fp32(self, value: str) -> str:
+        """From what blocks and decoder compute in to fp32."""
+        return self.op("Cast", value, to=TensorProto.FLOAT, name="to_fp32") if self._half else value
+
+    # ---- tensors that the graph brings along
+
+    def weight(self, name: str, shape: Sequence[int] | None = None) -> str:
+        """A tensor of the weights file.
+
+        Args:
+            name: in the file.
+            shape: how this graph reads the bytes, if not in the shape that they were stored with.
+        """
+        if name not in self._initializers:
+            stored = self._weights[name]
+            tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL)
+            tensor.data_type = helper.np_dtype_to_tensor_dtype(np.dtype(stored.dtype))
+            tensor.dims.extend(shape or stored.shape)
+            entries = {"location": WEIGHTS_FILE, "offset": str(stored.offset), "length": str(stored.length)}
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=value)
+            self._initializers[name] = tensor
+        return name
+
+    def shape(self, weight: str) -> tuple[int, ...]:
+        """Of a tensor of the weights file."""
+        return self._weights[weight].shape
+
+    def has(self, weight: str) -> bool:
+        """Whether the weights file holds a tensor of this name."""
+        return weight in self._weights
+
+    def ints(self, *values: int) -> str:
+        """A one-dimensional int64 constant."""
+        return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def int_scalar(self, value: int) -> str:
+        """An int64 constant without dimensions."""
+        return self.constant(f"int_{value}", np.array(value, np.int64))
+
+    def scalar(self, value: float) -> str:
+        """An fp32 constant without dimensions."""
+        return self.constant(f"float_{value}", np.array(value, np.float32))
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        """A constant that belongs to the graph and not to the checkpoint; the name stands for the values."""
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(values, name)
+        return name
+
+    # ---- what goes in and out
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        """Declare an input; returns its name."""
+        self.inputs.append(TensorSpec(name, dtype, tuple(shape)))
+        return name
+
+    def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        """Declare an output, which some node must write under this name; returns the name."""
+        self.outputs.append(TensorSpec(name, dtype, tuple(shape)))
+        return name
+
+    def build(self) -> onnx.ModelProto:
+        """The model, with the function bodies of our operators that it uses."""
+        graph = helper.make_graph(
+            self._nodes,
+            self.name,
+            [_value_info(spec) for spec in self.inputs],
+            [_value_info(spec) for spec in self.outputs],
+            list(self._initializers.values()),
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        if self._custom:
+            opsets.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+        functions = [OPERATORS[kind].function() for kind in self._custom]
+        return helper.make_model(
+            graph, functions=functions, opset_imports=opsets, ir_version=IR_VERSION, producer_name="actvar"
+        )
+
+    def _unique(self, name: str) -> str:
+        path = "/".join((*self._scope, name))
+        count = self._taken[path] = self._taken.get(path, 0) + 1
+        return path if count == 1 else f"{path}_{count}"
+
+
+def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+    return helper.make_tensor_value_info(spec.name, dtype, spec.shape)

@@ -1,0 +1,138 @@
+"""The graphs of a bundle: condition, one for each scale, decoder (DESIGN, Sec. 4).
+
+Knows what goes in and out of each, in the shapes of `actvar.bundle.contract`, and how its parts are joined. No weights
+and no model: a graph names tensors of the weights file, whatever they hold.
+
+Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), D depth, C width, L tokens of a scale, E
+code width, H side of f_hat, h heads, P tokens cached, K kept, d = 64, V codes, M = B * L.
+"""
+
+from collections.abc import Mapping
+
+from onnx import TensorProto, helper
+
+from actvar.bundle import contract, graph_names
+from actvar.config import HEAD_WIDTH, ModelConfig
+from actvar.export.decoder import DecoderWriter
+from actvar.export.graph_builder import GraphBuilder
+from actvar.export.sampler import add_tokens, guided_logits, next_tokens_in, sample
+from actvar.export.transformer import BlockWriter, KeysValues, linear, modulated_norm
+from actvar.export.weights_file import StoredTensor, positions_name
+
+LOGITS = "logits"
+"""What a scale graph gives besides the contract's outputs when it is built for debugging: guided, [B, L, V] fp32."""
+
+_INTEGERS = ("class_ids", "token_ids", "top_k")
+_ATTENTION = ("past_kv", "new_kv")  # in the precision of the blocks; all other tensors between graphs are fp32
+
+
+def build_graph(
+    name: str, config: ModelConfig, weights: Mapping[str, StoredTensor], precision: str, debug_logits: bool = False
+) -> GraphBuilder:
+    """One of `graph_names(config)`.
+
+    Args:
+        name: of the graph.
+        config: the model's.
+        weights: what the weights file holds.
+        precision: "fp32" or "fp16".
+        debug_logits: let scale graphs give `logits`, too.
+    """
+
+    def dtype(tensor: str) -> str:
+        return "int64" if tensor in _INTEGERS else attention if tensor in _ATTENTION else "float32"
+
+    attention = "float16" if precision == "fp16" else "float32"
+    b = GraphBuilder(name, weights, precision)
+    inputs, outputs = contract(config, name)
+    for tensor, shape in inputs.items():
+        if 0 not in shape:  # the empty cache before the first scale
+            b.input(tensor, dtype(tensor), shape)
+    if name == "condition":
+        _condition(b, config)
+    elif name == "decoder":
+        DecoderWriter(b, config.vqvae, config.schedule.side).decode("f_hat")
+    else:
+        si = graph_names(config).index(name) - 1
+        _scale(b, config, si, debug_logits)
+        if debug_logits:
+            outputs[LOGITS] = ("B", config.schedule.tokens[si], config.vqvae.vocab_size)
+    for tensor, shape in outputs.items():
+        b.output(tensor, dtype(tensor), shape)
+    return b
+
+
+def _condition(b: GraphBuilder, config: ModelConfig) -> None:
+    """All that the class decides: AdaLN of every block and of the head, and the first token."""
+    width = config.width
+    no_class = helper.make_tensor("no_class", TensorProto.INT64, [1], [config.num_classes])
+    unconditional_B = b.op("ConstantOfShape", b.op("Shape", "class_ids"), value=no_class, name="no_class")
+    rows_R = b.op("Concat", "class_ids", unconditional_B, axis=0, name="rows")
+    embedded_RC = b.op("Gather", b.weight("var.class_emb.weight"), rows_R, axis=0, name="class_emb")
+    silu_RC = b.op("Mul", embedded_RC, b.op("Sigmoid", embedded_RC), name="silu")
+
+    blocks = [f"var.blocks.{i}" for i in range(config.depth)]
+    if config.shared_adaln:
+        shared_R6C = _adaln(b, config, silu_RC, "var.shared_ada_lin.1")
+        each = [b.op("Add", shared_R6C, b.weight(f"{block}.ada_gss", (6, width)), name=block) for block in blocks]
+    else:
+        each = [_adaln(b, config, silu_RC, f"{block}.ada_lin.1") for block in blocks]
+    b.op("Reshape", b.op("Concat", *each, axis=0), b.ints(config.depth, -1, 6, width), output="modulation")
+
+    head_M = linear(b, silu_RC, "var.head_nm.ada_lin.1", "head_nm")
+    b.op("Reshape", head_M, b.ints(-1, 2, width), output="head_modulation")
+    b.op("Add", b.reshape(embedded_RC, -1, 1, width), b.weight(positions_name(0)), output="start")
+
+
+def _adaln(b: GraphBuilder, config: ModelConfig, silu_RC: str, layer: str) -> str:
+    """gamma1, gamma2, scale1, scale2, shift1, shift2, [R, 6, C]."""
+    return b.reshape(b.to_fp32(linear(b, b.to_compute(silu_RC), layer, layer)), -1, 6, config.width)
+
+
+def _scale(b: GraphBuilder, config: ModelConfig, si: int, debug_logits: bool) -> None:
+    """One step of a picture: tokens of scale si, and what the next scale needs."""
+    tokens, last = config.schedule.tokens[si], si == len(config.schedule) - 1
+    writer = BlockWriter(b, config, si)
+    x_RLC = _embedded(b, config, si) if si else "start"
+    new_kv: list[str] = []
+    for i, past in enumerate(_past(b, config, si)):
+        modulation_R6C = b.op("Gather", "modulation", b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
+        x_RLC, block_kv = writer.block(i, x_RLC, modulation_R6C, past)
+        new_kv.extend((block_kv.keys, block_kv.values))
+    if not last:
+        shape = b.ints(config.depth, 2, -1, config.heads, config.kept_tokens(si), HEAD_WIDTH)
+        b.op("Reshape", b.op("Concat", *new_kv, axis=0, name="kv"), shape, output="new_kv")
+
+    with b.scope("head"):
+        scale_R1C, shift_R1C = b.split("head_modulation", 2, axis=1, name="modulation")
+        normed_RLC = modulated_norm(b, config.width, x_RLC, scale_R1C, shift_R1C)
+        logits_MV = guided_logits(b, config, si, normed_RLC, "cfg")
+        shape = b.ints(-1, tokens, config.vqvae.vocab_size)
+        logits_BLV = b.op("Reshape", logits_MV, shape, output=LOGITS if debug_logits else "")
+    token_ids_BL = sample(b, logits_BLV, config.vqvae.vocab_size, "uniform", "top_k", "top_p")
+    next_f_hat = add_tokens(b, config, si, token_ids_BL, "f_hat")
+    if not last:
+        next_tokens_in(b, config, si, next_f_hat)
+
+
+def _embedded(b: GraphBuilder, config: ModelConfig, si: int) -> str:
+    """The blocks' input RLC: both rows of a picture read the same tokens."""
+    with b.scope("embed"):
+        tokens_ME = b.reshape("tokens_in", -1, config.vqvae.z_channels)
+        words_MC = linear(b, tokens_ME, "var.word_embed", "word")
+        words_BLC = b.reshape(words_MC, -1, config.schedule.tokens[si], config.width)
+        x_BLC = b.op("Add", words_BLC, b.weight(positions_name(si)), name="position")
+        return b.op("Concat", x_BLC, x_BLC, axis=0, name="rows")
+
+
+def _past(b: GraphBuilder, config: ModelConfig, si: int) -> list[KeysValues | None]:
+    """Each block's share of `past_kv`."""
+    cached = config.cached_tokens[si]
+    if cached == 0:
+        return [None] * config.depth
+    flat = b.reshape("past_kv", 2 * config.depth, -1, config.heads, cached, HEAD_WIDTH)
+    parts = [
+        b.op("Gather", flat, b.int_scalar(place), axis=0, name=f"blocks.{place // 2}/past_{'kv'[place % 2]}")
+        for place in range(2 * config.depth)
+    ]
+    return [KeysValues(keys, values) for keys, values in zip(parts[::2], parts[1::2], strict=True)]

@@ -1,0 +1,125 @@
+"""One scale's transformer blocks as ONNX nodes: the counterpart of `Block.infer`.
+
+Precision of an fp16 graph: matrices and attention in fp16; the residual stream, LayerNorm, the lengths of queries and
+keys, softmax, selector and router in fp32.
+
+Letters in shapes: R rows, L tokens of this scale, K kept, P cached, T = P + K, C width, h heads, d = 64, N experts,
+de = 4C / N; M = R * K, the tokens of all rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from actvar.config import HEAD_WIDTH, ModelConfig
+from actvar.export.graph_builder import GraphBuilder
+from actvar.models.block import NORM_EPS
+
+NORMALIZE_EPS = 1e-12
+"""The least length that a query or key is divided by, as in torch's `normalize`."""
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """Of one block, each [R, h, tokens, d]."""
+
+    keys: str
+    values: str
+
+
+def linear(b: GraphBuilder, x_MC: str, layer: str, name: str) -> str:
+    """x W^T + b, with a layer's [out, in] weight."""
+    return b.op("Gemm", x_MC, b.weight(f"{layer}.weight"), b.weight(f"{layer}.bias"), transB=1, name=name)
+
+
+def modulated_norm(b: GraphBuilder, width: int, x: str, scale: str, shift: str) -> str:
+    """LayerNorm(x) * (1 + scale) + shift in fp32 (AdaLN)."""
+    ones_C = b.constant("layer_norm_ones", np.ones(width, np.float32))  # ONNX wants a factor; this norm has none
+    normed = b.op("LayerNormalization", x, ones_C, axis=-1, epsilon=NORM_EPS, name="norm")
+    factor = b.op("Add", scale, b.scalar(1.0), name="one_plus_scale")
+    return b.op("Add", b.op("Mul", normed, factor, name="scaled"), shift, name="shifted")
+
+
+@dataclass(frozen=True)
+class BlockWriter:
+    """Writes the blocks of scale index si into a graph."""
+
+    b: GraphBuilder
+    config: ModelConfig
+    si: int
+
+    def block(self, i: int, x_RLC: str, modulation_R6C: str, past: KeysValues | None) -> tuple[str, KeysValues]:
+        """Block i: the updated RLC, and the keys and values of the kept tokens."""
+        b, tokens, keep = self.b, self.config.schedule.tokens[self.si], self._keep
+        with b.scope(f"blocks.{i}"):
+            if keep == tokens:
+                return self._update(i, x_RLC, modulation_R6C, past)
+            with b.scope("selector"):
+                scores_M1 = linear(b, b.reshape(x_RLC, -1, self.config.width), f"var.blocks.{i}.selector", "scores")
+                indices_RK = b.op("ActVarTokenSelect", b.reshape(scores_M1, -1, tokens), keep=keep, name="select")
+                kept_RKC = b.op("ActVarTokenGather", x_RLC, indices_RK, name="gather")
+            updated_RKC, new_kv = self._update(i, kept_RKC, modulation_R6C, past)
+            return b.op("ActVarTokenScatter", x_RLC, indices_RK, updated_RKC, name="scatter"), new_kv
+
+    @property
+    def _keep(self) -> int:
+        return self.config.kept_tokens(self.si)
+
+    def _update(self, i: int, x_RKC: str, modulation_R6C: str, past: KeysValues | None) -> tuple[str, KeysValues]:
+        b, width = self.b, self.config.width
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = b.split(modulation_R6C, 6, axis=1, name="modulation")
+        with b.scope("attn"):
+            normed_RKC = modulated_norm(b, width, x_RKC, scale1, shift1)
+            attended_MC, new_kv = self._attention(f"var.blocks.{i}.attn", normed_RKC, past)
+            x_RKC = self._gated_sum(x_RKC, attended_MC, gamma1)
+        with b.scope("ffn"):
+            normed_RKC = modulated_norm(b, width, x_RKC, scale2, shift2)
+            return self._gated_sum(x_RKC, self._ffn(f"var.blocks.{i}.ffn", normed_RKC), gamma2), new_kv
+
+    def _attention(self, weights: str, x_RKC: str, past: KeysValues | None) -> tuple[str, KeysValues]:
+        """The output, MC, and the new keys and values."""
+        b, width, heads = self.b, self.config.width, self.config.heads
+        qkv = linear(b, b.to_compute(b.reshape(x_RKC, -1, width)), f"{weights}.mat_qkv", "qkv")
+        q_RhKd, k_RhKd, v_RhKd = (
+            b.op("Transpose", b.reshape(part_MC, -1, self._keep, heads, HEAD_WIDTH), perm=[0, 2, 1, 3])
+            for part_MC in b.split(qkv, 3, axis=1)
+        )
+        unit_q_RhKd = self._unit_length(b.to_fp32(q_RhKd))
+        q_RhKd = b.to_compute(b.op("Mul", unit_q_RhKd, b.weight(f"{weights}.query_scale"), name="query_scale"))
+        k_RhKd = b.to_compute(self._unit_length(b.to_fp32(k_RhKd)))
+
+        k_RhTd, v_RhTd = k_RhKd, v_RhKd
+        if past:
+            k_RhTd = b.op("Concat", past.keys, k_RhKd, axis=2, name="keys")
+            v_RhTd = b.op("Concat", past.values, v_RhKd, axis=2, name="values")
+        scores_RhKT = b.op("MatMul", q_RhKd, b.op("Transpose", k_RhTd, perm=[0, 1, 3, 2]), name="scores")
+        probability_RhKT = b.to_compute(b.op("Softmax", b.to_fp32(scores_RhKT), axis=-1))
+        out_RhKd = b.op("MatMul", probability_RhKT, v_RhTd, name="attend")
+        out_MC = b.reshape(b.op("Transpose", out_RhKd, perm=[0, 2, 1, 3]), -1, width)
+        return linear(b, out_MC, f"{weights}.proj", "proj"), KeysValues(k_RhKd, v_RhKd)
+
+    def _unit_length(self, x_RhKd: str) -> str:
+        b = self.b
+        length = b.op("ReduceL2", x_RhKd, b.ints(-1), keepdims=1, name="length")
+        return b.op("Div", x_RhKd, b.op("Max", length, b.scalar(NORMALIZE_EPS)), name="unit_length")
+
+    def _ffn(self, weights: str, x_RKC: str) -> str:
+        """Of fp32 RKC the output, MC, or RKC where each token chooses experts."""
+        b, width, fc2 = self.b, self.config.width, f"{weights}.fc2"
+        active, activation = self.config.active_experts(self.si), self.config.activation
+        x_MC = b.reshape(x_RKC, -1, width)
+        if activation is None or active == activation.experts:
+            gelu = b.op("Gelu", linear(b, b.to_compute(x_MC), f"{weights}.fc1", "fc1"), approximate="tanh")
+            return b.op("Gemm", gelu, b.weight(f"{fc2}.weight_t"), b.weight(f"{fc2}.bias"), name="fc2")
+        experts, each = activation.experts, self.config.hidden // activation.experts
+        scores_RKN = b.reshape(linear(b, x_MC, f"{weights}.router", "router"), -1, self._keep, experts)
+        w1_NeC = b.weight(f"{weights}.fc1.weight", (experts, each, width))
+        b1_Ne = b.weight(f"{weights}.fc1.bias", (experts, each))
+        w2_NeC = b.weight(f"{fc2}.weight_t", (experts, each, width))
+        inputs = b.to_compute(x_RKC), scores_RKN, w1_NeC, b1_Ne, w2_NeC, b.weight(f"{fc2}.bias")
+        return b.op("ActVarRoutedFFN", *inputs, experts=experts, active=active, name="routed")
+
+    def _gated_sum(self, x_RKC: str, change: str, gamma_R1C: str) -> str:
+        b = self.b
+        change_RKC = b.reshape(b.to_fp32(change), -1, self._keep, self.config.width)
+        return b.op("Add", x_RKC, b.op("Mul", change_RKC, gamma_R1C, name="gated"), name="residual")

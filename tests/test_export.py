@@ -1,0 +1,356 @@
+"""The exporter: every graph does in ONNX Runtime what the eager model does, and the bundle is what it says it is."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from small_models import small_config, vivid_model
+
+from actvar.bundle import Manifest, graph_names, read_manifest, verify
+from actvar.config import MINI, PRESETS, Activation, Sampling
+from actvar.errors import BundleError, CheckpointError, UsageError
+from actvar.export.onnx_export import export_bundle
+from actvar.export.recording import Recording, record
+from actvar.export.sampler import resize_matrix
+from actvar.models.actvar import ActVAR
+
+SAMPLING = Sampling(cfg=2.0, top_k=30, top_p=0.9)
+CLASSES = (3, 0, 4)
+
+CONFIGS = {
+    "standard": replace(MINI, depth=1, class_names=(), num_classes=5, activation=Activation()),
+    "dense": small_config(),
+    "four experts": small_config(activation=Activation(4, (2, 4), (0.5, 0.6), (0.75, 0.25))),
+    "eight experts, first scale": small_config(activation=Activation(8, (1, 3), (1.0, 0.4), (0.5, 0.5)), depth=1),
+    "32 experts": small_config(activation=Activation(32, (4,), (0.75,), (0.5,))),
+    "tokens alone": small_config(activation=Activation(4, (3,), (0.5,), (1.0,))),
+    "experts alone": small_config(activation=Activation(4, (3,), (1.0,), (0.5,))),
+    "all active": small_config(activation=Activation(4, (3, 4), (1.0, 1.0), (1.0, 1.0))),
+    "shared AdaLN": small_config(activation=Activation(4, (4,), (0.5,), (0.5,)), shared_adaln=True),
+    "two scales": small_config(patch_nums=(1, 3)),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle, and the model it was made from."""
+
+    model: ActVAR
+    folder: Path
+    manifest: Manifest
+
+    def graph(self, name: str) -> onnx.ModelProto:
+        return onnx.load(self.folder / f"{name}.onnx", load_external_data=False)
+
+    def run(self, name: str, recording: Recording) -> dict[str, np.ndarray]:
+        """One graph in ONNX Runtime, on recorded inputs."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        path = self.folder / self.manifest.graphs[name].entry.file
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        spec = self.manifest.graphs[name]
+        inputs = {t.name: recording.inputs[t.name].astype(t.dtype) for t in spec.inputs}
+        names = [output.name for output in spec.outputs]
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Callable[..., Exported]:
+    """Bundles by configuration, each made once."""
+    made: dict[tuple[str, str], Exported] = {}
+
+    def get(name: str, precision: str = "fp32") -> Exported:
+        if (name, precision) not in made:
+            model, folder = vivid_model(CONFIGS[name]), tmp_path_factory.mktemp("bundles") / "bundle"
+            manifest = export_bundle(model, folder, precision, "random weights, seed 0", debug_logits=True)
+            made[name, precision] = Exported(model, folder, manifest)
+        return made[name, precision]
+
+    return get
+
+
+# ---- the graphs do what the eager model does
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_graph_gives_what_the_eager_model_gave_on_the_same_inputs(exported, name, batch):
+    """The same tokens; f_hat and inputs to 1e-5 of their size, keys, values and logits to 1e-4, at any batch size."""
+    bundle = exported(name)
+    recordings = record(bundle.model, CLASSES[:batch], SAMPLING, seed=5)
+    for graph, spec in bundle.manifest.graphs.items():
+        expected = recordings[graph].outputs
+        results = bundle.run(graph, recordings[graph])
+        assert set(results) == set(expected)
+        for output in spec.outputs:
+            result, wanted = results[output.name], expected[output.name]
+            assert result.dtype == output.dtype, output
+            assert result.shape == tuple({"B": batch, "R": 2 * batch}.get(d, d) for d in output.shape), output
+            tolerance = 0 if output.name == "token_ids" else 1e-4 if output.name in ("new_kv", "logits") else 1e-5
+            limit = tolerance * max(1, abs(wanted).max())
+            np.testing.assert_allclose(result, wanted, rtol=0, atol=limit, err_msg=f"{graph}: {output.name}")
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(cfg=0, top_k=1, top_p=1.0), Sampling(cfg=4, top_k=900, top_p=1.0), Sampling(cfg=1, top_k=7, top_p=0.1)],
+    ids=["greedy, no guidance", "all codes", "narrow top-p"],
+)
+def test_the_limits_of_sampling_are_inputs_of_the_graphs(exported, sampling):
+    """One graph serves every setting; top_k may exceed the codes that there are."""
+    bundle = exported("four experts")
+    recordings = record(bundle.model, CLASSES, sampling, seed=1)
+    for graph in graph_names(bundle.model.config)[1:-1]:
+        result = bundle.run(graph, recordings[graph])["token_ids"]
+        np.testing.assert_array_equal(result, recordings[graph].outputs["token_ids"])
+
+
+@pytest.mark.parametrize("name", ["standard", "four experts", "shared AdaLN"])
+def test_fp16_graphs_keep_the_residual_stream_and_the_choices_in_fp32(exported, name):
+    """Keys and values pass in fp16, all else in fp32; logits stay close and almost all tokens the same.
+
+    Most scales are within 1e-3; the limits leave room for a near-tie of a selector or router that rounding decides the
+    other way, which changes a whole token. Random weights also spread the probability over all codes, where tokens move
+    sooner than in a trained model: the 99 % that a trained one is held to is `actvar-trt parity`'s.
+    """
+    bundle = exported(name, "fp16")
+    recordings = record(bundle.model, CLASSES, SAMPLING, seed=5)
+    same = []
+    for graph, spec in bundle.manifest.graphs.items():
+        halves = {t.name for t in (*spec.inputs, *spec.outputs) if t.dtype == "float16"}
+        assert halves <= {"past_kv", "new_kv"}
+        results, expected = bundle.run(graph, recordings[graph]), recordings[graph].outputs
+        if "logits" in results:
+            error = np.linalg.norm(results["logits"] - expected["logits"]) / np.linalg.norm(expected["logits"])
+            assert error < 3e-2, graph
+            same.extend((results["token_ids"] == expected["token_ids"]).ravel())
+        if "image" in results:
+            np.testing.assert_allclose(results["image"], expected["image"], rtol=0, atol=2e-2)
+    assert np.mean(same) > 0.95
+
+
+def test_the_logits_are_an_output_only_when_asked_for(tmp_path, exported):
+    """They are large, and nothing but a comparison reads them."""
+    plain = export_bundle(exported("dense").model, tmp_path / "plain", "fp32", "test")
+    for manifest, expected in ((plain, False), (exported("dense").manifest, True)):
+        outputs = {output.name for output in manifest.graphs["scale_02"].outputs}
+        assert ("logits" in outputs) is expected
+
+
+@pytest.mark.parametrize(("before", "after", "mode"), [(3, 16, "bicubic"), (13, 16, "bicubic"), (16, 13, "area")])
+def test_a_resize_is_a_product_with_a_matrix_on_either_side(before, after, mode):
+    """Both of torch's filters are linear and separable; an engine needs no resize of its own."""
+    x = torch.randn(2, 3, before, before, generator=torch.Generator().manual_seed(0))
+    matrix = torch.from_numpy(resize_matrix(before, after, mode))
+    expected = F.interpolate(x, size=(after, after), mode=mode)
+    torch.testing.assert_close(matrix @ x @ matrix.T, expected, rtol=0, atol=1e-6)
+
+
+# ---- the files
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_graph_passes_the_full_checker(exported, name, precision):
+    """On the files, as others read them; custom operators are covered by their bodies."""
+    bundle = exported(name, precision)
+    for graph in bundle.manifest.graphs:
+        onnx.checker.check_model(bundle.folder / f"{graph}.onnx", full_check=True)
+
+
+@pytest.mark.parametrize("name", ["standard", "shared AdaLN"])
+def test_the_manifest_says_what_is_there(exported, name):
+    """Read back and verified as the runtime does it; inputs and outputs are those of the graph's file."""
+    bundle = exported(name)
+    assert read_manifest(bundle.folder) == bundle.manifest
+    verify(bundle.folder, bundle.manifest)
+    for graph, spec in bundle.manifest.graphs.items():
+        proto = bundle.graph(graph).graph
+        for side, declared in ((proto.input, spec.inputs), (proto.output, spec.outputs)):
+            found = [(v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in side]
+            assert found == [(tensor.name, tensor.shape) for tensor in declared]
+        read = {name for node in proto.node for name in node.input}
+        assert {tensor.name for tensor in spec.inputs} <= read
+    assert sorted(path.name for path in bundle.folder.iterdir()) == sorted(
+        ["manifest.json", *(entry.file for entry in bundle.manifest.files)]
+    )
+
+
+@pytest.mark.parametrize(("name", "precision"), [("standard", "fp32"), ("standard", "fp16"), ("dense", "fp32")])
+def test_every_learned_tensor_lies_in_the_weights_file_once(exported, name, precision):
+    """Aligned to pages, none over another, nothing else in the file; a graph's own constants are few and small."""
+    bundle = exported(name, precision)
+    places: dict[str, tuple[int, int]] = {}
+    for graph in bundle.manifest.graphs:
+        for tensor in bundle.graph(graph).graph.initializer:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            if not entries:
+                assert len(tensor.SerializeToString()) < 2 * 4 * bundle.model.config.width + 2048, tensor.name
+                continue
+            assert entries["location"] == "weights.bin"
+            place = int(entries["offset"]), int(entries["length"])
+            size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            assert place[1] == math.prod(tensor.dims) * size
+            assert places.setdefault(tensor.name, place) == place
+    end = 0
+    for offset, length in sorted(places.values()):
+        assert offset % 4096 == 0 and offset == end
+        end = offset + -(-length // 4096) * 4096
+    assert end == bundle.manifest.weights.bytes
+    parameters = [*bundle.model.var.parameters(), *bundle.model.vqvae.parameters()]
+    pages = 4096 * len(places)
+    assert end < 1.02 * sum(p.numel() for p in parameters) * (4 if precision == "fp32" else 2.2) + pages
+
+
+def test_no_graph_computes_on_a_weight_alone(exported):
+    """An engine folds a transpose, slice or cast of a weight into a copy of its own, for every one of twelve graphs."""
+    for precision in ("fp32", "fp16"):
+        bundle = exported("four experts", precision)
+        for graph in bundle.manifest.graphs:
+            proto = bundle.graph(graph).graph
+            weights = {t.name for t in proto.initializer if t.external_data}
+            users = {node.op_type for node in proto.node if weights & set(node.input)}
+            assert users <= {"Gemm", "Conv", "Gather", "Add", "Mul", "ActVarRoutedFFN"}, graph
+
+
+def test_an_active_scale_has_its_custom_operators_in_every_block(exported):
+    """A builder for TensorRT counts them to see that no plugin was left out; dense scales have none."""
+    counts = {}
+    for graph in exported("standard").manifest.graphs:
+        proto = exported("standard").graph(graph)
+        counts[graph] = sorted(node.op_type for node in proto.graph.node if node.domain == "actvar")
+        assert {function.name for function in proto.functions} == set(counts[graph])
+    kinds = ["ActVarRoutedFFN", "ActVarTokenGather", "ActVarTokenScatter", "ActVarTokenSelect"]
+    assert {graph: found for graph, found in counts.items() if found} == {"scale_09": kinds, "scale_10": kinds}
+
+
+def test_node_names_say_where_in_the_model_a_node_stands(exported):
+    """A profile or an engine's log is read by these names; they are unique within a graph."""
+    for graph in exported("four experts").manifest.graphs:
+        names = [node.name for node in exported("four experts").graph(graph).graph.node]
+        assert len(set(names)) == len(names)
+    names = {node.name for node in exported("four experts").graph("scale_04").graph.node}
+    assert {"blocks.1/attn/qkv", "blocks.1/ffn/routed", "blocks.0/selector/select", "head/guidance/guided"} <= names
+
+
+def test_the_same_model_gives_the_same_files(tmp_path, exported):
+    """A cache and a second machine rely on it."""
+    first, second = (export_bundle(exported("dense").model, tmp_path / name, "fp32", "test") for name in "ab")
+    assert first == second
+
+
+# ---- failures leave nothing behind
+
+
+class Stop(Exception):
+    """What ends an export in these tests."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Stop, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("moment", [0.3, 0.95], ids=["within the weights", "within the graphs"])
+def test_an_export_that_is_stopped_leaves_nothing(tmp_path, exported, moment, error):
+    """Not in the target, not beside it; and a bundle that was there stays as it was."""
+
+    def stop(share: float) -> None:
+        if share >= moment:
+            raise error
+
+    expected = BundleError if isinstance(error, OSError) else error
+    with pytest.raises(expected):
+        export_bundle(exported("dense").model, tmp_path / "new", "fp32", "test", stop)
+    assert list(tmp_path.iterdir()) == []
+
+    before = export_bundle(exported("dense").model, tmp_path / "old", "fp32", "the first")
+    with pytest.raises(expected):
+        export_bundle(exported("dense").model, tmp_path / "old", "fp32", "the second", stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert read_manifest(tmp_path / "old") == before
+
+
+def test_a_bundle_is_replaced_whole(tmp_path, exported):
+    """Nothing of the old one stays, plans for other weights least of all."""
+    target = tmp_path / "bundle"
+    export_bundle(exported("dense").model, target, "fp32", "the first")
+    (target / "plans").mkdir()
+    second = export_bundle(exported("dense").model, target, "fp16", "the second")
+    assert read_manifest(target) == second
+    assert not (target / "plans").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("content", ["file", "folder", "other manifest", "broken manifest", "link"])
+def test_what_is_no_bundle_is_not_overwritten(tmp_path, exported, content):
+    """A slip in a path must not cost anyone a folder; web pages have a manifest.json, too."""
+    target = tmp_path / "target"
+    if content == "file":
+        target.write_text("a letter")
+    elif content == "link":
+        target.symlink_to(tmp_path / "elsewhere")
+    else:
+        target.mkdir()
+        manifest = {"folder": None, "other manifest": json.dumps({"name": "my site"}), "broken manifest": "{"}[content]
+        (target / "letter").write_text("a letter")
+        if manifest:
+            (target / "manifest.json").write_text(manifest)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BundleError, match=r"target is there and is not a bundle\. Name a new folder"):
+        export_bundle(exported("dense").model, target, "fp32", "test")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_may_be_the_target(tmp_path, exported, monkeypatch):
+    """As `mktemp -d` leaves one; also where one stands in it."""
+    manifest = export_bundle(exported("dense").model, tmp_path, "fp32", "test")
+    assert read_manifest(tmp_path) == manifest
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_bundle(exported("dense").model, Path("."), "fp32", "test")
+    assert read_manifest(tmp_path / "here") == manifest
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, exported):
+    """Here because a file stands where its parent should be; root may write anywhere else."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match=r"file/bundle cannot be written: .*\. Name another folder"):
+        export_bundle(exported("dense").model, tmp_path / "file" / "bundle", "fp32", "test")
+
+
+def test_a_weight_too_large_for_fp16_is_named(tmp_path):
+    """Infinity in one matrix would make every picture black, and nothing would say why."""
+    model = vivid_model(small_config())
+    model.var.blocks[1].ffn.fc1.weight[0, 0] = -1e5
+    with pytest.raises(CheckpointError, match=r"var\.blocks\.1\.ffn\.fc1\.weight holds values that fp16 cannot"):
+        export_bundle(model, tmp_path / "bundle", "fp16", "test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_precision_is_refused(tmp_path, exported):
+    """Before anything is written."""
+    with pytest.raises(UsageError, match="fp32, fp16, got 'int8'"):
+        export_bundle(exported("dense").model, tmp_path / "bundle", "int8", "test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_rises_to_one(tmp_path, exported):
+    """A bar that stops short looks like a failure."""
+    shares: list[float] = []
+    export_bundle(exported("dense").model, tmp_path / "bundle", "fp32", "test", shares.append)
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.1
+    assert shares[-1] == pytest.approx(1)
+
+
+def test_the_512_pixel_model_exports(tmp_path):
+    """d36's own patch_nums with shared AdaLN, at a depth that a test can afford."""
+    config = replace(PRESETS["d36"], depth=1, vqvae=small_config().vqvae, activation=Activation())
+    manifest = export_bundle(vivid_model(config), tmp_path / "bundle", "fp32", "test")
+    shapes = {tensor.name: tensor.shape for tensor in manifest.graphs["scale_10"].inputs}
+    assert shapes["past_kv"] == (1, 2, "R", 1, 1 + 4 + 9 + 16 + 36 + 81 + 169 + 324 + 432, 64)
