@@ -6,7 +6,8 @@ exported. Nothing here opens a graph. Plain Python: no numpy, no engine.
 A bundle may come from anywhere, so whatever is read is held to its form before it is used.
 
     manifest.json   {"format": "actvar-bundle", "version": 1, "model", "precision", "source", "versions",
-                     "weights": {file, bytes, sha256}, "graphs": {name: {file, bytes, sha256, inputs, outputs}}}
+                     "weights": {file, bytes, sha256}, "graphs": {name: {file, bytes, sha256, inputs, outputs}},
+                     "sha256": of all that stands before it}
     weights.bin     all weights, once
     <graph>.onnx    condition, scale_01 ... scale_NN, decoder
 
@@ -149,10 +150,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 
     Returns: its path.
     """
-    text = json.dumps(_manifest_to_json(manifest), indent=1, allow_nan=False) + "\n"
+    content = _manifest_to_json(manifest)
+    text = json.dumps({**content, "sha256": _content_hash(content)}, indent=1, allow_nan=False) + "\n"
     with written_whole(folder / MANIFEST_FILE) as file:
         file.write(text.encode())
     return folder / MANIFEST_FILE
+
+
+def _content_hash(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's fields. It finds accidents and thoughtless edits, not those who can compute it."""
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def _manifest_to_json(manifest: Manifest) -> dict[str, Any]:
@@ -270,14 +277,14 @@ class _Reader:
             raise self.refuse("format", repr(FORMAT), data.get("format") if isinstance(data, dict) else data)
         if data.get("version") != VERSION:
             raise self.refuse("version", f"{VERSION}, the one that this program reads", data.get("version"))
-        names = "format version model precision source versions weights graphs"
-        _, _, model, precision, source, versions, weights, graphs = self.fields("the manifest", data, names)
+        names = "format version model precision source versions weights graphs sha256"
+        _, _, model, precision, source, versions, weights, graphs, sha256 = self.fields("the manifest", data, names)
         config = self.model(model)
         if not isinstance(versions, dict) or len(versions) > 64:
             raise self.refuse("versions", "an object of at most 64 texts", versions)
         if not isinstance(graphs, dict) or tuple(graphs) != graph_names(config):
             raise self.refuse("graphs", f"an object of {', '.join(graph_names(config))}", graphs and list(graphs))
-        return Manifest(
+        manifest = Manifest(
             config,
             self.one_of("precision", precision, PRECISIONS),
             self.text("source", source),
@@ -285,6 +292,9 @@ class _Reader:
             self.entry("weights", self.fields("weights", weights, "file bytes sha256"), WEIGHTS_FILE),
             {name: self.graph(f"graphs.{name}", name, graph, config) for name, graph in graphs.items()},
         )
+        if sha256 != _content_hash({name: value for name, value in data.items() if name != "sha256"}):
+            raise BundleError(f"{self.path} was edited: its fields do not have the SHA-256 it says. {EXPORT_AGAIN}")
+        return manifest
 
     def model(self, data: Any) -> ModelConfig:
         for number in _numbers(data):

@@ -20,8 +20,8 @@ ROWS = 2
 class ScaleWork:
     """Operations of one scale for one picture.
 
-    `linear` is what tokens cost by themselves (embedding, q, k, v, projection, FFN), `attention` the products of queries
-    with keys and of weights with values, `choosing` the selector and the router, `head` the logits.
+    `linear` is what tokens cost by themselves (embedding, q, k, v, projection, FFN), `attention` the products of
+    queries with keys and of weights with values, `choosing` the selector and the router, `head` the logits.
     """
 
     linear: int

@@ -50,7 +50,7 @@ def mini(
     pictures: Pictures = 24_000,
     var_steps: VARSteps = 1600,
     stage1_steps: StageSteps = 100,
-    stage2_steps: StageSteps = 100,
+    stage2_steps: StageSteps = 200,
     experts: Experts = 16,
     scales: Scales = "9,10",
     token_rates: Rates = "0.75,0.75",

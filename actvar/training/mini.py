@@ -34,7 +34,7 @@ class MiniRecipe:
     pictures: int = 24_000
     var_steps: int = 1600
     stage1_steps: int = 100
-    stage2_steps: int = 100
+    stage2_steps: int = 200
 
     def vqvae(self) -> VQVAE:
         """The VQVAE, from pictures."""
@@ -80,7 +80,7 @@ class MiniRecipe:
             device=self.device,
         )
         student = train_stage1(teacher, student, common, store, vqvae.quantize)
-        second = replace(common, folder=self.folder / "stage2", steps=self.stage2_steps, learning_rate=2e-4)
+        second = replace(common, folder=self.folder / "stage2", steps=self.stage2_steps, learning_rate=5e-4)
         return train_stage2(teacher, student, second, store, vqvae.quantize)
 
     def save(self, var: VAR, vqvae: VQVAE, name: str, with_vqvae: bool = True) -> Path:
