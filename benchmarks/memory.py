@@ -1,0 +1,105 @@
+"""How much memory one picture takes through ONNX Runtime, and how much it may take.
+
+    python benchmarks/memory.py --preset d16 --bundle /tmp/d16
+
+Exports the preset with random weights if the bundle is not there (random weights take the same memory as trained ones),
+draws one picture in a fresh process, and holds its peak (VmHWM; the weights are mapped once and count once) against
+1.25 × (weights + KV + largest activation). Exit code 1 if it is above. Linux only.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from actvar.bundle import Manifest, read_manifest
+from actvar.config import HEAD_WIDTH, PRESETS, ModelConfig
+from actvar.flops import ROWS
+
+ALLOWED = 1.25
+MEGABYTE = 1e6
+
+DRAW_ONE = """
+import sys
+from pathlib import Path
+from actvar.runtime.pipeline import Order
+from actvar.runtime.sources import open_graphs
+
+source = open_graphs(Path(sys.argv[1]), batch_size=1, threads=0)
+next(source.draw([Order(0, 0)], source.model.sampling))
+status = Path("/proc/self/status").read_text().splitlines()
+print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+"""
+
+
+def kv_bytes(manifest: Manifest) -> int:
+    """The cache of one picture at its largest: what the last scale reads."""
+    model = manifest.model
+    dtypes = {tensor.dtype for graph in manifest.graphs.values() for tensor in graph.inputs if tensor.name == "past_kv"}
+    values = model.depth * 2 * ROWS * model.heads * model.cached_tokens[-1] * HEAD_WIDTH
+    return values * np.dtype(dtypes.pop()).itemsize
+
+
+def largest_activation_bytes(model: ModelConfig) -> int:
+    """The largest single tensor that one picture makes, in fp32: in a block, in the head or in the decoder."""
+    vqvae = model.vqvae
+    values = []
+    for si, tokens in enumerate(model.schedule.tokens):
+        kept = model.kept_tokens(si)
+        values.append(ROWS * kept * model.hidden)
+        values.append(ROWS * model.heads * kept * (model.cached_tokens[si] + kept))  # attention's scores
+        values.append(ROWS * tokens * vqvae.vocab_size)
+    side, before = model.schedule.side, vqvae.ch * vqvae.ch_mult[-1]
+    for level, mult in reversed(list(enumerate(vqvae.ch_mult))):
+        channels = vqvae.ch * mult
+        values.append(max(before, channels) * side**2)
+        if level:
+            side *= 2
+            values.append(channels * side**2)
+        before = channels
+    return 4 * max(values)
+
+
+def export_preset(preset: str, bundle: Path) -> None:
+    """Write the bundle in a process of its own, so that this one stays small."""
+    command = "from actvar.runtime.cli import main; main()"
+    subprocess.run([sys.executable, "-c", command, "export", "--preset", preset, "--out", str(bundle)], check=True)
+
+
+def peak_bytes(bundle: Path) -> int:
+    """The peak of a fresh process that draws one picture."""
+    done = subprocess.run([sys.executable, "-c", DRAW_ONE, str(bundle)], check=True, capture_output=True, text=True)
+    return int(done.stdout) * 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="d16")
+    parser.add_argument("--bundle", type=Path, help="where it is, or is to be written; bundles/PRESET-fp32 if left out")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    bundle = arguments.bundle or Path("bundles") / f"{arguments.preset}-fp32"
+    if not bundle.exists():
+        export_preset(arguments.preset, bundle)
+    manifest = read_manifest(bundle)
+    parts = {
+        "weights": manifest.weights.bytes,
+        "kv": kv_bytes(manifest),
+        "largest_activation": largest_activation_bytes(manifest.model),
+    }
+    peak = peak_bytes(bundle)
+    ratio = peak / sum(parts.values())
+    for name, count in {**parts, "peak": peak}.items():
+        print(f"{name.replace('_', ' '):20}{count / MEGABYTE:10.1f} MB")
+    print(f"peak / (weights + KV + largest activation) = {ratio:.3f}, at most {ALLOWED}")
+    if arguments.json:
+        figures = {"preset": arguments.preset, "bytes": {**parts, "peak": peak}, "ratio": ratio, "allowed": ALLOWED}
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0 if ratio <= ALLOWED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

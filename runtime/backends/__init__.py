@@ -1,0 +1,1 @@
+"""What runs graphs: one module for each engine library, and the protocol that they share."""

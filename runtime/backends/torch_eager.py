@@ -1,0 +1,50 @@
+"""The eager model as a source of pictures: the oracle behind the same seam as the graphs.
+
+The only module of the runtime that loads PyTorch. Pictures are drawn one at a time: PyTorch's matrix products may round
+otherwise when more rows go through them, and a picture must not depend on its neighbours.
+
+Letters in shapes: B = 1 picture, E code width, S side of f_hat, H height and W width of a picture.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from actvar.config import ModelConfig, Sampling
+from actvar.generation import generate
+from actvar.models.actvar import ActVAR
+from actvar.runtime.image import to_bytes
+from actvar.runtime.pipeline import Order, Picture
+
+
+@dataclass(frozen=True)
+class EagerSource:
+    """Draws with a network in evaluation mode; see `actvar.runtime.pipeline.PictureSource`."""
+
+    network: ActVAR
+
+    @property
+    def model(self) -> ModelConfig:
+        """What draws."""
+        return self.network.config
+
+    def draw(
+        self, orders: Sequence[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
+    ) -> Iterator[Picture]:
+        """See `PictureSource`.
+
+        Raises:
+            ActVARError: the model gave values that are not numbers.
+        """
+        for order in orders:
+            made = generate(self.network, [order.class_id], sampling, seed, [order.number])
+            pixels_HW3 = to_bytes(made.pictures_B3HW.cpu().numpy())[0]
+            partials = tuple(self._decode(f_hat_BESS) for f_hat_BESS in made.f_hats) if with_partials else ()
+            yield Picture(order, pixels_HW3, tuple(ids_BL[0].cpu().numpy() for ids_BL in made.token_ids), partials)
+
+    @torch.no_grad()
+    def _decode(self, f_hat_BESS: torch.Tensor) -> np.ndarray:
+        """Pixels of one picture, uint8 [H, W, 3]."""
+        return to_bytes((self.network.vqvae.decode(f_hat_BESS).cpu().numpy() + 1) / 2)[0]

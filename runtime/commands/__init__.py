@@ -1,0 +1,1 @@
+"""The commands of `actvar-trt`, one module each: arguments in, messages out."""

@@ -1,0 +1,169 @@
+"""`actvar-trt generate`: classes in, PNG files out."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+from actvar.config import ModelConfig, Sampling
+from actvar.errors import BundleError, UsageError
+from actvar.runtime.bundle_cache import Checkpoint, cached_bundle, discard
+from actvar.runtime.class_choice import choose_classes, class_label
+from actvar.runtime.commands.console import progress_bar, say
+from actvar.runtime.image import sheet, write_png
+from actvar.runtime.output import destination, scales_strip
+from actvar.runtime.pipeline import Order, Picture, PictureSource
+from actvar.runtime.sources import open_eager, open_graphs, shipped_checkpoint
+
+EXAMPLES = """Examples:
+
+actvar-trt generate --class 88
+
+actvar-trt generate --class brown-crescent --class red-heart --count 8 --grid --out sheet.png
+
+actvar-trt generate --class 88 --show-scales
+
+actvar-trt generate --class 207 --checkpoint var_d16.pth --vqvae vae_ch160v4096z32.pth"""
+
+Model: TypeAlias = Literal["actvar-mini", "var-mini"]
+Backend: TypeAlias = Literal["onnxruntime", "torch"]
+Precision: TypeAlias = Literal["fp32", "fp16"]
+
+
+def generate(
+    classes: Annotated[
+        list[str],
+        typer.Option("--class", metavar="NUMBER|NAME", show_default=False, help="What to draw; may be given often."),
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pictures.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, or a .png file.")] = Path("."),
+    grid: Annotated[bool, typer.Option("--grid", help="Put all pictures on one sheet.")] = False,
+    show_scales: Annotated[
+        bool, typer.Option("--show-scales", help="Also write a strip of the partial pictures, one for each scale.")
+    ] = False,
+    cfg: Annotated[
+        float | None, typer.Option(show_default="the model's", help="Strength of guidance, 0 or more.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(show_default="the model's", help="Draw from this many best codes, 1 to 900.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(show_default="the model's", help="Draw from the codes with this mass, up to 1.")
+    ] = None,
+    model: Annotated[Model, typer.Option(help="One of the package's own models.")] = "actvar-mini",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Another model: a .safetensors, or an official .pth file.")
+    ] = None,
+    vqvae: Annotated[Path | None, typer.Option(help="The VQVAE that belongs to an official checkpoint.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="An exported model: a folder of `actvar-trt export`.")] = None,
+    backend: Annotated[
+        Backend, typer.Option(help="onnxruntime draws with the graphs, torch with the model they are made from.")
+    ] = "onnxruntime",
+    precision: Annotated[Precision, typer.Option(help="Of the graphs, where they are not exported yet.")] = "fp32",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are drawn at a time; no picture changes.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 is one for each core.")] = 0,
+) -> None:
+    """Draw pictures of classes, and say where they are.
+
+    The first use of a model exports it into a cache; later uses take it from there.
+    """
+    _refuse_contradictions(seed, bundle, checkpoint, vqvae, backend)
+    where = destination(out, 1 if grid else count * len(set(classes)))
+
+    def sampling_of(config: ModelConfig) -> Sampling:
+        return _sampling(config.sampling, cfg, top_k, top_p)
+
+    def accept(config: ModelConfig) -> None:
+        choose_classes(config, classes)
+        sampling_of(config)
+
+    if bundle:
+        source: PictureSource = open_graphs(bundle, batch_size, threads)
+    else:
+        chosen = Checkpoint(checkpoint, vqvae) if checkpoint else shipped_checkpoint(model)
+        if backend == "torch":
+            source = open_eager(chosen, threads)
+        else:
+            source = _open_cached(chosen, precision, accept, batch_size, threads)
+    class_ids = choose_classes(source.model, classes)
+    orders = [Order(class_id, number) for class_id in class_ids for number in range(count)]
+    started = time.perf_counter()
+    pictures = _shown(source.draw(orders, sampling_of(source.model), seed, show_scales), len(orders))
+    where.folder.mkdir(parents=True, exist_ok=True)
+    if grid:
+        columns = len(source.model.schedule) if show_scales else count if len(class_ids) > 1 else None
+        panels = [panel for picture in pictures for panel in picture.partials or (picture.pixels_HW3,)]
+        path = where.grid(seed)
+        write_png(sheet(panels, columns), path)
+        labels = ", ".join(class_label(source.model, class_id) for class_id in class_ids)
+        typer.echo(f"{path}: {len(orders)} pictures of class {labels}, seed {seed}")
+    else:
+        for picture in pictures:
+            path = where.picture(source.model, picture.order, seed)
+            write_png(picture.pixels_HW3, path)
+            label = class_label(source.model, picture.order.class_id)
+            typer.echo(f"{path}: class {label}, picture {picture.order.number} of seed {seed}")
+            if show_scales:
+                write_png(sheet(picture.partials, len(picture.partials)), scales_strip(path))
+                typer.echo(f"{scales_strip(path)}: its {len(picture.partials)} scales")
+    say(f"Drawn in {time.perf_counter() - started:.1f} s.")
+
+
+def _refuse_contradictions(
+    seed: int, bundle: Path | None, checkpoint: Path | None, vqvae: Path | None, backend: str
+) -> None:
+    """What can be told from the options alone.
+
+    Raises:
+        UsageError: a number is too large, or two options exclude each other.
+    """
+    if bundle and checkpoint:
+        raise UsageError("--bundle and --checkpoint both name a model. Give one of them.")
+    if bundle and backend == "torch":
+        raise UsageError("--backend torch draws with a checkpoint, and --bundle names graphs. Give --checkpoint.")
+    if seed >= 2**64:
+        raise UsageError(f"--seed must lie in 0..2^64-1, got {seed}.")
+    if vqvae and not checkpoint:
+        raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
+
+
+def _sampling(default: Sampling, cfg: float | None, top_k: int | None, top_p: float | None) -> Sampling:
+    """The model's own sampling where nothing else is asked for.
+
+    Raises:
+        UsageError: a number is outside its range.
+    """
+    try:
+        return Sampling(
+            default.cfg if cfg is None else cfg,
+            default.top_k if top_k is None else top_k,
+            default.top_p if top_p is None else top_p,
+        )
+    except ValueError as error:
+        raise UsageError(f"--{str(error).replace('_', '-')}.") from None  # its first word is the option's
+
+
+def _open_cached(
+    checkpoint: Checkpoint, precision: str, accept: Callable[[ModelConfig], None], batch_size: int, threads: int
+) -> PictureSource:
+    """The graphs of a checkpoint, exported into the cache if they are not there, or not whole."""
+    with progress_bar(f"Exporting {checkpoint.path.name}, once") as progress:
+        folder = cached_bundle(checkpoint, precision, accept, progress)
+        try:
+            return open_graphs(folder, batch_size, threads)
+        except BundleError as error:
+            say(f"{error} It is only a copy: making it anew.")
+            discard(folder)
+            return open_graphs(cached_bundle(checkpoint, precision, accept, progress), batch_size, threads)
+
+
+def _shown(pictures: Iterator[Picture], total: int) -> Iterator[Picture]:
+    """The same pictures, with a bar where there are several."""
+    with progress_bar("Drawing", announced=False) as progress:
+        for i, picture in enumerate(pictures):
+            yield picture
+            if total > 1:
+                progress((i + 1) / total)

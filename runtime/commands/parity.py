@@ -1,0 +1,118 @@
+"""`actvar-trt parity`: the graphs of a model against the model itself, in PyTorch."""
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+from rich.console import Console
+
+from actvar.config import PRESETS, Activation
+from actvar.errors import ActVARError, UsageError
+from actvar.files import written_whole
+from actvar.runtime.bundle_cache import Checkpoint
+from actvar.runtime.commands.console import progress_bar, say
+from actvar.runtime.extras import needs
+from actvar.runtime.sources import open_graphs, shipped_checkpoint
+
+EXAMPLES = """Examples:
+
+actvar-trt parity
+
+actvar-trt parity --precision fp16 --pictures 100 --json parity.json
+
+actvar-trt parity --preset d16 --pictures 2 --batch-size 1
+
+actvar-trt parity --bundle bundles/mine-fp32 --checkpoint mine.safetensors"""
+
+Preset: TypeAlias = Literal["mini", "d16", "d20", "d24", "d30", "d36"]
+Precision: TypeAlias = Literal["fp32", "fp16"]
+
+
+def parity(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(show_default="actvar-mini", help="The model: a .safetensors, or an official .pth file."),
+    ] = None,
+    vqvae: Annotated[Path | None, typer.Option(help="The VQVAE that belongs to an official checkpoint.")] = None,
+    preset: Annotated[
+        Preset | None, typer.Option(help="An ActVAR of this shape with random weights, in place of a checkpoint.")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(show_default="exported for the comparison", help="What was exported from the checkpoint."),
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(show_default="fp32", help="Of the graphs; PyTorch computes in fp32.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many are compared.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the pictures.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report into this file, too.")] = None,
+) -> None:
+    """Compare each graph, and whole pictures, with PyTorch; the exit code is 1 if any lies outside its tolerance."""
+    _refuse_contradictions(checkpoint, vqvae, preset, bundle, precision, json_file)
+    with needs("export", "to compare graphs with PyTorch"):
+        from actvar.checkpoint import load_model
+        from actvar.export.onnx_export import export_bundle
+        from actvar.export.parity import check_parity
+        from actvar.models.actvar import random_model
+
+    if preset:
+        say(f"Random weights: {preset} draws nothing that means anything, and its graphs can be compared all the same.")
+        model = random_model(replace(PRESETS[preset], activation=Activation()))
+        source = f"random weights, preset {preset}"
+    else:
+        chosen = Checkpoint(checkpoint, vqvae) if checkpoint else shipped_checkpoint("actvar-mini")
+        model, source = load_model(chosen.path, chosen.vqvae), f"checkpoint {chosen.path.name}"
+    with TemporaryDirectory(prefix="actvar-parity-") as scratch:
+        folder = bundle or Path(scratch) / "bundle"
+        if not bundle:
+            with progress_bar("Exporting") as progress:
+                export_bundle(model, folder, precision or "fp32", source, progress, debug_logits=True)
+        graphs = open_graphs(folder, batch_size, threads=0)
+        if graphs.model != model.config:
+            raise UsageError(f"--bundle {folder} is of another model than {source}. Name what it was exported from.")
+        with progress_bar(f"Comparing {pictures} pictures") as progress:
+            report = check_parity(model, graphs, pictures, seed, progress)
+    Console().print(report.table())
+    for line in filter(None, (report.first_flip, report.verdict)):
+        typer.echo(line)
+    if json_file:
+        _write(json_file, report.to_json())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _refuse_contradictions(
+    checkpoint: Path | None,
+    vqvae: Path | None,
+    preset: str | None,
+    bundle: Path | None,
+    precision: str | None,
+    json_file: Path | None,
+) -> None:
+    """Options that exclude each other, and a report that would have no place.
+
+    Raises:
+        UsageError: there are any.
+    """
+    if preset and checkpoint:
+        raise UsageError("--preset and --checkpoint both name a model. Give one of them.")
+    if vqvae and not checkpoint:
+        raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
+    if bundle and not checkpoint:
+        raise UsageError("--bundle is compared with the --checkpoint that it was made from. Give both, or neither.")
+    if bundle and precision:
+        raise UsageError("--precision is for an export, and --bundle names one that is there. Leave it out.")
+    if json_file and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise UsageError(f"--json must be a file in a folder that is there, got {json_file}.")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        with written_whole(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise ActVARError(f"{path} cannot be written: {error.strerror}. Name another file with --json.") from None

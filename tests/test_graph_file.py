@@ -1,0 +1,197 @@
+"""The reader of ONNX files without onnx: it finds every tensor that lies in another file, wherever a graph hides it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from small_models import small_config, vivid_model
+
+from actvar.bundle import read_manifest
+from actvar.config import Activation
+from actvar.errors import BundleError
+from actvar.export.onnx_export import export_bundle
+from actvar.runtime.graph_file import external_tensors
+
+
+def tensor(location: str = "weights.bin", offset: str = "8", length: str = "16", **more: str) -> TensorProto:
+    """A vector of four, said to lie in a file."""
+    result = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, "offset": offset, "length": length, **more}.items():
+        result.external_data.add(key=key, value=value)
+    return result
+
+
+def model(*initializers: TensorProto, nodes: tuple[NodeProto, ...] = ()) -> ModelProto:
+    return ModelProto(ir_version=10, graph=GraphProto(name="g", initializer=initializers, node=nodes))
+
+
+def in_constant(t: TensorProto) -> ModelProto:
+    return model(nodes=(NodeProto(op_type="Constant", attribute=[helper.make_attribute("value", t)]),))
+
+
+def in_branch(t: TensorProto) -> ModelProto:
+    branch = GraphProto(name="then", initializer=[t])
+    return model(nodes=(NodeProto(op_type="If", attribute=[helper.make_attribute("then_branch", branch)]),))
+
+
+def in_lists(t: TensorProto) -> ModelProto:
+    of_tensors = AttributeProto(name="a", type=AttributeProto.TENSORS, tensors=[t])
+    return model(nodes=(NodeProto(op_type="Any", attribute=[of_tensors]),))
+
+
+def in_graphs(t: TensorProto) -> ModelProto:
+    of_graphs = AttributeProto(name="a", type=AttributeProto.GRAPHS, graphs=[GraphProto(initializer=[t])])
+    return model(nodes=(NodeProto(op_type="Any", attribute=[of_graphs]),))
+
+
+def in_function(t: TensorProto) -> ModelProto:
+    result = model()
+    result.functions.add(name="f").node.add(op_type="Constant").attribute.append(helper.make_attribute("value", t))
+    return result
+
+
+def in_default(t: TensorProto) -> ModelProto:
+    result = model()
+    result.functions.add(name="f").attribute_proto.append(helper.make_attribute("value", t))
+    return result
+
+
+def in_sparse(t: TensorProto) -> ModelProto:
+    result = model()
+    result.graph.sparse_initializer.add().values.CopyFrom(t)
+    return result
+
+
+def in_sparse_attribute(t: TensorProto) -> ModelProto:
+    result = model(nodes=(NodeProto(op_type="Any"),))
+    result.graph.node[0].attribute.add(name="a").sparse_tensor.indices.CopyFrom(t)
+    return result
+
+
+def in_training(t: TensorProto) -> ModelProto:
+    result = model()
+    result.training_info.add().algorithm.initializer.append(t)
+    return result
+
+
+HIDING_PLACES = (
+    in_constant,
+    in_branch,
+    in_lists,
+    in_graphs,
+    in_function,
+    in_default,
+    in_sparse,
+    in_sparse_attribute,
+    in_training,
+)
+
+
+def read(folder: Path, content: ModelProto | bytes) -> list:
+    path = folder / "graph.onnx"
+    path.write_bytes(content if isinstance(content, bytes) else content.SerializeToString())
+    return external_tensors(path, "weights.bin")
+
+
+def test_the_tensors_of_an_exported_graph_are_those_that_onnx_sees(tmp_path: Path):
+    """Names, types, shapes and places, of every graph of a bundle in each precision, against the onnx package."""
+    network = vivid_model(small_config(activation=Activation(4, (4,), (0.5,), (0.5,))))
+    for precision in ("fp32", "fp16"):
+        folder = tmp_path / precision
+        export_bundle(network, folder, precision, "a test")
+        for graph in read_manifest(folder).graphs.values():
+            found = external_tensors(folder / graph.entry.file, "weights.bin")
+            wanted = {}
+            for t in onnx.load(folder / graph.entry.file, load_external_data=False).graph.initializer:
+                if t.external_data:
+                    place = {entry.key: entry.value for entry in t.external_data}
+                    dtype = helper.tensor_dtype_to_np_dtype(t.data_type).name
+                    wanted[t.name] = (dtype, tuple(t.dims), int(place["offset"]), int(place["length"]))
+            assert {t.name: (t.dtype, t.shape, t.offset, t.length) for t in found} == wanted
+            assert wanted
+
+
+@pytest.mark.parametrize(
+    "location", ["../secret", "/etc/passwd", "sub/../../secret", "secret", "", "*/_ORT_MEM_ADDR_/*"]
+)
+def test_another_file_is_refused(tmp_path: Path, location: str):
+    """Above, absolute, beside, none, and the name by which ONNX Runtime means an address in memory."""
+    with pytest.raises(BundleError, match=r"may read weights\.bin alone") as refusal:
+        read(tmp_path, model(tensor(), tensor(location)))
+    assert str(tmp_path / "graph.onnx") in str(refusal.value)
+
+
+@pytest.mark.parametrize("hide", HIDING_PLACES)
+def test_another_file_is_found_wherever_it_hides(tmp_path: Path, hide: Callable[[TensorProto], ModelProto]):
+    """ONNX Runtime reads such tensors from files too; only a graph's own weights are ever written so."""
+    with pytest.raises(BundleError, match=r"'\.\./secret', and may read weights\.bin alone"):
+        read(tmp_path, hide(tensor("../secret")))
+    with pytest.raises(BundleError, match="in a way that no export uses"):
+        read(tmp_path, hide(tensor()))
+    assert len(read(tmp_path, model(tensor()))) == 1
+
+
+def test_two_readings_of_one_entry_are_refused(tmp_path: Path):
+    """Of a field that comes twice the last one counts; and the parts of a message may be spread over two."""
+    twice = tensor().SerializeToString() + tensor("../secret").SerializeToString()  # one message, merged
+    graph = b"\x2a" + bytes([len(twice)]) + twice
+    with pytest.raises(BundleError, match="two entries 'location'"):
+        read(tmp_path, b"\x3a" + bytes([len(graph)]) + graph)
+    sly = model(tensor())
+    entry = sly.graph.initializer[0].external_data[0]
+    data = sly.SerializeToString()
+    said = entry.SerializeToString()
+    lie = said + b"\x12\x09../secret"  # a second value behind the first
+    with pytest.raises(BundleError):
+        read(tmp_path, data.replace(bytes([len(said)]) + said, bytes([len(lie)]) + lie))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [tensor(offset="-8"), tensor(length="12"), tensor(length="x"), tensor(offset=""), TensorProto(name="w", dims=[4])],
+)
+def test_a_tensor_that_is_described_wrongly_is_refused(tmp_path: Path, wrong: TensorProto):
+    """Places outside, lengths that are not the shape's, and no numbers at all."""
+    if not wrong.external_data:
+        wrong.external_data.add(key="location", value="weights.bin")
+    with pytest.raises(BundleError, match=r"graph\.onnx is not a graph that can be used"):
+        read(tmp_path, model(wrong))
+
+
+def test_any_cut_of_a_graph_is_read_or_refused(tmp_path: Path):
+    """Bytes at random must not raise anything but our own error, and must come to an end."""
+    whole = in_branch(TensorProto(name="w", dims=[1], float_data=[1.0])).SerializeToString()
+    for length in range(len(whole)):
+        try:
+            read(tmp_path, whole[:length])
+        except BundleError as error:
+            assert "graph.onnx" in str(error)
+    for junk in (b"\xff" * 50, b"\x3b", b"\x3a\xff\xff\xff\xff\x0f", b"\x0d\x00"):
+        with pytest.raises(BundleError):
+            read(tmp_path, junk)
+
+
+def test_deep_nesting_is_refused(tmp_path: Path):
+    """A graph in a graph in a graph ... would exhaust the stack."""
+    inner = b""
+    for _ in range(300):
+        inner = nested(inner)
+    with pytest.raises(BundleError, match="nested too deeply"):
+        read(tmp_path, b"\x3a" + varint(len(inner)) + inner)
+
+
+def varint(value: int) -> bytes:
+    result = b""
+    while value > 127:
+        result += bytes([value & 127 | 128])
+        value >>= 7
+    return result + bytes([value])
+
+
+def nested(graph: bytes) -> bytes:
+    """A graph with one node with one attribute, which is the graph given."""
+    attribute = b"\x32" + varint(len(graph)) + graph
+    node = b"\x2a" + varint(len(attribute)) + attribute
+    return b"\x0a" + varint(len(node)) + node

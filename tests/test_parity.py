@@ -1,0 +1,292 @@
+"""The parity check: it passes what is right, and names the graph of what is wrong."""
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from polygraphy.comparator import IterationResult
+from small_models import small_config, vivid_model
+
+from actvar.bundle import GraphSpec, graph_names, hash_file, read_manifest, write_manifest
+from actvar.checkpoint import save_model
+from actvar.config import MINI, Activation, Sampling
+from actvar.export.onnx_export import export_bundle
+from actvar.export.parity import check_parity
+from actvar.export.parity_compare import Difference, OutputCompareFunc, Tolerance
+from actvar.export.parity_report import CHAIN, ParityReport
+from actvar.models.actvar import ActVAR
+from actvar.runtime.cli import main
+from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.sources import open_graphs
+
+# Of few codes, so that no uniform number of these pictures lies within rounding of a boundary.
+SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
+TEN_SCALES = replace(MINI, depth=1, activation=Activation(), sampling=SAMPLING)
+NO_LIMIT = Tolerance()
+FOUR_SCALES = replace(small_config(activation=Activation(4, (2, 4), (0.5, 0.6), (0.75, 0.25))), sampling=SAMPLING)
+
+
+@pytest.fixture(scope="module")
+def model() -> ActVAR:
+    """An ActVAR of one block, with the mini model's VQVAE."""
+    return vivid_model(TEN_SCALES)
+
+
+@pytest.fixture(scope="module")
+def bundles(model, tmp_path_factory) -> Callable[[str], Path]:
+    """Its bundles by precision, each made once."""
+    made: dict[str, Path] = {}
+
+    def get(precision: str) -> Path:
+        if precision not in made:
+            made[precision] = tmp_path_factory.mktemp("bundles") / precision
+            export_bundle(model, made[precision], precision, "random weights", debug_logits=True)
+        return made[precision]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def graphs(bundles) -> Pipeline:
+    """The fp32 bundle, opened to draw two pictures at a time."""
+    return open_graphs(bundles("fp32"), batch_size=2, threads=1)
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of four scales, for what does not need ten."""
+    path = tmp_path_factory.mktemp("checkpoints") / "small.safetensors"
+    save_model(vivid_model(FOUR_SCALES), path, torch.float32)
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """`actvar-trt parity` with arguments: its exit code and all that it says."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["actvar-trt", "parity", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        assert left.value.code is None or isinstance(left.value.code, int)
+        return left.value.code or 0, said.out + said.err
+
+    return run
+
+
+# ---- what is right passes
+
+
+@pytest.fixture(scope="module")
+def report(model, graphs) -> ParityReport:
+    """Three pictures in two batches, the second of one picture."""
+    return check_parity(model, graphs, pictures=3, seed=7)
+
+
+def test_graphs_and_chain_of_a_right_bundle_are_within_tolerance(report):
+    """The claim itself: in fp32 every token of all ten scales is the model's, and so is every picture."""
+    assert report.passed, report.verdict
+    assert report.first_flip is None
+    tokens = {key: difference for key, difference in report.found.items() if difference.tokens is not None}
+    assert len(tokens) == 20  # of ten graphs, and of ten scales of the chain
+    for (graph, output), difference in tokens.items():
+        scale = int((output if graph == CHAIN else graph)[6:8])
+        assert difference.equal == difference.tokens == 3 * MINI.schedule.tokens[scale - 1]
+
+
+def test_every_output_of_every_graph_is_compared(report, graphs):
+    """An output that is left out could hold anything."""
+    manifest = graphs.engine.manifest
+    outputs = {(name, spec.name) for name in manifest.graphs for spec in manifest.graphs[name].outputs}
+    assert {key for key in report.found if key[0] != CHAIN} == outputs
+    assert {graph for graph, output in outputs if output == "logits"} == set(graph_names(MINI)[1:-1])
+    assert all(difference.pictures == 3 for difference in report.found.values())
+
+
+def test_fp16_is_judged_by_shares_and_its_pictures_are_only_reported(model, bundles):
+    """In fp16 tokens do flip: the report says how many, holds graphs to 99 %, and does not condemn the pictures."""
+    report = check_parity(model, open_graphs(bundles("fp16"), batch_size=2, threads=1), pictures=2)
+    for (graph, output), difference in report.found.items():
+        if graph == CHAIN:
+            assert difference.passed
+        elif output == "token_ids":
+            assert difference.passed == (difference.equal / difference.tokens >= 0.99)
+        elif difference.pictures:
+            assert difference.passed == (difference.relative <= 1e-2)
+    for name in graph_names(MINI)[1:-1]:
+        assert 0 < report.found[name, "logits"].relative <= 1e-2, "fp16 must show, and must not show much"
+
+
+# ---- what is wrong is caught, and named
+
+
+DAMAGES = {
+    "condition": ("var.class_emb.weight", (MINI.num_classes, 0)),
+    "scale_01": ("var.blocks.0.attn.proj.weight", (0, 0)),
+    "scale_05": ("var.pos_1LC", (0, MINI.schedule.starts[4], 3)),
+    "scale_09": ("var.blocks.0.ffn.router.bias", (2,)),  # scales 9 and 10 are the active ones
+    "decoder": ("vqvae.decoder.conv_out.bias", (1,)),
+}
+
+
+@pytest.mark.parametrize("graph", DAMAGES)
+def test_one_changed_weight_is_found_in_the_first_graph_that_reads_it(graph, model, graphs):
+    """Inputs are the reference's own: a graph that computes the same must pass, whatever the graphs before it did."""
+    damaged, (name, place) = copy.deepcopy(model), DAMAGES[graph]
+    dict(damaged.named_parameters())[name][place] += 10
+    report = check_parity(damaged, graphs, pictures=1)
+    assert report.first_departure is not None and report.first_departure[0] == graph
+    assert f"The first graph that departs is {graph}: " in report.verdict
+
+
+def change_constant(folder: Path, graph: str, name: str) -> None:
+    """Change one constant of a graph, and let the manifest agree."""
+    manifest = read_manifest(folder)
+    path = folder / manifest.graphs[graph].entry.file
+    proto = onnx.load(path, load_external_data=False)
+    (constant,) = (tensor for tensor in proto.graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(constant).copy()
+    values.flat[0] += 0.5
+    constant.CopyFrom(numpy_helper.from_array(values, constant.name))
+    path.write_bytes(proto.SerializeToString())
+    spec = manifest.graphs[graph]
+    graphs = {**manifest.graphs, graph: GraphSpec(hash_file(path), spec.inputs, spec.outputs)}
+    write_manifest(folder, replace(manifest, graphs=graphs))
+
+
+def test_a_bundle_with_a_wrong_constant_ends_with_code_1_and_the_graphs_name(command, small_checkpoint, tmp_path):
+    """A fault in one graph alone: the graphs before and after it are right, and the report says so."""
+    bundle, file = tmp_path / "bundle", tmp_path / "report.json"
+    export_bundle(vivid_model(FOUR_SCALES), bundle, "fp32", "random weights")
+    change_constant(bundle, "scale_03", "bicubic_3_to_5")
+    code, said = command("--bundle", bundle, "--checkpoint", small_checkpoint, "--pictures", 2, "--json", file)
+    assert code == 1
+    assert "The first graph that departs is scale_03: next_f_hat:" in said
+    assert "Whole pictures first draw other tokens at scale_04/token_ids" in said
+    content = json.loads(file.read_text())
+    assert content["passed"] is False
+    assert content["first_departure"] == {"graph": "scale_03", "output": "next_f_hat"}
+    failed = {row["graph"] for row in content["outputs"] if not row["passed"]}
+    assert failed == {"scale_03", CHAIN}
+
+
+# ---- how outputs are compared
+
+
+def compared(reference: dict, result: dict, tolerance: Tolerance = NO_LIMIT) -> dict[str, Difference]:
+    """Outputs of two pictures, numbers 4 and 5."""
+    names = "token_ids", "next_f_hat", "image"
+    compare = OutputCompareFunc(dict.fromkeys(names, tolerance), (4, 5))
+    return compare(IterationResult(reference), IterationResult(result))
+
+
+def test_errors_are_the_largest_absolute_and_the_norms_quotient():
+    """Element by element, a relative error would be endless at the reference's zeros."""
+    reference = np.array([[0.0, 3.0], [4.0, 0.0]], np.float32)
+    found = compared({"image": reference}, {"image": reference + np.array([[0.5, 0.0], [0.0, 0.0]], np.float32)})
+    assert (found["image"].absolute, found["image"].relative) == (0.5, 0.1)
+
+
+def test_unequal_tokens_are_counted_and_the_first_is_placed():
+    """A person looks at that picture; its number is that of the seed and not its place in the batch."""
+    found = compared({"token_ids": np.array([[1, 2], [3, 4]])}, {"token_ids": np.array([[1, 2], [9, 9]])})
+    assert (found["token_ids"].equal, found["token_ids"].tokens) == (2, 4)
+    assert found["token_ids"].first_unequal == (5, 0)
+
+
+def test_f_hat_is_compared_where_the_tokens_are_equal():
+    """It follows from the tokens that the graph has drawn: a flip is counted once, and is no sign of a wrong sum."""
+    reference = {"token_ids": np.array([[1], [3]]), "next_f_hat": np.ones((2, 4), np.float32)}
+    result = {"token_ids": np.array([[1], [9]]), "next_f_hat": np.array([[1.0] * 4, [50.0] * 4], np.float32)}
+    found = compared(reference, result)["next_f_hat"]
+    assert (found.pictures, found.absolute) == (1, 0.0)
+    found = compared(reference, {**result, "token_ids": np.array([[8], [9]])})["next_f_hat"]
+    assert (found.pictures, found.absolute) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.full((2, 3), np.nan), np.array([[np.inf, 1, 1], [1, 1, 1]]), np.ones((2, 4))],
+    ids=["NaN", "infinity", "another shape"],
+)
+def test_what_is_no_number_or_of_another_shape_is_outside_any_tolerance(wrong):
+    """Comparisons with NaN are false, and must not read as "not above the limit"."""
+    found = compared({"image": np.ones((2, 3))}, {"image": wrong}, Tolerance(absolute=1e9))
+    assert not found["image"].passed
+    assert not (Difference(Tolerance(absolute=1.0), 1, 0.5, 0.5) + found["image"]).absolute <= 1.0
+
+
+def test_batches_add_up():
+    """Worst errors, and all tokens: a share is of all pictures, not a mean of unequal batches."""
+    numbers = Difference(Tolerance(absolute=1.0), 4, 0.2, 0.1) + Difference(Tolerance(absolute=1.0), 1, 0.1, 0.3)
+    assert (numbers.pictures, numbers.absolute, numbers.relative) == (5, 0.2, 0.3)
+    tolerance = Tolerance(equal=0.99)
+    first = Difference(tolerance, 99, tokens=99, equal=99)
+    second = Difference(tolerance, 1, tokens=1, equal=0, first_unequal=(99, 0))
+    assert not second.passed
+    both = first + second
+    assert both.passed and (both.tokens, both.equal, both.first_unequal) == (100, 99, (99, 0))
+    nothing = Difference(Tolerance(absolute=1.0), 0)
+    assert (nothing + numbers).absolute == (numbers + nothing).absolute == 0.2
+
+
+# ---- the command
+
+
+def test_a_right_checkpoint_ends_with_code_0_and_a_report(command, small_checkpoint, tmp_path):
+    """What CI runs: nothing but a checkpoint, an exit code, and a report for a program."""
+    file = tmp_path / "report.json"
+    code, said = command("--checkpoint", small_checkpoint, "--pictures", 3, "--batch-size", 2, "--json", file)
+    assert code == 0, said
+    assert "Parity holds in fp32" in said
+    assert "scale_04" in said and "logits" in said
+    content = json.loads(file.read_text())
+    assert content["passed"] is True and content["first_departure"] is None and content["first_flip"] is None
+    assert {row["pictures"] for row in content["outputs"]} == {3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--preset", "mini", "--checkpoint", "x.pth"], "--preset and --checkpoint both name a model"),
+        (["--vqvae", "x.pth"], "--vqvae belongs to a --checkpoint"),
+        (["--bundle", "x"], "--bundle is compared with the --checkpoint"),
+        (["--bundle", "x", "--checkpoint", "y", "--precision", "fp16"], "--precision is for an export"),
+        (["--json", "no/such/folder/report.json"], "--json must be a file in a folder that is there"),
+        (["--pictures", "0"], "--pictures"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_done(command, arguments, expected):
+    """One message, exit code 2."""
+    code, said = command(*arguments)
+    assert code == 2
+    assert expected in said and "Traceback" not in said
+
+
+def test_a_bundle_of_another_model_is_refused(command, small_checkpoint, bundles):
+    """To compare them would be to report nonsense, graph by graph."""
+    code, said = command("--bundle", bundles("fp32"), "--checkpoint", small_checkpoint)
+    assert code == 2
+    assert "is of another model than checkpoint small.safetensors" in said
+
+
+@pytest.mark.slow
+def test_the_shipped_model_draws_the_same_tokens_through_its_graphs(command, tmp_path):
+    """The promise of the README, on trained weights: 32 pictures, all ten scales, logits within 1e-4."""
+    file = tmp_path / "report.json"
+    code, said = command("--json", file)
+    assert code == 0, said
+    rows = {(row["graph"], row["output"]): row for row in json.loads(file.read_text())["outputs"]}
+    for si, tokens in enumerate(MINI.schedule.tokens):
+        chain = rows[CHAIN, f"scale_{si + 1:02d}/token_ids"]
+        assert chain["equal"] == chain["tokens"] == 32 * tokens
+        assert rows[f"scale_{si + 1:02d}", "logits"]["absolute"] <= 1e-4

@@ -1,0 +1,227 @@
+"""The chain of graphs: the same tokens as the eager model, and pictures that do not depend on their neighbours."""
+
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import small_config, vivid_model
+
+from actvar.bundle import hash_file, read_manifest, scale_name, write_manifest
+from actvar.config import MINI, Activation, ModelConfig, Sampling
+from actvar.errors import ActVARError, BundleError
+from actvar.export.onnx_export import export_bundle
+from actvar.generation import generate
+from actvar.models.actvar import ActVAR
+from actvar.runtime.backends.torch_eager import EagerSource
+from actvar.runtime.kv_cache import HostKVCache
+from actvar.runtime.pipeline import Order, Picture
+from actvar.runtime.sources import open_graphs
+
+SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
+ORDERS = [Order(class_id, number) for class_id, number in ((3, 0), (0, 1), (4, 7), (3, 1), (1, 2**40))]
+
+SPARSE = Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))
+CONFIGS = {
+    "dense": small_config(),
+    "active": small_config(activation=SPARSE),
+    "shared AdaLN": small_config(activation=SPARSE, shared_adaln=True),
+    "ten scales": replace(MINI, depth=1, num_classes=5, class_names=(), activation=Activation()),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[ActVAR, Path]]:
+    """Each configuration's model and bundle, made once."""
+    made: dict[str, tuple[ActVAR, Path]] = {}
+
+    def get(name: str) -> tuple[ActVAR, Path]:
+        if name not in made:
+            model, folder = vivid_model(CONFIGS[name]), tmp_path_factory.mktemp("bundles") / "bundle"
+            export_bundle(model, folder, "fp32", "a test")
+            made[name] = model, folder
+        return made[name]
+
+    return get
+
+
+def draw(folder: Path, batch_size: int, orders: list[Order] = ORDERS, seed: int = 7) -> list[Picture]:
+    return list(open_graphs(folder, batch_size, threads=1).draw(orders, SAMPLING, seed))
+
+
+def png(pixels_HW3: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_chain_draws_the_tokens_of_the_eager_model(drawn, name: str):
+    """The whole way, with the cache of every scale: order of the graphs, of the rows, of cache and uniforms."""
+    model, folder = drawn(name)
+    for picture in draw(folder, batch_size=2):
+        eager = generate(model, [picture.order.class_id], SAMPLING, 7, [picture.order.number])
+        for found, wanted in zip(picture.token_ids, eager.token_ids, strict=True):
+            np.testing.assert_array_equal(found, wanted[0].numpy())
+        pixels_HW3 = eager.pictures_B3HW[0].permute(1, 2, 0).numpy() * 255
+        assert np.abs(picture.pixels_HW3 - pixels_HW3).max() <= 1.01  # truncated, and rounding on the way
+
+
+@pytest.mark.parametrize("name", ["active", "ten scales"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_picture_is_the_same_bytes_alone_and_in_any_batch(drawn, name: str, threads: int):
+    """The promise of --seed: no kernel may round by the number of rows that go through it."""
+    _, folder = drawn(name)
+    source = open_graphs(folder, 1, threads)
+    alone = [png(next(source.draw([order], SAMPLING, 7)).pixels_HW3) for order in ORDERS]
+    assert len(set(alone)) == len(ORDERS)
+    for batch_size in (1, 2, 3, 5, 8):
+        batches = replace(source, batch_size=batch_size).draw(ORDERS, SAMPLING, 7)
+        assert [png(picture.pixels_HW3) for picture in batches] == alone
+
+
+def test_a_picture_depends_on_class_number_and_seed_alone(drawn):
+    """Neither the order nor what else is drawn; each of the three changes it."""
+    _, folder = drawn("active")
+    first, other_number, other_class = draw(folder, 3, [Order(3, 0), Order(3, 1), Order(2, 0)])
+    last = draw(folder, 3, [Order(2, 0), Order(3, 1), Order(3, 0)])[-1]
+    np.testing.assert_array_equal(first.pixels_HW3, last.pixels_HW3)
+    for other in (other_number, other_class, draw(folder, 1, [Order(3, 0)], seed=8)[0]):
+        assert (first.pixels_HW3 != other.pixels_HW3).any()
+
+
+def test_partial_pictures_are_those_of_each_scale(drawn):
+    """As many as scales, the last of them the picture, each what the decoder makes of that f_hat."""
+    model, folder = drawn("active")
+    picture = next(open_graphs(folder, 2, 1).draw(ORDERS[1:], SAMPLING, 7, with_partials=True))
+    f_hats = generate(model, [picture.order.class_id], SAMPLING, 7, [picture.order.number]).f_hats
+    assert len(picture.partials) == len(f_hats) == 4
+    np.testing.assert_array_equal(picture.partials[-1], picture.pixels_HW3)
+    for pixels_HW3, f_hat in zip(picture.partials, f_hats, strict=True):
+        wanted_HW3 = (model.vqvae.decode(f_hat)[0].permute(1, 2, 0).numpy() + 1) / 2 * 255
+        assert np.abs(pixels_HW3 - wanted_HW3).max() <= 1.01
+
+
+def test_pictures_come_as_they_are_drawn(drawn):
+    """A grid of hundreds shows progress, and stops at once when nobody wants the rest."""
+    _, folder = drawn("active")
+    source = open_graphs(folder, 2, 1)
+    runs = []
+    run = source.engine.run
+    source.engine.run = lambda graph, inputs: runs.append(graph) or run(graph, inputs)  # type: ignore[method-assign]
+    pictures = source.draw(ORDERS, SAMPLING)
+    assert runs == []
+    next(pictures)
+    next(pictures)
+    assert runs == ["condition", *(scale_name(si) for si in range(4)), "decoder"]
+
+
+def test_the_eager_source_draws_what_generate_draws(drawn):
+    """--backend torch is the oracle itself, behind the seam of the graphs."""
+    model, folder = drawn("active")
+    for eager, graphs in zip(EagerSource(model).draw(ORDERS, SAMPLING, 7, True), draw(folder, 1), strict=True):
+        assert eager.order == graphs.order
+        for a, b in zip(eager.token_ids, graphs.token_ids, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert len(eager.partials) == 4
+        np.testing.assert_array_equal(eager.partials[-1], eager.pixels_HW3)
+    without = next(iter(EagerSource(model).draw(ORDERS, SAMPLING, 7)))
+    assert without.partials == ()
+
+
+def test_fp16_draws_with_a_cache_of_fp16(drawn, tmp_path: Path):
+    """The types of what passes between graphs are the manifest's; a cache in fp32 would not fit the graph."""
+    model, _ = drawn("active")
+    export_bundle(model, tmp_path / "half", "fp16", "a test")
+    source = open_graphs(tmp_path / "half", 2, 1)
+    cache = source.engine.kv_cache(1)
+    assert source.engine.download(cache.past).dtype == np.float16
+    assert len(list(source.draw(ORDERS, SAMPLING))) == len(ORDERS)
+
+
+def test_the_cache_holds_scale_after_scale():
+    """Against plain concatenation; contiguous, as a graph reads it."""
+    model: ModelConfig = CONFIGS["active"]
+    cache = HostKVCache(model, 4, np.dtype("float32"))
+    assert cache.past.shape == (2, 2, 4, 2, 0, 64)
+    random = np.random.default_rng(0)
+    parts = [random.standard_normal((2, 2, 4, 2, tokens, 64), dtype=np.float32) for tokens in (1, 4, 7)]
+    for part in parts:
+        cache.append(part)
+    np.testing.assert_array_equal(cache.past, np.concatenate(parts, axis=4))
+    assert cache.past.flags.c_contiguous
+
+
+# ---- what an engine may meet
+
+
+def test_values_that_are_no_numbers_are_told(drawn, tmp_path: Path):
+    """Weights that overflow would otherwise give a black picture, or a crash in the conversion."""
+    model, _ = drawn("active")
+    broken = ActVAR(model.config).eval().requires_grad_(False)
+    broken.load_state_dict(model.state_dict())
+    broken.vqvae.decoder.conv_out.bias.fill_(torch.nan)
+    export_bundle(broken, tmp_path / "nan", "fp32", "a test")
+    with pytest.raises(ActVARError, match="values that are not numbers"):
+        draw(tmp_path / "nan", 1)
+
+
+@pytest.fixture
+def altered(drawn, tmp_path: Path) -> Callable[[str, bytes], Path]:
+    """A bundle with another content of a file, and a manifest that agrees with it: made by someone who means it."""
+
+    def alter(name: str, content: bytes) -> Path:
+        folder = Path(shutil.copytree(drawn("active")[1], tmp_path / "altered"))
+        manifest = read_manifest(folder)
+        (folder / name).write_bytes(content)
+        entry = hash_file(folder / name)
+        graphs = {g: replace(s, entry=entry) if s.entry.file == name else s for g, s in manifest.graphs.items()}
+        weights = entry if name == "weights.bin" else manifest.weights
+        write_manifest(folder, replace(manifest, graphs=graphs, weights=weights))
+        return folder
+
+    return alter
+
+
+@pytest.mark.parametrize("name", ["condition.onnx", "scale_02.onnx", "decoder.onnx"])
+@pytest.mark.parametrize("content", [b"", b"\x08\x0a", b"\x3a\x00", b"not a graph at all"])
+def test_a_graph_that_is_none_is_our_error(altered, name: str, content: bytes):
+    """The hash is right and the content is not: ONNX Runtime's own exceptions must not reach a user."""
+    with pytest.raises(BundleError, match=name):
+        draw(altered(name, content), 1)
+
+
+def test_a_graph_of_another_scale_is_our_error(drawn, altered):
+    """It loads, and fails when it runs."""
+    other = (drawn("active")[1] / "scale_03.onnx").read_bytes()
+    with pytest.raises(BundleError, match="the graph scale_02 cannot be run"):
+        draw(altered("scale_02.onnx", other), 1)
+
+
+def test_a_graph_that_reads_outside_the_bundle_is_refused(drawn, altered, tmp_path: Path):
+    """With a hash that is right, and a file that is there: some releases of ONNX Runtime would read it."""
+    (tmp_path / "secret.b").write_bytes((drawn("active")[1] / "weights.bin").read_bytes())
+    content = (drawn("active")[1] / "decoder.onnx").read_bytes()
+    with pytest.raises(BundleError, match=r"'\.\./secret\.b', and may read weights\.bin alone"):
+        draw(altered("decoder.onnx", content.replace(b"weights.bin", b"../secret.b")), 1)
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_weights_that_are_too_few_are_refused(drawn, altered, size: int):
+    """A view beyond the end of the mapped file would be a crash of the process."""
+    whole = (drawn("active")[1] / "weights.bin").read_bytes()
+    with pytest.raises(BundleError, match=f"the weights, which have {size}"):
+        draw(altered("weights.bin", whole[:size]), 1)
+
+
+def test_the_weights_are_mapped_once_and_not_copied(drawn):
+    """One copy for all graphs is what keeps the memory of ten scales that of one."""
+    source = open_graphs(drawn("ten scales")[1], 1, 1)
+    list(source.draw(ORDERS[:1], SAMPLING))
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(drawn("ten scales")[1]) in line]
+    assert len(maps) == 1 and "weights.bin" in maps[0]
