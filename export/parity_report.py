@@ -47,7 +47,7 @@ class ParityReport:
     def verdict(self) -> str:
         """One sentence."""
         if self.first_departure is None:
-            return f"Parity holds in {self.precision}: all graphs are within tolerance, over {self.pictures} pictures."
+            return f"Parity holds in {self.precision}: all graphs are within tolerance, over {self._count}."
         graph, output = self.first_departure
         what = f"{output}: {_departure(self.found[self.first_departure])}"
         where = "Each graph alone is within tolerance, the chain of them is not"
@@ -65,7 +65,7 @@ class ParityReport:
 
     def table(self) -> Table:
         """One row for each output."""
-        title = f"{self.source}, {self.precision}, {self.pictures} pictures of seed {self.seed}"
+        title = f"{self.source}, {self.precision}, {self._count} of seed {self.seed}"
         table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
         for heading in ("graph", "output", "max abs", "max rel", "tokens equal", "tolerance", "verdict"):
             table.add_column(heading, justify="left" if heading in ("graph", "output", "verdict") else "right")
@@ -76,6 +76,10 @@ class ParityReport:
             table.add_row("" if graph == before else graph, output, *_cells(difference))
             before = graph
         return table
+
+    @property
+    def _count(self) -> str:
+        return "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
 
     def to_json(self) -> str:
         """All of it; an error that is no number is a text."""

@@ -54,7 +54,7 @@ def main() -> None:
     """Run the command line and leave the process with its exit code; a user's mistake is a message, not a traceback."""
     command = typer.main.get_command(app)
     try:
-        code = command.main(prog_name=NAME, standalone_mode=False)
+        code = command.main(prog_name=NAME, standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer 0.29 makes this of Ctrl-C, earlier ones an Abort
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):

@@ -56,10 +56,5 @@ def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:
         ActVARError: PyTorch is not installed.
     """
     with needs("train", "for --backend torch"):
-        import torch
-
-        from actvar.checkpoint import load_model
-        from actvar.runtime.backends.torch_eager import EagerSource
-    if threads:
-        torch.set_num_threads(threads)
-    return EagerSource(load_model(checkpoint.path, checkpoint.vqvae))
+        from actvar.runtime.backends import torch_eager
+    return torch_eager.load(checkpoint.path, checkpoint.vqvae, threads)

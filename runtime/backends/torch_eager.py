@@ -8,10 +8,12 @@ Letters in shapes: B = 1 picture, E code width, S side of f_hat, H height and W 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from actvar.checkpoint import load_model
 from actvar.config import ModelConfig, Sampling
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
@@ -48,3 +50,19 @@ class EagerSource:
     def _decode(self, f_hat_BESS: torch.Tensor) -> np.ndarray:
         """Pixels of one picture, uint8 [H, W, 3]."""
         return to_bytes((self.network.vqvae.decode(f_hat_BESS).cpu().numpy() + 1) / 2)[0]
+
+
+def load(checkpoint: Path, vqvae: Path | None = None, threads: int = 0) -> EagerSource:
+    """Load a checkpoint.
+
+    Args:
+        checkpoint: the model.
+        vqvae: its VQVAE, where the checkpoint does not hold one.
+        threads: for PyTorch in this whole process; 0 leaves its own choice.
+
+    Raises:
+        CheckpointError: the files cannot be used.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    return EagerSource(load_model(checkpoint, vqvae))
