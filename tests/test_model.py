@@ -153,7 +153,7 @@ def test_skipped_tokens_pass_unchanged_and_leave_nothing_in_the_cache():
         alone = x_RLC[row, sorted(kept[row])][None]
         expected, expected_kv = dense.infer(alone, modulation_R6C[row : row + 1], past[:, row : row + 1], 0)
         torch.testing.assert_close(out_RLC[row, sorted(kept[row])], expected[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(new_kv_2RhKd[:, row], expected_kv[:, 0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(new_kv_2RhKd[:, row], expected_kv[:, 0], rtol=0, atol=1e-5)
 
 
 def test_the_cache_grows_by_the_kept_tokens():
@@ -247,9 +247,9 @@ def test_a_generation_s_parts_fit_each_other():
     model = vivid_model(small_config())
     found = generate(model, [0, 1], SAMPLING)
     f_hat_BEHH = model.vqvae.quantize.decode(torch.cat(found.token_ids, dim=1))
-    torch.testing.assert_close(f_hat_BEHH, found.f_hats[-1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(f_hat_BEHH, found.f_hats[-1], rtol=0, atol=1e-5)
     pictures = model.vqvae.decode(f_hat_BEHH)
-    torch.testing.assert_close(found.pictures_B3HW, (pictures + 1) / 2, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.pictures_B3HW, (pictures + 1) / 2, rtol=0, atol=1e-5)
     assert found.pictures_B3HW.min() >= 0 and found.pictures_B3HW.max() <= 1
     assert found.pictures_B3HW.shape == (2, 3, model.config.picture_size, model.config.picture_size)
 
