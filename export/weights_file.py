@@ -73,7 +73,7 @@ def _deploy(name: str, recipe: Callable[[], Tensor], precision: str) -> np.ndarr
     if precision == "fp16" and _HALF.match(name):
         lowest, highest = tensor.aminmax()
         if max(-lowest, highest) > torch.finfo(torch.float16).max:
-            raise CheckpointError(f"{name} holds values that fp16 cannot. Export it with `--precision fp32`.")
+            raise CheckpointError(f"{name} holds values that fp16 cannot. Export it in fp32.")
         tensor = tensor.half()
     return tensor.contiguous().numpy()
 
