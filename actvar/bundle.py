@@ -1,48 +1,50 @@
 """A bundle: the folder that an export leaves and a runtime reads, and its manifest.
 
-Knows the manifest's form, which tensors pass between the graphs, and how to tell that a file is the one that was
-exported. Nothing here opens a graph. Plain Python: no numpy, no engine.
+Knows the manifest's form, which tensors pass between the graphs, where each weight lies, and how to tell that a file is
+the one that was exported. Nothing here opens a graph. Plain Python: no numpy, no engine.
 
 A bundle may come from anywhere, so whatever is read is held to its form before it is used.
 
-    manifest.json   {"format": "actvar-bundle", "version": 1, "model", "precision", "source", "versions",
-                     "weights": {file, bytes, sha256}, "graphs": {name: {file, bytes, sha256, inputs, outputs}},
+    manifest.json   {"format": "actvar-bundle", "version": 2, "model", "precision", "source", "versions",
+                     "weights": {file, bytes, sha256, tensors: {name: {dtype, shape, offset}}},
+                     "graphs": {name: {file, bytes, sha256, inputs, outputs, weights: {name: shape}}},
                      "sha256": of all that stands before it}
-    weights.bin     all weights, once
+    weights.bin     all weights, once; a bundle that was built before there was a checkpoint has none yet
     <graph>.onnx    condition, scale_01 ... scale_NN, decoder
+    plans/          engines that were built from the graphs, with manifests of their own (actvar.plans)
 
 Letters in shapes: B pictures, R = 2B rows; both stand in the manifest by name, all else by number. L tokens of a scale,
-E code width, H side of f_hat, C width, D depth, h heads, P tokens cached, K tokens kept, d = 64.
+E code width, H side of f_hat, C width, D depth, h heads, T tokens that the KV cache has room for, K tokens kept,
+d = 64.
 """
 
-import hashlib
-import json
-import os
+import math
 import re
-import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from actvar.config import HEAD_WIDTH, ModelConfig
 from actvar.errors import BundleError
-from actvar.files import written_whole
+from actvar.files import FileEntry, read_verified
+from actvar.json_form import SHA256, FormReader, short, write_json
 
-FORMAT, VERSION = "actvar-bundle", 1
-MANIFEST_FILE, WEIGHTS_FILE = "manifest.json", "weights.bin"
-PRECISIONS = ("fp32", "fp16")
-DTYPES = ("float32", "float16", "int64", "int32", "bool")
-MAX_MANIFEST_BYTES = 1 << 20
+FORMAT, VERSION = "actvar-bundle", 2
+MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
+PRECISIONS = ("fp32", "fp16", "bf16")
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
+"""Every type that a tensor of a bundle may have, and the bytes of one value."""
+
 MAX_FILE_BYTES = 1 << 40
 MAX_SIZE = 1 << 24  # of one dimension, and of any number of the model's configuration
 MAX_RANK = 8
 MAX_SCALES = 64
+MAX_WEIGHTS = 1 << 14
 EXPORT_AGAIN = "Export the bundle again with `actvar-trt export`."
 
 _TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_WEIGHT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
 
 Dimension = int | str
 Shape = tuple[Dimension, ...]
@@ -56,23 +58,48 @@ class TensorSpec:
     dtype: str
     shape: Shape
 
+    def sized(self, pictures: int) -> tuple[int, ...]:
+        """Its shape for a batch."""
+        sizes = {"B": pictures, "R": 2 * pictures}
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+
 
 @dataclass(frozen=True)
-class FileEntry:
-    """A file of the bundle: its name in the folder, and what its content must be."""
+class StoredTensor:
+    """Where a tensor lies in the weights file. `dtype` is numpy's name, or "bfloat16"; the offset is in bytes."""
 
-    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class WeightsSpec:
+    """The weights file: its size, its hash, and the tensors in it by name. Without a hash there is no file yet."""
+
     bytes: int
-    sha256: str
+    sha256: str | None
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def entry(self) -> FileEntry | None:
+        """The file, if it is there."""
+        return FileEntry(WEIGHTS_FILE, self.bytes, self.sha256) if self.sha256 else None
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph: its file, and the tensors that go in and come out."""
+    """One graph: its file, the tensors that go in and come out, and the weights it reads, in the shape it needs."""
 
     entry: FileEntry
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    weights: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -86,13 +113,14 @@ class Manifest:
     precision: str
     source: str
     versions: Mapping[str, str]
-    weights: FileEntry
+    weights: WeightsSpec
     graphs: Mapping[str, GraphSpec]
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
-        """Every file but the manifest itself."""
-        return (self.weights, *(graph.entry for graph in self.graphs.values()))
+        """Every file but the manifest itself, and but the plans'."""
+        graphs = (graph.entry for graph in self.graphs.values())
+        return (*graphs, *((self.weights.entry,) if self.weights.entry else ()))
 
 
 def scale_name(si: int) -> str:
@@ -108,7 +136,8 @@ def graph_names(model: ModelConfig) -> tuple[str, ...]:
 def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str, Shape]]:
     """The shapes of all that a graph may read, and of all that it must give back, by name (DESIGN, Sec. 4).
 
-    A graph leaves out inputs that it has no use for (scale_01 an empty past_kv, say), and may give back more.
+    A graph leaves out inputs that it has no use for, and may give back more. `past_kv` is the whole KV cache: a scale
+    reads the part that the scales before it have filled, so that the cache is allocated once and never moved.
     `next_f_hat` is f_hat with this scale's tokens added: in ONNX an output cannot bear an input's name. `cfg` is the
     strength at the last scale; the ramp up to it is the graph's.
     """
@@ -125,7 +154,8 @@ def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str
     keys: Shape = (depth, 2, "R", model.heads)
     first: dict[str, Shape] = {"start": ("R", 1, width)} if si == 0 else {"tokens_in": ("B", tokens[si], code)}
     drawing: dict[str, Shape] = {"uniform": ("B", tokens[si]), "cfg": (), "top_k": (), "top_p": ()}
-    inputs = {**first, **f_hat, **modulation, **drawing, "past_kv": (*keys, model.cached_tokens[si], HEAD_WIDTH)}
+    past: dict[str, Shape] = {"past_kv": (*keys, model.cached_tokens[-1], HEAD_WIDTH)} if si else {}
+    inputs = {**first, **f_hat, **modulation, **drawing, **past}
     outputs: dict[str, Shape] = {"token_ids": ("B", tokens[si]), "next_f_hat": f_hat["f_hat"]}
     if si + 1 < len(tokens):  # the last scale feeds nothing
         outputs |= {"next_tokens_in": ("B", tokens[si + 1], code), "new_kv": (*keys, model.kept_tokens(si), HEAD_WIDTH)}
@@ -135,40 +165,33 @@ def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str
 # ---- writing
 
 
-def hash_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file, under the name that it has in its folder.
-
-    Raises:
-        BundleError: it cannot be read, or is not a plain file.
-    """
-    with _opened(path) as file:
-        return _digest(file, path.name)
-
-
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write the manifest into the bundle's folder, last of all: whoever sees it sees it whole.
 
     Returns: its path.
     """
-    content = _manifest_to_json(manifest)
-    text = json.dumps({**content, "sha256": _content_hash(content)}, indent=1, allow_nan=False) + "\n"
-    with written_whole(folder / MANIFEST_FILE) as file:
-        file.write(text.encode())
+    write_json(folder / MANIFEST_FILE, _manifest_to_json(manifest))
     return folder / MANIFEST_FILE
 
 
-def _content_hash(content: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's fields. It finds accidents and thoughtless edits, not those who can compute it."""
-    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+def entry_to_json(file: FileEntry) -> dict[str, Any]:
+    """A file of a manifest."""
+    return {"file": file.file, "bytes": file.bytes, "sha256": file.sha256}
 
 
 def _manifest_to_json(manifest: Manifest) -> dict[str, Any]:
-    def entry(file: FileEntry) -> dict[str, Any]:
-        return {"file": file.file, "bytes": file.bytes, "sha256": file.sha256}
-
     def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
 
+    def stored(tensor: StoredTensor) -> dict[str, Any]:
+        return {"dtype": tensor.dtype, "shape": list(tensor.shape), "offset": tensor.offset}
+
+    def graph(spec: GraphSpec) -> dict[str, Any]:
+        weights = {name: list(shape) for name, shape in spec.weights.items()}
+        sides = {"inputs": tensors(spec.inputs), "outputs": tensors(spec.outputs)}
+        return {**entry_to_json(spec.entry), **sides, "weights": weights}
+
+    weights = manifest.weights
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -176,11 +199,13 @@ def _manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "precision": manifest.precision,
         "source": manifest.source,
         "versions": dict(manifest.versions),
-        "weights": entry(manifest.weights),
-        "graphs": {
-            name: {**entry(graph.entry), "inputs": tensors(graph.inputs), "outputs": tensors(graph.outputs)}
-            for name, graph in manifest.graphs.items()
+        "weights": {
+            "file": WEIGHTS_FILE,
+            "bytes": weights.bytes,
+            "sha256": weights.sha256,
+            "tensors": {name: stored(tensor) for name, tensor in weights.tensors.items()},
         },
+        "graphs": {name: graph(spec) for name, spec in manifest.graphs.items()},
     }
 
 
@@ -199,101 +224,55 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} is not a folder. Name a bundle: a folder that `actvar-trt export` wrote.")
     if not path.exists():
         raise BundleError(f"{folder} holds no {MANIFEST_FILE}, so it is not a whole bundle. {EXPORT_AGAIN}")
-    with _opened(path) as file:
-        data = file.read(MAX_MANIFEST_BYTES + 1)
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, which no export writes. {EXPORT_AGAIN}")
-    try:
-        content = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not valid JSON ({error}). {EXPORT_AGAIN}") from None
-    return _Reader(path).manifest(content)
+    return _ManifestReader(path, EXPORT_AGAIN).manifest()
+
+
+def require_weights(folder: Path, manifest: Manifest) -> None:
+    """Make sure that a bundle has weights to draw with.
+
+    Raises:
+        BundleError: it was built without a checkpoint, and none has been bound to it since.
+    """
+    if manifest.weights.entry is None:
+        raise BundleError(
+            f"{folder} has graphs and no weights: it was made before there was a checkpoint. "
+            f"Give it some: actvar-trt bind --bundle {folder} --checkpoint FILE."
+        )
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
     """Make sure that every file of a bundle is the one that its manifest describes; all of them are read.
 
+    Plans are not looked at: whoever loads one verifies it.
+
     Raises:
         BundleError: a file is missing, is a link or no plain file, or differs in size or SHA-256.
     """
     for entry in manifest.files:
-        path = folder / entry.file
-        with _opened(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.bytes:
-                raise BundleError(
-                    f"{path} was cut or altered: the manifest says {entry.bytes} bytes, found {size}. {EXPORT_AGAIN}"
-                )
-            found = _digest(file, entry.file)
-        if found != entry:
-            raise BundleError(
-                f"{path} was altered: the manifest says SHA-256 {entry.sha256[:12]}…, found {found.sha256[:12]}…. "
-                f"{EXPORT_AGAIN}"
-            )
+        read_verified(folder / entry.file, entry, EXPORT_AGAIN)
 
 
-class _Reader:
-    """Holds JSON to the manifest's form; every refusal names the file and the field."""
+class _ManifestReader(FormReader):
+    """Holds JSON to the manifest's form."""
 
-    def __init__(self, path: Path):
-        self.path = path
-
-    def refuse(self, where: str, expected: str, found: Any) -> BundleError:
-        return BundleError(f"{self.path}: {where} must be {expected}, found {_short(repr(found), 80)}. {EXPORT_AGAIN}")
-
-    def fields(self, where: str, data: Any, names: str) -> list[Any]:
-        """The values of an object that has these fields and no others, in their order."""
-        if not isinstance(data, dict):
-            raise self.refuse(where, "an object", data)
-        wanted = names.split()
-        if missing := [name for name in wanted if name not in data]:
-            raise self.refuse(where, f"an object with the field {missing[0]!r}", sorted(data))
-        if unknown := [name for name in data if name not in wanted]:
-            raise self.refuse(where, f"an object with no fields but {', '.join(wanted)}", unknown[0])
-        return [data[name] for name in wanted]
-
-    def integer(self, where: str, value: Any, low: int, high: int) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise self.refuse(where, f"a whole number in {low}..{high}", value)
-        return value
-
-    def text(self, where: str, value: Any, limit: int = 1000) -> str:
-        if not isinstance(value, str) or len(value) > limit or not value.isprintable():
-            raise self.refuse(where, f"one line of text of at most {limit} characters", value)
-        return value
-
-    def one_of(self, where: str, value: Any, choices: tuple[str, ...]) -> str:
-        if value not in choices or not isinstance(value, str):
-            raise self.refuse(where, " or ".join(choices), value)
-        return value
-
-    def matching(self, where: str, value: Any, pattern: re.Pattern[str], meaning: str) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise self.refuse(where, meaning, value)
-        return value
-
-    def manifest(self, data: Any) -> Manifest:
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise self.refuse("format", repr(FORMAT), data.get("format") if isinstance(data, dict) else data)
-        if data.get("version") != VERSION:
-            raise self.refuse("version", f"{VERSION}, the one that this program reads", data.get("version"))
+    def manifest(self) -> Manifest:
+        """The whole file."""
+        data = self.of_format(self.load(), FORMAT, VERSION)
         names = "format version model precision source versions weights graphs sha256"
-        _, _, model, precision, source, versions, weights, graphs, sha256 = self.fields("the manifest", data, names)
+        _, _, model, precision, source, versions, weights, graphs, _ = self.fields("the manifest", data, names)
         config = self.model(model)
-        if not isinstance(versions, dict) or len(versions) > 64:
-            raise self.refuse("versions", "an object of at most 64 texts", versions)
         if not isinstance(graphs, dict) or tuple(graphs) != graph_names(config):
             raise self.refuse("graphs", f"an object of {', '.join(graph_names(config))}", graphs and list(graphs))
+        stored = self.weights(weights)
         manifest = Manifest(
             config,
             self.one_of("precision", precision, PRECISIONS),
             self.text("source", source),
-            {self.text("versions", k): self.text(f"versions.{k}", v) for k, v in versions.items()},
-            self.entry("weights", self.fields("weights", weights, "file bytes sha256"), WEIGHTS_FILE),
-            {name: self.graph(f"graphs.{name}", name, graph, config) for name, graph in graphs.items()},
+            self.texts("versions", versions),
+            stored,
+            {name: self.graph(f"graphs.{name}", name, graph, config, stored) for name, graph in graphs.items()},
         )
-        if sha256 != _content_hash({name: value for name, value in data.items() if name != "sha256"}):
-            raise BundleError(f"{self.path} was edited: its fields do not have the SHA-256 it says. {EXPORT_AGAIN}")
+        self.check_hash(data)
         return manifest
 
     def model(self, data: Any) -> ModelConfig:
@@ -303,24 +282,43 @@ class _Reader:
         try:
             config = ModelConfig.from_dict(data)
         except ValueError as error:
-            raise BundleError(f"{self.path}: model: {_short(str(error), 300)}. {EXPORT_AGAIN}") from None
+            raise BundleError(f"{self.path}: model: {short(str(error), 300)}. {EXPORT_AGAIN}") from None
         self.integer("the number of scales in model.patch_nums", len(config.schedule), 2, MAX_SCALES)
         return config
 
+    def weights(self, data: Any) -> WeightsSpec:
+        file, size, sha256, tensors = self.fields("weights", data, "file bytes sha256 tensors")
+        self.one_of("weights.file", file, (WEIGHTS_FILE,))  # no other name, so none that leads out of the folder
+        size = self.integer("weights.bytes", size, 0, MAX_FILE_BYTES)
+        if sha256 is not None:
+            self.matching("weights.sha256", sha256, SHA256, "64 hexadecimal digits, or null")
+        stored = {}
+        for name, item in self.object("weights.tensors", tensors, MAX_WEIGHTS).items():
+            where = f"weights.tensors.{short(name, 80)}"
+            self.matching(where, name, _WEIGHT_NAME, "a name of letters, digits, underscores and dots")
+            dtype, shape, offset = self.fields(where, item, "dtype shape offset")
+            dtype = self.one_of(f"{where}.dtype", dtype, tuple(ITEM_BYTES))
+            tensor = StoredTensor(dtype, self.sizes(where, shape), self.integer(f"{where}.offset", offset, 0, size))
+            self.integer(f"the end of {where}", tensor.offset + tensor.length, 0, size)
+            stored[name] = tensor
+        return WeightsSpec(size, sha256, stored)
+
     def entry(self, where: str, values: list[Any], name: str) -> FileEntry:
+        """A file, which must bear this name: so none that leads out of the folder."""
         file, size, sha256 = values
         return FileEntry(
-            self.one_of(f"{where}.file", file, (name,)),  # no other name, so none that leads out of the folder
+            self.one_of(f"{where}.file", file, (name,)),
             self.integer(f"{where}.bytes", size, 0, MAX_FILE_BYTES),
-            self.matching(f"{where}.sha256", sha256, _SHA256, "64 hexadecimal digits"),
+            self.matching(f"{where}.sha256", sha256, SHA256, "64 hexadecimal digits"),
         )
 
-    def graph(self, where: str, name: str, data: Any, model: ModelConfig) -> GraphSpec:
-        *entry, inputs, outputs = self.fields(where, data, "file bytes sha256 inputs outputs")
+    def graph(self, where: str, name: str, data: Any, model: ModelConfig, stored: WeightsSpec) -> GraphSpec:
+        *entry, inputs, outputs, weights = self.fields(where, data, "file bytes sha256 inputs outputs weights")
         spec = GraphSpec(
             self.entry(where, entry, f"{name}.onnx"),
             self.tensors(f"{where}.inputs", inputs),
             self.tensors(f"{where}.outputs", outputs),
+            self.weight_shapes(f"{where}.weights", weights, stored),
         )
         given, wanted = contract(model, name)
         results = {tensor.name: tensor.shape for tensor in spec.outputs}
@@ -333,6 +331,22 @@ class _Reader:
             if results.get(output) != shape:
                 raise self.refuse(f"{where}.outputs.{output}", f"there, of the shape {shape}", results.get(output))
         return spec
+
+    def weight_shapes(self, where: str, data: Any, stored: WeightsSpec) -> dict[str, tuple[int, ...]]:
+        shapes = {}
+        for name, shape in self.object(where, data, MAX_WEIGHTS).items():
+            if name not in stored.tensors:
+                raise self.refuse(where, "among weights.tensors", name)
+            shapes[name] = self.sizes(f"{where}.{name}", shape)
+            if math.prod(shapes[name]) != math.prod(stored.tensors[name].shape):
+                raise self.refuse(f"{where}.{name}", f"of as many values as {stored.tensors[name].shape}", shape)
+        return shapes
+
+    def sizes(self, where: str, data: Any) -> tuple[int, ...]:
+        """A shape of numbers."""
+        if not isinstance(data, list) or len(data) > MAX_RANK:
+            raise self.refuse(f"{where}.shape", f"a list of at most {MAX_RANK} dimensions", data)
+        return tuple(self.integer(f"{where}.shape", size, 1, MAX_SIZE) for size in data)
 
     def tensors(self, where: str, data: Any) -> tuple[TensorSpec, ...]:
         if not isinstance(data, list) or not 1 <= len(data) <= 64:
@@ -350,23 +364,7 @@ class _Reader:
         dimensions = tuple(
             size if size in ("B", "R") else self.integer(f"{where}.shape", size, 0, MAX_SIZE) for size in shape
         )
-        return TensorSpec(name, self.one_of(f"{where}.dtype", dtype, DTYPES), dimensions)
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's fields; a name that comes twice would mean whatever the reader makes of it."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("an object has two fields of the same name")
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+        return TensorSpec(name, self.one_of(f"{where}.dtype", dtype, tuple(ITEM_BYTES)), dimensions)
 
 
 def _numbers(data: Any) -> Iterator[float]:
@@ -377,26 +375,3 @@ def _numbers(data: Any) -> Iterator[float]:
             yield from _numbers(item)
     elif isinstance(data, (int, float)):
         yield data
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A plain file for reading. A link is refused: it could lead out of the bundle."""
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise BundleError(f"{path} must be a plain file, and is a link, a folder or a device. {EXPORT_AGAIN}")
-        file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
-    except FileNotFoundError:
-        raise BundleError(f"{path} is missing. {EXPORT_AGAIN}") from None
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}.") from None
-    with file:
-        yield file
-
-
-def _digest(file: BinaryIO, name: str) -> FileEntry:
-    digest, count = hashlib.sha256(), 0
-    while block := file.read(1 << 20):
-        digest.update(block)
-        count += len(block)
-    return FileEntry(name, count, digest.hexdigest())

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from actvar.bundle import hash_file
 from actvar.config import Activation, ModelConfig
 from actvar.errors import BundleError, CheckpointError, UsageError
-from actvar.files import written_whole
+from actvar.files import hash_file, written_whole
 from actvar.models.actvar import ActVAR
 from actvar.models.var import fresh_scorers, is_scorer
 from actvar.official import derive_config, read_official

@@ -1,11 +1,25 @@
-"""Files that are there whole or not at all. Plain Python."""
+"""Files that are there whole or not at all, and files that are what somebody said they are. Plain Python."""
 
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from actvar.errors import BundleError
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file: its name in the folder that it belongs to, and what its content must be."""
+
+    file: str
+    bytes: int
+    sha256: str
 
 
 @contextmanager
@@ -23,3 +37,67 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def opened(path: Path, advice: str = "") -> Iterator[BinaryIO]:
+    """A plain file for reading. A link is refused: it could lead out of the folder.
+
+    Raises:
+        BundleError: it is missing, no plain file, or cannot be read; the message ends with the advice.
+    """
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BundleError(f"{path} must be a plain file, and is a link, a folder or a device. {advice}".rstrip())
+        file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
+    except FileNotFoundError:
+        raise BundleError(f"{path} is missing. {advice}".rstrip()) from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}.") from None
+    with file:
+        yield file
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, under the name that it has in its folder.
+
+    Raises:
+        BundleError: it cannot be read, or is not a plain file.
+    """
+    with opened(path) as file:
+        return _digest(file, path.name)
+
+
+def read_verified(path: Path, entry: FileEntry, advice: str, take: Callable[[bytes], object] | None = None) -> None:
+    """Read a file to its end and make sure that it is the one that was meant.
+
+    Args:
+        path: the file.
+        entry: what it must be.
+        advice: what to do if it is not.
+        take: is given the content piece by piece, before it is known to be right.
+
+    Raises:
+        BundleError: it is missing, is a link or no plain file, or differs in size or SHA-256.
+    """
+    with opened(path, advice) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.bytes:
+            raise BundleError(
+                f"{path} was cut or altered: the manifest says {entry.bytes} bytes, found {size}. {advice}"
+            )
+        found = _digest(file, entry.file, take)
+    if found != entry:
+        raise BundleError(
+            f"{path} was altered: the manifest says SHA-256 {entry.sha256[:12]}…, found {found.sha256[:12]}…. {advice}"
+        )
+
+
+def _digest(file: BinaryIO, name: str, take: Callable[[bytes], object] | None = None) -> FileEntry:
+    digest, count = hashlib.sha256(), 0
+    while block := file.read(1 << 20):
+        digest.update(block)
+        count += len(block)
+        if take:
+            take(block)
+    return FileEntry(name, count, digest.hexdigest())

@@ -15,9 +15,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from actvar.bundle import WEIGHTS_FILE, TensorSpec
+from actvar.bundle import WEIGHTS_FILE, StoredTensor, TensorSpec
 from actvar.export.operators import DOMAIN, DOMAIN_VERSION, OPERATORS
-from actvar.export.weights_file import StoredTensor
 
 OPSET = 20
 IR_VERSION = 10  # that of opset 20's own time: engines refuse what is newer than they are
@@ -36,7 +35,8 @@ class GraphBuilder:
         self.name = name
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
-        self._weights, self._half = weights, precision == "fp16"
+        self.weights: dict[str, tuple[int, ...]] = {}
+        self._stored, self._half = weights, precision == "fp16"
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._taken: dict[str, int] = {}
@@ -111,10 +111,11 @@ class GraphBuilder:
             shape: how this graph reads the bytes, if not in the shape that they were stored with.
         """
         if name not in self._initializers:
-            stored = self._weights[name]
+            stored = self._stored[name]
+            self.weights[name] = tuple(shape or stored.shape)
             tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL)
             tensor.data_type = helper.np_dtype_to_tensor_dtype(np.dtype(stored.dtype))
-            tensor.dims.extend(shape or stored.shape)
+            tensor.dims.extend(self.weights[name])
             entries = {"location": WEIGHTS_FILE, "offset": str(stored.offset), "length": str(stored.length)}
             for key, value in entries.items():
                 tensor.external_data.add(key=key, value=value)
@@ -123,11 +124,11 @@ class GraphBuilder:
 
     def shape(self, weight: str) -> tuple[int, ...]:
         """Of a tensor of the weights file."""
-        return self._weights[weight].shape
+        return self._stored[weight].shape
 
     def has(self, weight: str) -> bool:
         """Whether the weights file holds a tensor of this name."""
-        return weight in self._weights
+        return weight in self._stored
 
     def ints(self, *values: int) -> str:
         """A one-dimensional int64 constant."""

@@ -4,20 +4,21 @@ Knows what goes in and out of each, in the shapes of `actvar.bundle.contract`, a
 and no model: a graph names tensors of the weights file, whatever they hold.
 
 Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), D depth, C width, L tokens of a scale, E
-code width, H side of f_hat, h heads, P tokens cached, K kept, d = 64, V codes, M = B * L.
+code width, H side of f_hat, h heads, T tokens that the KV cache has room for, P of them filled, K kept, d = 64, V
+codes, M = B * L.
 """
 
 from collections.abc import Mapping
 
 from onnx import TensorProto, helper
 
-from actvar.bundle import contract, graph_names
+from actvar.bundle import StoredTensor, contract, graph_names
 from actvar.config import HEAD_WIDTH, ModelConfig
 from actvar.export.decoder import DecoderWriter
 from actvar.export.graph_builder import GraphBuilder
 from actvar.export.sampler import add_tokens, guided_logits, next_tokens_in, sample
 from actvar.export.transformer import BlockWriter, KeysValues, linear, modulated_norm
-from actvar.export.weights_file import StoredTensor, positions_name
+from actvar.export.weights_file import positions_name
 
 LOGITS = "logits"
 """What a scale graph gives besides the contract's outputs when it is built for debugging: guided, [B, L, V] fp32."""
@@ -46,8 +47,7 @@ def build_graph(
     b = GraphBuilder(name, weights, precision)
     inputs, outputs = contract(config, name)
     for tensor, shape in inputs.items():
-        if 0 not in shape:  # the empty cache before the first scale
-            b.input(tensor, dtype(tensor), shape)
+        b.input(tensor, dtype(tensor), shape)
     if name == "condition":
         _condition(b, config)
     elif name == "decoder":
@@ -126,13 +126,16 @@ def _embedded(b: GraphBuilder, config: ModelConfig, si: int) -> str:
 
 
 def _past(b: GraphBuilder, config: ModelConfig, si: int) -> list[KeysValues | None]:
-    """Each block's share of `past_kv`."""
-    cached = config.cached_tokens[si]
+    """Each block's keys and values of the first P tokens: the part of `past_kv` that the scales before si filled."""
+    cached, capacity = config.cached_tokens[si], config.cached_tokens[-1]
     if cached == 0:
         return [None] * config.depth
-    flat = b.reshape("past_kv", 2 * config.depth, -1, config.heads, cached, HEAD_WIDTH)
-    parts = [
-        b.op("Gather", flat, b.int_scalar(place), axis=0, name=f"blocks.{place // 2}/past_{'kv'[place % 2]}")
-        for place in range(2 * config.depth)
-    ]
+    flat = b.reshape("past_kv", 2 * config.depth, -1, config.heads, capacity, HEAD_WIDTH)
+    axes, first_axis = b.ints(0, 3), b.ints(0)
+    parts = []
+    for place in range(2 * config.depth):
+        with b.scope(f"blocks.{place // 2}"):
+            name = f"past_{'kv'[place % 2]}"
+            window = b.op("Slice", flat, b.ints(place, 0), b.ints(place + 1, cached), axes, name=f"{name}_window")
+            parts.append(b.op("Squeeze", window, first_axis, name=name))
     return [KeysValues(keys, values) for keys, values in zip(parts[::2], parts[1::2], strict=True)]

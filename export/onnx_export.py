@@ -24,12 +24,12 @@ from actvar.bundle import (
     GraphSpec,
     Manifest,
     graph_names,
-    hash_file,
     write_manifest,
 )
 from actvar.errors import BundleError, UsageError
 from actvar.export.graphs import build_graph
 from actvar.export.weights_file import deployed_tensors, write_weights
+from actvar.files import hash_file
 from actvar.models.actvar import ActVAR
 
 _WEIGHTS_SHARE = 0.9  # of the time that an export takes, about
@@ -66,15 +66,15 @@ def export_bundle(
     with _written_whole(folder) as unfinished:
         weights_path = unfinished / WEIGHTS_FILE
         tensors = deployed_tensors(model, precision)
-        stored, weights = write_weights(weights_path, tensors, lambda share: report(share * _WEIGHTS_SHARE))
+        weights = write_weights(weights_path, tensors, lambda share: report(share * _WEIGHTS_SHARE))
         graphs: dict[str, GraphSpec] = {}
         names = graph_names(model.config)
         for name in names:
-            builder = build_graph(name, model.config, stored, precision, debug_logits)
+            builder = build_graph(name, model.config, weights.tensors, precision, debug_logits)
             path = unfinished / f"{name}.onnx"
             _write(path, builder.build().SerializeToString())
             onnx.checker.check_model(path, full_check=True)
-            graphs[name] = GraphSpec(hash_file(path), tuple(builder.inputs), tuple(builder.outputs))
+            graphs[name] = GraphSpec(hash_file(path), tuple(builder.inputs), tuple(builder.outputs), builder.weights)
             report(_WEIGHTS_SHARE + (1 - _WEIGHTS_SHARE) * len(graphs) / len(names))
         versions = {"actvar": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
         manifest = Manifest(model.config, precision, source, versions, weights, graphs)

@@ -97,9 +97,11 @@ class EagerGraphRunner(_Runner):
         modulation_DR6C, f_hat_BEHH = given["modulation"], given["f_hat"]
         nothing = modulation_DR6C.new_empty(0)  # where a graph has no such input: the scale does not read it either
         condition = Condition(modulation_DR6C, given["head_modulation"], given.get("start", nothing))
-        no_past_D2Rh0d = KVCache(self._model.config, modulation_DR6C.shape[1], modulation_DR6C).past
+        past_D2RhPd = KVCache(self._model.config, modulation_DR6C.shape[1], modulation_DR6C).past
+        if "past_kv" in given:
+            past_D2RhPd = given["past_kv"][..., : self._model.config.cached_tokens[si], :]
         tokens_in_RLE = given["tokens_in"].repeat(2, 1, 1) if si else None
-        logits_RLV, new_kv = var.infer(tokens_in_RLE, condition, given.get("past_kv", no_past_D2Rh0d), si)
+        logits_RLV, new_kv = var.infer(tokens_in_RLE, condition, past_D2RhPd, si)
         logits_BLV = guide(logits_RLV, float(given["cfg"]) * schedule.cfg_ramp(si))
         ids_BL = sample(logits_BLV, given["uniform"], int(given["top_k"]), float(given["top_p"]))
         next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL, si)

@@ -1,7 +1,7 @@
 """What each graph is given and must give back, recorded from the eager model: the ground for every comparison.
 
-Letters in shapes: B pictures, R = 2B rows, D depth, h heads, P tokens cached, d = 64, L tokens of a scale, E code
-width, H side of f_hat.
+Letters in shapes: B pictures, R = 2B rows, D depth, h heads, T tokens that the cache has room for, d = 64, L tokens of
+a scale, E code width, H side of f_hat.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actvar.bundle import scale_name
-from actvar.config import Sampling
+from actvar.config import HEAD_WIDTH, ModelConfig, Sampling
 from actvar.export.graphs import LOGITS
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
@@ -57,7 +57,7 @@ def record(
     for si, tokens in enumerate(config.schedule.tokens):
         tokens_in_BLE = quantizer.tokens_in(f_hat_BEHH, si)
         uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers]))
-        drawing = {"f_hat": f_hat_BEHH, "uniform": uniform_BL, "past_kv": cache.past.clone()}
+        drawing = {"f_hat": f_hat_BEHH, "uniform": uniform_BL, "past_kv": _window(cache, config)}
         inputs = {**fixed, **drawing, **({"tokens_in": tokens_in_BLE} if si else first)}
 
         _, new_kv_D2RhKd = model.var.infer(tokens_in_BLE.repeat(2, 1, 1) if si else None, condition, cache.past, si)
@@ -69,6 +69,14 @@ def record(
         recordings[scale_name(si)] = _recording(inputs, outputs)
     recordings["decoder"] = _recording({"f_hat": f_hat_BEHH}, {"image": made.pictures_B3HW})
     return recordings
+
+
+def _window(cache: KVCache, config: ModelConfig) -> Tensor:
+    """The cache as graphs have it, with room for all scales: D2RhTd."""
+    filled = cache.past.shape[-2]
+    window_D2RhTd = cache.past.new_zeros((*cache.past.shape[:-2], config.cached_tokens[-1], HEAD_WIDTH))
+    window_D2RhTd[..., :filled, :] = cache.past
+    return window_D2RhTd
 
 
 def _recording(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Recording:

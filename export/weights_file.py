@@ -19,7 +19,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actvar.bundle import FileEntry
+from actvar.bundle import StoredTensor, WeightsSpec
 from actvar.errors import CheckpointError
 from actvar.models.actvar import ActVAR
 from actvar.models.attention import MAX_SCALE_MUL
@@ -42,16 +41,6 @@ _HALF = re.compile(
     r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\."
     r"|vqvae\.(post_quant_conv|decoder\.(?!.*norm))"
 )
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies in the weights file. `dtype` is numpy's name; offset and length are bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
 
 
 def positions_name(si: int) -> str:
@@ -80,7 +69,7 @@ def _deploy(name: str, recipe: Callable[[], Tensor], precision: str) -> np.ndarr
 
 def write_weights(
     path: Path, tensors: Mapping[str, Callable[[], np.ndarray]], progress: Callable[[float], None] | None = None
-) -> tuple[dict[str, StoredTensor], FileEntry]:
+) -> WeightsSpec:
     """Write the weights file: raw little-endian values, each tensor at a multiple of ALIGNMENT, zeros between.
 
     Holds one tensor at a time; the hash is taken while writing.
@@ -90,7 +79,7 @@ def write_weights(
         tensors: how to come by the values of each.
         progress: told the share of the tensors that are written.
 
-    Returns: where each tensor lies, and the file's entry for the manifest.
+    Returns: the file's place in the manifest.
     """
     stored: dict[str, StoredTensor] = {}
     digest, position = hashlib.sha256(), 0
@@ -98,7 +87,7 @@ def write_weights(
         for name, compute in tensors.items():
             array = compute()
             values = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            stored[name] = StoredTensor(array.dtype.name, array.shape, position, values.nbytes)
+            stored[name] = StoredTensor(array.dtype.name, array.shape, position)
             padding = bytes(-values.nbytes % ALIGNMENT)
             for block in (values.data, padding):
                 file.write(block)
@@ -108,7 +97,7 @@ def write_weights(
                 progress(len(stored) / len(tensors))
         file.flush()
         os.fsync(file.fileno())
-    return stored, FileEntry(path.name, position, digest.hexdigest())
+    return WeightsSpec(position, digest.hexdigest(), stored)
 
 
 def _recipes(model: ActVAR) -> dict[str, Callable[[], Tensor]]:

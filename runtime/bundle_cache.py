@@ -16,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from actvar import __version__
-from actvar.bundle import MANIFEST_FILE, VERSION, hash_file
+from actvar.bundle import MANIFEST_FILE, VERSION
 from actvar.config import ModelConfig
 from actvar.errors import ActVARError, BundleError, CheckpointError
+from actvar.files import hash_file
 from actvar.runtime.extras import needs
 
 CACHE_VARIABLE = "ACTVAR_CACHE"

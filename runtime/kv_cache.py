@@ -1,8 +1,8 @@
 """The KV cache of engines that work in the host's memory.
 
-A graph reads its past in one piece, so the cache is one contiguous array that is made anew when a scale is added.
+It is allocated once, with room for every scale; a scale's graph reads the part that is filled.
 
-Letters in shapes: D depth, R rows, h heads, P tokens so far, K new tokens, d = 64.
+Letters in shapes: D depth, R rows, h heads, T tokens that there is room for, K new tokens, d = 64.
 """
 
 import numpy as np
@@ -14,19 +14,17 @@ class HostKVCache:
     """Keys and values of the tokens that the scales so far have computed.
 
     Args:
-        model: its depth and heads.
+        model: its depth, heads and the tokens that it caches.
         rows: R.
         dtype: of the keys and values.
     """
 
     def __init__(self, model: ModelConfig, rows: int, dtype: np.dtype):
-        self._past_D2RhPd = np.empty((model.depth, 2, rows, model.heads, 0, HEAD_WIDTH), dtype)
-
-    @property
-    def past(self) -> np.ndarray:
-        """What is cached, [D, 2, R, h, P, d], contiguous."""
-        return self._past_D2RhPd
+        self.past_D2RhTd = np.empty((model.depth, 2, rows, model.heads, model.cached_tokens[-1], HEAD_WIDTH), dtype)
+        self._filled = 0
 
     def append(self, new_kv_D2RhKd: np.ndarray) -> None:
         """Add a scale's keys and values."""
-        self._past_D2RhPd = np.concatenate((self._past_D2RhPd, new_kv_D2RhKd), axis=-2)
+        end = self._filled + new_kv_D2RhKd.shape[-2]
+        self.past_D2RhTd[..., self._filled : end, :] = new_kv_D2RhKd
+        self._filled = end

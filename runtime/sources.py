@@ -6,7 +6,7 @@ The one place that knows which backend there is; each is imported when it is ask
 from importlib.resources import files
 from pathlib import Path
 
-from actvar.bundle import read_manifest, verify
+from actvar.bundle import read_manifest, require_weights, verify
 from actvar.errors import ActVARError
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.extras import needs
@@ -40,6 +40,7 @@ def open_graphs(bundle: Path, batch_size: int, threads: int) -> Pipeline:
     with needs("cpu", "to run graphs"):
         from actvar.runtime.backends import ort
     manifest = read_manifest(bundle)
+    require_weights(bundle, manifest)
     verify(bundle, manifest)
     return Pipeline(ort.load(bundle, manifest, threads), batch_size)
 

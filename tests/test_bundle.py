@@ -13,21 +13,23 @@ from small_models import small_config
 
 from actvar import bundle as bundles
 from actvar.bundle import (
-    MAX_MANIFEST_BYTES,
-    FileEntry,
     GraphSpec,
     Manifest,
+    StoredTensor,
     TensorSpec,
+    WeightsSpec,
     contract,
     graph_names,
-    hash_file,
     read_manifest,
+    require_weights,
     scale_name,
     verify,
     write_manifest,
 )
 from actvar.config import Activation
 from actvar.errors import BundleError
+from actvar.files import FileEntry, hash_file
+from actvar.json_form import MAX_JSON_BYTES, content_hash
 
 MODEL = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
 TYPES = {"class_ids": "int64", "token_ids": "int64", "top_k": "int64"}
@@ -47,9 +49,12 @@ def folder(tmp_path: Path) -> Path:
         return tuple(TensorSpec(name, TYPES.get(name, "float32"), shape) for name, shape in shapes.items())
 
     graphs = {
-        name: GraphSpec(entry(f"{name}.onnx"), *map(tensors, contract(MODEL, name))) for name in graph_names(MODEL)
+        name: GraphSpec(entry(f"{name}.onnx"), *map(tensors, contract(MODEL, name)), {"a.weight": (6,)})
+        for name in graph_names(MODEL)
     }
-    write_manifest(folder, Manifest(MODEL, "fp32", "a test", {"actvar": "0"}, entry("weights.bin"), graphs))
+    file = entry("weights.bin")
+    weights = WeightsSpec(file.bytes, file.sha256, {"a.weight": StoredTensor("float32", (2, 3), 4)})
+    write_manifest(folder, Manifest(MODEL, "fp32", "a test", {"actvar": "0"}, weights, graphs))
     return folder
 
 
@@ -58,7 +63,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     content = json.loads((folder / "manifest.json").read_text())
     content.pop("sha256")
     change(content)
-    content["sha256"] = bundles._content_hash(content)
+    content["sha256"] = content_hash(content)
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
@@ -83,13 +88,27 @@ def test_what_is_written_is_read_back(folder: Path):
     verify(folder, manifest)
 
 
+def test_a_bundle_may_wait_for_its_weights(folder: Path):
+    """Graphs and plans can be made before there is a checkpoint; whoever wants to draw is told what to do."""
+    manifest = read_manifest(folder)
+    require_weights(folder, manifest)
+    waiting = replace(manifest, weights=replace(manifest.weights, sha256=None))
+    write_manifest(folder, waiting)
+    (folder / "weights.bin").unlink()
+    assert read_manifest(folder) == waiting
+    verify(folder, waiting)
+    with pytest.raises(BundleError, match=r"no weights.*actvar-trt bind --bundle"):
+        require_weights(folder, waiting)
+
+
 def test_the_contract_chains():
     """What a scale gives has the shape in which the next one reads it, and the cache grows by what was kept."""
     last = len(MODEL.schedule) - 1
     cached = 0
     for si in range(last + 1):
         inputs, outputs = contract(MODEL, scale_name(si))
-        assert inputs["past_kv"][-2] == cached
+        assert MODEL.cached_tokens[si] == cached
+        assert "past_kv" not in inputs if si == 0 else inputs["past_kv"][-2] == MODEL.cached_tokens[-1]
         if si < last:
             following, _ = contract(MODEL, scale_name(si + 1))
             assert outputs["next_f_hat"] == following["f_hat"]
@@ -107,7 +126,8 @@ def test_the_contract_chains():
     ("field", "value"),
     [
         ("format", "zip"),
-        ("version", 2),
+        ("version", 1),
+        ("version", 3),
         ("precision", "fp8"),
         ("source", 3),
         ("source", "two\nlines"),
@@ -136,7 +156,16 @@ def test_a_field_of_another_kind_is_refused_by_name(folder: Path, field: str, va
         (lambda c: c["weights"].update(bytes=True), ("weights.bytes", "found True")),
         (lambda c: c["weights"].update(bytes=1 << 60), ("weights.bytes",)),
         (lambda c: c["weights"].update(sha256="a" * 63), ("weights.sha256", "64 hexadecimal digits")),
-        (lambda c: c["weights"].update(sha256=None), ("weights.sha256",)),
+        (lambda c: c["weights"].update(sha256=""), ("weights.sha256",)),
+        (lambda c: c["weights"]["tensors"].update({"../a": {}}), ("weights.tensors.../a", "letters, digits")),
+        (lambda c: c["weights"]["tensors"]["a.weight"].update(dtype="float64"), ("a.weight.dtype", "'float64'")),
+        (
+            lambda c: c["weights"]["tensors"]["a.weight"].update(shape=[2, 4]),
+            ("the end of weights.tensors.a.weight", "36"),
+        ),
+        (lambda c: c["weights"]["tensors"]["a.weight"].update(offset=1 << 50), ("a.weight.offset",)),
+        (lambda c: c["graphs"]["decoder"]["weights"].update(b=[6]), ("graphs.decoder.weights", "'b'")),
+        (lambda c: c["graphs"]["decoder"]["weights"].update({"a.weight": [7]}), ("as many values as (2, 3)", "[7]")),
         (lambda c: c["graphs"].pop("decoder"), ("graphs", "decoder")),
         (lambda c: c["graphs"].update(scale_05=c["graphs"]["scale_04"]), ("graphs must be an object of condition",)),
         (lambda c: c["graphs"]["decoder"].update(inputs=[]), ("graphs.decoder.inputs",)),
@@ -212,7 +241,7 @@ def test_a_manifest_that_is_cut_anywhere_is_refused(folder: Path):
 def test_a_huge_manifest_is_not_read(folder: Path):
     """The size is bounded before JSON is made of it."""
     with (folder / "manifest.json").open("ab") as file:
-        file.write(b" " * MAX_MANIFEST_BYTES)
+        file.write(b" " * MAX_JSON_BYTES)
     assert_refused(folder, "larger than")
 
 

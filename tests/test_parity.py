@@ -15,13 +15,14 @@ from onnx import numpy_helper
 from polygraphy.comparator import IterationResult
 from small_models import small_config, vivid_model
 
-from actvar.bundle import GraphSpec, graph_names, hash_file, read_manifest, write_manifest
+from actvar.bundle import GraphSpec, graph_names, read_manifest, write_manifest
 from actvar.checkpoint import save_model
 from actvar.config import MINI, Activation, Sampling
 from actvar.export.onnx_export import export_bundle
 from actvar.export.parity import check_parity
 from actvar.export.parity_compare import Difference, OutputCompareFunc, Tolerance
 from actvar.export.parity_report import CHAIN, ParityReport
+from actvar.files import hash_file
 from actvar.models.actvar import ActVAR
 from actvar.runtime.cli import main
 from actvar.runtime.pipeline import Pipeline

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from small_models import small_config, vivid_model
 
-from actvar.bundle import hash_file, read_manifest, scale_name, write_manifest
+from actvar.bundle import read_manifest, scale_name, write_manifest
 from actvar.config import MINI, Activation, ModelConfig, Sampling
 from actvar.errors import ActVARError, BundleError
 from actvar.export.onnx_export import export_bundle
+from actvar.files import hash_file
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends.torch_eager import EagerSource
@@ -145,16 +146,18 @@ def test_fp16_draws_with_a_cache_of_fp16(drawn, tmp_path: Path):
 
 
 def test_the_cache_holds_scale_after_scale():
-    """Against plain concatenation; contiguous, as a graph reads it."""
+    """Against plain concatenation; in one place from the first scale to the last, as a graph reads it."""
     model: ModelConfig = CONFIGS["active"]
     cache = HostKVCache(model, 4, np.dtype("float32"))
-    assert cache.past.shape == (2, 2, 4, 2, 0, 64)
+    window = cache.past_D2RhTd
+    assert window.shape == (2, 2, 4, 2, model.cached_tokens[-1], 64) and window.flags.c_contiguous
     random = np.random.default_rng(0)
-    parts = [random.standard_normal((2, 2, 4, 2, tokens, 64), dtype=np.float32) for tokens in (1, 4, 7)]
+    lengths = (1, 4, model.cached_tokens[-1] - 5)
+    parts = [random.standard_normal((2, 2, 4, 2, tokens, 64), dtype=np.float32) for tokens in lengths]
     for part in parts:
         cache.append(part)
-    np.testing.assert_array_equal(cache.past, np.concatenate(parts, axis=4))
-    assert cache.past.flags.c_contiguous
+    np.testing.assert_array_equal(window, np.concatenate(parts, axis=4))
+    assert cache.past_D2RhTd is window
 
 
 # ---- what an engine may meet
@@ -181,7 +184,9 @@ def altered(drawn, tmp_path: Path) -> Callable[[str, bytes], Path]:
         (folder / name).write_bytes(content)
         entry = hash_file(folder / name)
         graphs = {g: replace(s, entry=entry) if s.entry.file == name else s for g, s in manifest.graphs.items()}
-        weights = entry if name == "weights.bin" else manifest.weights
+        weights = manifest.weights
+        if name == "weights.bin":
+            weights = replace(weights, bytes=entry.bytes, sha256=entry.sha256)
         write_manifest(folder, replace(manifest, graphs=graphs, weights=weights))
         return folder
 
@@ -213,9 +218,9 @@ def test_a_graph_that_reads_outside_the_bundle_is_refused(drawn, altered, tmp_pa
 
 @pytest.mark.parametrize("size", [0, 5000])
 def test_weights_that_are_too_few_are_refused(drawn, altered, size: int):
-    """A view beyond the end of the mapped file would be a crash of the process."""
+    """A view beyond the end of the mapped file would be a crash of the process; the manifest itself shows it."""
     whole = (drawn("active")[1] / "weights.bin").read_bytes()
-    with pytest.raises(BundleError, match=f"the weights, which have {size}"):
+    with pytest.raises(BundleError, match=rf"the end of weights\.tensors\..* must be a whole number in 0\.\.{size}"):
         draw(altered("weights.bin", whole[:size]), 1)
 
 

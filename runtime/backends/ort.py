@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from actvar.bundle import EXPORT_AGAIN, Manifest
+from actvar.bundle import EXPORT_AGAIN, WEIGHTS_FILE, Manifest
 from actvar.errors import BundleError
 from actvar.runtime.c_heap import return_large_blocks
 from actvar.runtime.graph_file import ExternalTensor, external_tensors
@@ -72,10 +72,7 @@ class _OrtKVCache:
         self._engine = engine
         dtypes = {t.dtype for graph in engine.manifest.graphs.values() for t in graph.outputs if t.name == "new_kv"}
         self._host = HostKVCache(engine.manifest.model, 2 * pictures, np.dtype(dtypes.pop()))
-
-    @property
-    def past(self) -> onnxruntime.OrtValue:
-        return self._engine.upload(self._host.past)
+        self.past = engine.upload(self._host.past_D2RhTd)
 
     def append(self, new_kv: onnxruntime.OrtValue) -> None:
         self._host.append(self._engine.download(new_kv))
@@ -97,8 +94,8 @@ def load(folder: Path, manifest: Manifest, threads: int = 0) -> OrtEngine:
     """
     return_large_blocks()
     paths = {name: folder / graph.entry.file for name, graph in manifest.graphs.items()}
-    tensors = {name: external_tensors(path, manifest.weights.file) for name, path in paths.items()}
-    weights = _Weights(folder / manifest.weights.file)
+    tensors = {name: external_tensors(path, WEIGHTS_FILE) for name, path in paths.items()}
+    weights = _Weights(folder / WEIGHTS_FILE)
     with_weights = {name: dict(weights.values(paths[name], tensors[name])) for name in paths}
     makers = ThreadPoolExecutor(_MAKERS, thread_name_prefix="actvar-load")
     sessions = {name: makers.submit(_make_session, paths[name], with_weights[name], threads) for name in paths}

@@ -3,7 +3,7 @@
 The pipeline never looks into a tensor between two graphs. An engine may therefore leave it on its device, hand out a
 view of a buffer that the next run overwrites at the same place, or record the whole chain and replay it.
 
-Letters in shapes: D depth, R rows, h heads, P tokens cached, K new tokens, d = 64.
+Letters in shapes: D depth, R rows, h heads, T tokens that the cache has room for, K new tokens, d = 64.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class KVCache(Protocol):
 
     @property
     def past(self) -> Tensor:
-        """What the next scale reads as `past_kv`: [D, 2, R, h, P, d]. It is good until the next `append`."""
+        """What every scale reads as `past_kv`: [D, 2, R, h, T, d]. `append` writes into it."""
 
     def append(self, new_kv: Tensor) -> None:
         """Add what a scale gave as `new_kv`: [D, 2, R, h, K, d]."""

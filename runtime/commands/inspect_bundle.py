@@ -41,7 +41,7 @@ def _overview(bundle: Path, manifest: Manifest) -> Table:
         ("activation", _activation(model)),
         ("sampling", f"cfg {model.sampling.cfg:g}, top-k {model.sampling.top_k}, top-p {model.sampling.top_p:g}"),
         ("precision", manifest.precision),
-        ("weights", f"{_megabytes(manifest.weights.bytes)}, once for all graphs"),
+        ("weights", f"{_megabytes(manifest.weights.bytes)}, once for all graphs{_unbound(manifest)}"),
         ("graphs", f"{len(manifest.graphs)}, {_megabytes(graphs)} together"),
         ("made by", ", ".join(f"{program} {version}" for program, version in manifest.versions.items())),
     ):
@@ -88,6 +88,10 @@ def _activation(model: ModelConfig) -> str:
         )
     )
     return f"{model.activation.experts} experts; " + "; ".join(shares)
+
+
+def _unbound(manifest: Manifest) -> str:
+    return "" if manifest.weights.entry else "; not there yet: no checkpoint is bound"
 
 
 def _row(numbers: tuple[int, ...]) -> str:

@@ -1,0 +1,171 @@
+"""JSON files that may come from anywhere: bounded, hashed, and held to a form before anything in them is used.
+
+Knows JSON and what a refusal says; which fields there are is the caller's. Plain Python.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actvar.errors import BundleError
+from actvar.files import opened, written_whole
+
+HASH_FIELD = "sha256"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_JSON_BYTES = 8 << 20
+
+_LINE = 100  # an object or list that is shorter stands on one line
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object and, as its last field, the hash of its others; the file is there whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = "".join(_lines({**content, HASH_FIELD: content_hash(content)}, 0)) + "\n"
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
+def content_hash(content: dict[str, Any]) -> str:
+    """SHA-256 of an object's fields. It finds accidents and thoughtless edits, not those who can compute it."""
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class FormReader:
+    """Holds a JSON file to its form; every refusal names the file and the field.
+
+    Args:
+        path: the file.
+        advice: a sentence that ends every refusal: what to do.
+    """
+
+    path: Path
+    advice: str
+
+    def load(self) -> Any:
+        """The file's content.
+
+        Raises:
+            BundleError: it is missing, no plain file, too large, or not JSON.
+        """
+        with opened(self.path, self.advice) as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise BundleError(
+                f"{self.path} is larger than {MAX_JSON_BYTES} bytes, which nothing here writes. {self.advice}"
+            )
+        try:
+            return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{self.path} is not valid JSON ({error}). {self.advice}") from None
+
+    def check_hash(self, data: dict[str, Any]) -> None:
+        """Hold an object to the hash that it brings along."""
+        if data.get(HASH_FIELD) != content_hash({name: value for name, value in data.items() if name != HASH_FIELD}):
+            raise BundleError(f"{self.path} was edited: its fields do not have the SHA-256 it says. {self.advice}")
+
+    def refuse(self, where: str, expected: str, found: Any) -> BundleError:
+        """The error that says what does not fit."""
+        return BundleError(f"{self.path}: {where} must be {expected}, found {short(repr(found), 80)}. {self.advice}")
+
+    def of_format(self, data: Any, name: str, version: int) -> dict[str, Any]:
+        """An object that says it is of this format and version."""
+        if not isinstance(data, dict) or data.get("format") != name:
+            raise self.refuse("format", repr(name), data.get("format") if isinstance(data, dict) else data)
+        if data.get("version") != version:
+            raise self.refuse("version", f"{version}, the one that this program reads", data.get("version"))
+        return data
+
+    def object(self, where: str, data: Any, limit: int) -> dict[str, Any]:
+        """An object of at most so many fields, whatever their names."""
+        if not isinstance(data, dict) or len(data) > limit:
+            raise self.refuse(where, f"an object of at most {limit} fields", data)
+        return data
+
+    def fields(self, where: str, data: Any, names: str) -> list[Any]:
+        """The values of an object that has these fields and no others, in their order."""
+        if not isinstance(data, dict):
+            raise self.refuse(where, "an object", data)
+        wanted = names.split()
+        if missing := [name for name in wanted if name not in data]:
+            raise self.refuse(where, f"an object with the field {missing[0]!r}", sorted(data))
+        if unknown := [name for name in data if name not in wanted]:
+            raise self.refuse(where, f"an object with no fields but {', '.join(wanted)}", unknown[0])
+        return [data[name] for name in wanted]
+
+    def integer(self, where: str, value: Any, low: int, high: int) -> int:
+        """A whole number in low..high."""
+        if type(value) is not int or not low <= value <= high:
+            raise self.refuse(where, f"a whole number in {low}..{high}", value)
+        return value
+
+    def number(self, where: str, value: Any, low: float, high: float) -> float:
+        """A number in low..high."""
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self.refuse(where, f"a number in {low:g}..{high:g}", value)
+        return float(value)
+
+    def text(self, where: str, value: Any, limit: int = 1000) -> str:
+        """One line of text."""
+        if not isinstance(value, str) or len(value) > limit or not value.isprintable():
+            raise self.refuse(where, f"one line of text of at most {limit} characters", value)
+        return value
+
+    def texts(self, where: str, value: Any) -> dict[str, str]:
+        """An object of texts by name."""
+        items = self.object(where, value, 64).items()
+        return {self.text(where, name): self.text(f"{where}.{name}", text) for name, text in items}
+
+    def one_of(self, where: str, value: Any, choices: tuple[str, ...]) -> str:
+        """One of these texts."""
+        if value not in choices or not isinstance(value, str):
+            raise self.refuse(where, " or ".join(choices), value)
+        return value
+
+    def matching(self, where: str, value: Any, pattern: re.Pattern[str], meaning: str) -> str:
+        """A text of this pattern, which a refusal calls by its meaning."""
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise self.refuse(where, meaning, value)
+        return value
+
+
+def short(text: str, limit: int) -> str:
+    """A text cut to a length, with a sign where it was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _lines(value: Any, depth: int) -> Iterator[str]:
+    line = json.dumps(value, allow_nan=False)
+    if not isinstance(value, (dict, list)) or (len(line) <= _LINE and depth):
+        yield line
+        return
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    items = (
+        [(f"{json.dumps(name)}: ", item) for name, item in value.items()]
+        if isinstance(value, dict)
+        else [("", item) for item in value]
+    )
+    yield opening
+    for place, (label, item) in enumerate(items):
+        yield f"{',' if place else ''}\n{' ' * (depth + 1)}{label}"
+        yield from _lines(item, depth + 1)
+    yield f"\n{' ' * depth}{closing}"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields; a name that comes twice would mean whatever the reader makes of it."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("an object has two fields of the same name")
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
