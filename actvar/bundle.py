@@ -28,7 +28,7 @@ from typing import Any
 from actvar.config import HEAD_WIDTH, ModelConfig
 from actvar.errors import BundleError
 from actvar.files import FileEntry, read_verified
-from actvar.json_form import SHA256, FormReader, short, write_json
+from actvar.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, write_json
 
 FORMAT, VERSION = "actvar-bundle", 2
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
@@ -36,7 +36,6 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 """Every type that a tensor of a bundle may have, and the bytes of one value."""
 
-MAX_FILE_BYTES = 1 << 40
 MAX_SIZE = 1 << 24  # of one dimension, and of any number of the model's configuration
 MAX_RANK = 8
 MAX_SCALES = 64
@@ -302,15 +301,6 @@ class _ManifestReader(FormReader):
             self.integer(f"the end of {where}", tensor.offset + tensor.length, 0, size)
             stored[name] = tensor
         return WeightsSpec(size, sha256, stored)
-
-    def entry(self, where: str, values: list[Any], name: str) -> FileEntry:
-        """A file, which must bear this name: so none that leads out of the folder."""
-        file, size, sha256 = values
-        return FileEntry(
-            self.one_of(f"{where}.file", file, (name,)),
-            self.integer(f"{where}.bytes", size, 0, MAX_FILE_BYTES),
-            self.matching(f"{where}.sha256", sha256, SHA256, "64 hexadecimal digits"),
-        )
 
     def graph(self, where: str, name: str, data: Any, model: ModelConfig, stored: WeightsSpec) -> GraphSpec:
         *entry, inputs, outputs, weights = self.fields(where, data, "file bytes sha256 inputs outputs weights")

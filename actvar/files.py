@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and files that are what somebody said they are. Plain Python."""
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -37,6 +38,18 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends; whoever comes second waits.
+
+    Raises:
+        OSError: the lock's file cannot be written.
+    """
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

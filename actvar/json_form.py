@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from actvar.errors import BundleError
-from actvar.files import opened, written_whole
+from actvar.files import FileEntry, opened, written_whole
 
 HASH_FIELD = "sha256"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_JSON_BYTES = 8 << 20
+MAX_FILE_BYTES = 1 << 40  # that an entry may say
 
 _LINE = 100  # an object or list that is shorter stands on one line
 
@@ -134,6 +135,15 @@ class FormReader:
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise self.refuse(where, meaning, value)
         return value
+
+    def entry(self, where: str, values: list[Any], name: str) -> FileEntry:
+        """A file, which must bear this name: so none that leads out of the folder."""
+        file, size, sha256 = values
+        return FileEntry(
+            self.one_of(f"{where}.file", file, (name,)),
+            self.integer(f"{where}.bytes", size, 0, MAX_FILE_BYTES),
+            self.matching(f"{where}.sha256", sha256, SHA256, "64 hexadecimal digits"),
+        )
 
 
 def short(text: str, limit: int) -> str:

@@ -4,13 +4,11 @@ Knows folders, keys and locks. Loading a checkpoint and exporting it are importe
 cached bundle is used without PyTorch.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +17,7 @@ from actvar import __version__
 from actvar.bundle import MANIFEST_FILE, VERSION
 from actvar.config import ModelConfig
 from actvar.errors import ActVARError, BundleError, CheckpointError
-from actvar.files import hash_file
+from actvar.files import hash_file, locked
 from actvar.runtime.extras import needs
 
 CACHE_VARIABLE = "ACTVAR_CACHE"
@@ -84,7 +82,7 @@ def cached_bundle(
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             if not (folder / MANIFEST_FILE).is_file():
                 _export(checkpoint, folder, precision, accept, progress)
     except OSError as error:
@@ -124,11 +122,3 @@ def _key(checkpoint: Checkpoint, precision: str) -> str:
         for path in sorted(Path(folder).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
