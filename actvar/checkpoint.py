@@ -7,18 +7,17 @@ Our format is safetensors with the configuration in the metadata, and the tensor
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from actvar.config import Activation, ModelConfig
 from actvar.errors import BundleError, CheckpointError, UsageError
 from actvar.files import hash_file, written_whole
-from actvar.models.actvar import ActVAR
+from actvar.models.actvar import ActVAR, empty_model
 from actvar.models.var import fresh_scorers, is_scorer
 from actvar.official import derive_config, read_official
 from actvar.tensor_file import TensorFile, open_tensor_file, require_file
@@ -87,8 +86,37 @@ def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: 
 # ---- reading
 
 
-def load_model(path: Path, vqvae: Path | None = None, activation: Activation | None = None) -> ActVAR:
-    """Read a checkpoint: ours, official VAR's, or a self-trained official one.
+@dataclass(frozen=True)
+class StoredModel:
+    """A checkpoint whose names, shapes and types were found right, and whose values are read one tensor at a time.
+
+    Attributes:
+        config: of the model.
+        fresh: the routers and selectors that were drawn anew, because a dense checkpoint has none; by VAR's names.
+    """
+
+    config: ModelConfig
+    fresh: Mapping[str, Tensor]
+    _networks: Mapping[str, Weights]
+
+    def read(self, name: str, copy: bool = False) -> Tensor:
+        """One tensor in fp32, on the CPU.
+
+        Args:
+            name: as in `ActVAR.state_dict()`.
+            copy: into memory of its own; otherwise what is fp32 stays mapped from the file.
+
+        Raises:
+            CheckpointError: a value is not finite.
+        """
+        network, _, own_name = name.partition(".")
+        if network == "var" and own_name in self.fresh:
+            return self.fresh[own_name]
+        return self._networks[network].read(own_name, copy)
+
+
+def open_model(path: Path, vqvae: Path | None = None, activation: Activation | None = None) -> StoredModel:
+    """Open a checkpoint: ours, official VAR's, or a self-trained official one. No values are read.
 
     Args:
         path: `.safetensors` or `.pth`; what it holds is told by its content.
@@ -96,8 +124,6 @@ def load_model(path: Path, vqvae: Path | None = None, activation: Activation | N
             another checkpoint of ours for ours.
         activation: makes an ActVAR of a dense checkpoint; its router and selector are drawn anew, small and always the
             same. Of an ActVAR it replaces scales and rates; the number of experts must stay.
-
-    Returns: fp32, on the CPU, in evaluation mode, without gradients.
 
     Raises:
         CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; see the message.
@@ -111,12 +137,26 @@ def load_model(path: Path, vqvae: Path | None = None, activation: Activation | N
     is_dense = config.activation is None
     if activation:
         config = _activated(config, activation, path)
-    with torch.device("meta"), _WithoutNormals():  # shapes alone: nothing is allocated before all have been checked
-        model = ActVAR(config)
-    fresh = fresh_scorers(model.var) if is_dense else {}
-    var_weights.fill(model.var, f"a VAR of depth {config.depth}", fresh)
-    vqvae_weights.fill(model.vqvae, "its VQVAE", {})
-    return model.eval().requires_grad_(False)
+    shapes = empty_model(config)  # nothing is allocated before all have been checked
+    fresh = fresh_scorers(shapes.var) if is_dense else {}
+    expected = {name: parameter.shape for name, parameter in shapes.var.named_parameters() if name not in fresh}
+    var_weights.require(expected, f"a VAR of depth {config.depth}")
+    vqvae_weights.require({name: p.shape for name, p in shapes.vqvae.named_parameters()}, "its VQVAE")
+    return StoredModel(config, fresh, {"var": var_weights, "vqvae": vqvae_weights})
+
+
+def load_model(path: Path, vqvae: Path | None = None, activation: Activation | None = None) -> ActVAR:
+    """Read a checkpoint into memory.
+
+    Args and errors are those of `open_model`; a value that is not finite is refused, too.
+
+    Returns: fp32, on the CPU, in evaluation mode, without gradients.
+    """
+    stored = open_model(path, vqvae, activation)
+    model = empty_model(stored.config)
+    values = {name: stored.read(name, copy=True) for name in model.state_dict()}
+    model.load_state_dict(values, strict=True, assign=True)
+    return model.requires_grad_(False)
 
 
 def checkpoint_hash(path: Path) -> str:
@@ -130,14 +170,6 @@ def checkpoint_hash(path: Path) -> str:
         return hash_file(path.resolve()).sha256  # a download's cache may hold links, which a bundle must not
     except BundleError as error:
         raise CheckpointError(str(error)) from None
-
-
-class _WithoutNormals(TorchFunctionMode):
-    """Leaves out the initial values of embeddings: `normal_` on the meta device imports sympy, which takes a second."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
 def _read_ours(file: TensorFile, vqvae_path: Path | None) -> tuple[ModelConfig, Weights, Weights]:

@@ -3,13 +3,13 @@
 Knows how to hold them to a module's names and shapes and to say what does not fit; no format, no configuration.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actvar.errors import CheckpointError
 
@@ -66,40 +66,46 @@ class Weights:
         """All but these."""
         return Weights(self.path, self.prefix, {name: t for name, t in self.tensors.items() if name not in names})
 
-    def fill(self, module: nn.Module, what: str, fresh: Mapping[str, Tensor]) -> None:
-        """Give a module (on the meta device, say) its parameters, in fp32 and in memory of their own.
+    def require(self, expected: Mapping[str, Sequence[int]], what: str) -> None:
+        """Make sure that these tensors are there, and no others.
 
         Args:
-            module: has no buffers.
-            what: describes it in messages.
-            fresh: parameters that the file is not to have.
+            expected: shapes by name.
+            what: the network, for messages.
 
         Raises:
-            CheckpointError: a tensor is missing, left over, of another shape or kind, or not finite.
+            CheckpointError: a tensor is missing, left over, of another shape or kind.
         """
-        expected = {name: list(p.shape) for name, p in module.named_parameters() if name not in fresh}
         whole = f"Use the whole, original file of {what}."
         for name in (name for name in expected if name not in self.tensors):
             missing = len(expected.keys() - self.tensors.keys())
-            raise self.wrong(name, f"the shape {expected[name]}", f"no such tensor ({missing} are missing)", whole)
+            found = f"no such tensor ({missing} are missing)"
+            raise self.wrong(name, f"the shape {list(expected[name])}", found, whole)
         for name in (name for name in self.tensors if name not in expected):
             extra = len(self.tensors.keys() - expected.keys())
             found = f"one of the shape {list(self.tensors[name].shape)} ({extra} are too many)"
             raise self.wrong(name, "no such tensor", found, whole)
         for name, shape in expected.items():
             tensor = self.tensors[name]
-            if list(tensor.shape) != shape or not tensor.is_floating_point():
-                raise self.wrong(name, f"floating point of the shape {shape}", _describe(tensor), whole)
-        filled = {name: self._values(name) for name in expected}
-        module.load_state_dict({**filled, **fresh}, strict=True, assign=True)
+            if list(tensor.shape) != list(shape) or not tensor.is_floating_point():
+                raise self.wrong(name, f"floating point of the shape {list(shape)}", _describe(tensor), whole)
 
-    def _values(self, name: str) -> Tensor:
-        """A copy in fp32: the file may be changed once it has been read."""
-        tensor = self.tensors[name].to(torch.float32, copy=True).contiguous()
-        wrong = int((~torch.isfinite(tensor)).sum())
-        if wrong:
-            found = f"NaN or infinity in {wrong} of {tensor.numel()}"
-            raise self.wrong(name, "finite values", found, "Use a checkpoint from before the training diverged.")
+    def read(self, name: str, copy: bool = False) -> Tensor:
+        """One tensor in fp32, contiguous.
+
+        Args:
+            name: as it stands in the file, without the prefix.
+            copy: into memory of its own, as the file may be changed once it has been read. Otherwise fp32 stays mapped.
+
+        Raises:
+            CheckpointError: a value is not finite.
+        """
+        tensor = self.tensors[name].to(torch.float32, copy=copy).contiguous()
+        if not torch.isfinite(tensor.sum()):  # a quick look: masks would be as large as the tensor
+            wrong = int((~torch.isfinite(tensor)).sum())
+            if wrong:
+                found = f"NaN or infinity in {wrong} of {tensor.numel()}"
+                raise self.wrong(name, "finite values", found, "Use a checkpoint from before the training diverged.")
         return tensor
 
 

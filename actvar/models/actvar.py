@@ -1,7 +1,10 @@
 """A whole model: transformer and VQVAE under one roof, as a checkpoint holds them."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from actvar.config import ModelConfig
 from actvar.models.var import VAR
@@ -16,6 +19,20 @@ class ActVAR(nn.Module):
         self.config = config
         self.var = VAR(config)
         self.vqvae = VQVAE(config.vqvae, config.schedule)
+
+
+def empty_model(config: ModelConfig) -> ActVAR:
+    """A model of names and shapes alone, on the meta device: no memory, whatever its size."""
+    with torch.device("meta"), _WithoutNormals():
+        return ActVAR(config).eval().requires_grad_(False)
+
+
+class _WithoutNormals(TorchFunctionMode):
+    """Leaves out the initial values of embeddings: `normal_` on the meta device imports sympy, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> ActVAR:
