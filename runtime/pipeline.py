@@ -6,16 +6,17 @@ from graph to graph in the engine's own form.
 Letters in shapes: B pictures, H height and W width of a picture, L tokens of a scale, E code width, S side of f_hat.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
 import numpy as np
 
-from actvar.bundle import scale_name
+from actvar.bundle import Manifest, scale_name
 from actvar.config import ModelConfig, Sampling
-from actvar.runtime.backends.protocol import Engine, Tensor
+from actvar.runtime.backends.protocol import Engine, GraphRunner, Launched, Tensor
 from actvar.runtime.image import to_bytes
 from actvar.uniforms import token_uniforms
 
@@ -79,50 +80,86 @@ class Pipeline:
             BundleError: a graph cannot be run.
             ActVARError: the model gave values that are not numbers.
         """
+        under_way: deque[tuple[list[Order], Launched]] = deque()
         waiting = iter(orders)
         while batch := list(islice(waiting, self.batch_size)):
-            ids, f_hats = self._scales(batch, sampling, seed)
-            shown = [self._decode(f_hat) for f_hat in (f_hats if with_partials else f_hats[-1:])]
-            token_ids = [self.engine.download(tensor) for tensor in ids]
-            for i, order in enumerate(batch):
-                partials = tuple(pixels_BHW3[i] for pixels_BHW3 in shown) if with_partials else ()
-                yield Picture(order, shown[-1][i], tuple(ids_BL[i] for ids_BL in token_ids), partials)
+            chain = _PictureChain(self.engine.manifest, len(batch), with_partials)
+            inputs = self._inputs(batch, sampling, seed)
+            under_way.append((batch, self.engine.launch(chain.name, chain.run, inputs, len(batch))))
+            if len(under_way) == self.engine.lanes:
+                yield from self._pictures(*under_way.popleft())
+        while under_way:
+            yield from self._pictures(*under_way.popleft())
 
-    def _scales(self, orders: Sequence[Order], sampling: Sampling, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Token ids [B, L] and f_hat [B, E, S, S] of every scale."""
+    def _inputs(self, orders: Sequence[Order], sampling: Sampling, seed: int) -> dict[str, np.ndarray]:
+        """What a chain is given, in the types in which the graphs read it."""
         schedule, side = self.model.schedule, self.model.schedule.side
-        class_ids_B = np.array([order.class_id for order in orders])
-        held = self._run("condition", {"class_ids": self._upload("class_ids", class_ids_B)})
         f_hat_BESS = np.zeros((len(orders), self.model.vqvae.z_channels, side, side))
-        first = {"f_hat": f_hat_BESS, "cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
-        held |= {name: self._upload(name, np.asarray(value)) for name, value in first.items()}
-        uniforms = [
-            np.stack([token_uniforms(seed, order.number, si, tokens) for order in orders])
-            for si, tokens in enumerate(schedule.tokens)
-        ]
-        cache = self.engine.kv_cache(len(orders))
-        ids, f_hats = [], []
-        for si, uniform_BL in enumerate(uniforms):
-            uniform = self._upload("uniform", uniform_BL)
-            made = self._run(scale_name(si), {**held, "uniform": uniform, "past_kv": cache.past})
-            ids.append(made["token_ids"])
-            f_hats.append(made["next_f_hat"])
-            if si + 1 < len(schedule):
-                held |= {"f_hat": made["next_f_hat"], "tokens_in": made["next_tokens_in"]}
-                cache.append(made.pop("new_kv"))  # it is not to outlive this: it may be large
-        return ids, f_hats
+        arrays = {
+            "class_ids": np.array([order.class_id for order in orders]),
+            "f_hat": f_hat_BESS,
+            **{name: np.asarray(getattr(sampling, name)) for name in ("cfg", "top_k", "top_p")},
+        }
+        dtypes = {t.name: t.dtype for graph in self.engine.manifest.graphs.values() for t in graph.inputs}
+        typed = {name: array.astype(dtypes[name]) for name, array in arrays.items()}
+        for si, tokens in enumerate(schedule.tokens):
+            typed[_uniform(si)] = np.stack([token_uniforms(seed, order.number, si, tokens) for order in orders])
+        return typed
 
-    def _decode(self, f_hat_BESS: Tensor) -> np.ndarray:
-        """Pixels of a batch, uint8 [B, H, W, 3]."""
-        return to_bytes(self.engine.download(self._run("decoder", {"f_hat": f_hat_BESS})["image"]))
+    def _pictures(self, orders: Sequence[Order], launched: Launched) -> Iterator[Picture]:
+        """The pictures of a chain, waited for."""
+        made, scales = launched.result(), range(len(self.model.schedule))
+        shown_BHW3 = [to_bytes(made[name]) for name in (_image(si) for si in scales) if name in made]
+        for i, order in enumerate(orders):
+            token_ids = tuple(made[_tokens(si)][i] for si in scales)
+            partials = tuple(pixels_BHW3[i] for pixels_BHW3 in shown_BHW3) if len(shown_BHW3) > 1 else ()
+            yield Picture(order, shown_BHW3[-1][i], token_ids, partials)
 
-    def _run(self, graph: str, held: dict[str, Tensor]) -> dict[str, Tensor]:
+
+@dataclass(frozen=True)
+class _PictureChain:
+    """A batch of pictures, from classes to pixels; with the pictures that each scale's f_hat makes, if asked for."""
+
+    manifest: Manifest
+    pictures: int
+    with_partials: bool
+
+    @property
+    def name(self) -> str:
+        """What makes it another chain."""
+        return "pictures with partials" if self.with_partials else "pictures"
+
+    def run(self, graphs: GraphRunner, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `actvar.runtime.backends.protocol.Chain`."""
+        last = len(self.manifest.model.schedule) - 1
+        held = {**given, **self._run(graphs, "condition", given)}
+        cache = graphs.kv_cache(self.pictures)
+        held["past_kv"] = cache.past
+        results = {}
+        for si in range(last + 1):
+            made = self._run(graphs, scale_name(si), {**held, "uniform": given[_uniform(si)]})
+            results[_tokens(si)] = made["token_ids"]
+            held["f_hat"] = made["next_f_hat"]
+            if si < last:
+                held["tokens_in"] = made["next_tokens_in"]
+                cache.append(made["new_kv"])
+            if si == last or self.with_partials:
+                results[_image(si)] = self._run(graphs, "decoder", held)["image"]
+        return results
+
+    def _run(self, graphs: GraphRunner, graph: str, held: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Run a graph on those of the tensors at hand that it reads."""
-        inputs = self.engine.manifest.graphs[graph].inputs
-        return dict(self.engine.run(graph, {tensor.name: held[tensor.name] for tensor in inputs}))
+        inputs = self.manifest.graphs[graph].inputs
+        return graphs.run(graph, {tensor.name: held[tensor.name] for tensor in inputs})
 
-    def _upload(self, name: str, array: np.ndarray) -> Tensor:
-        """An array in the type in which the graphs read an input of this name."""
-        graphs = self.engine.manifest.graphs.values()
-        dtype = next(tensor.dtype for graph in graphs for tensor in graph.inputs if tensor.name == name)
-        return self.engine.upload(array.astype(dtype))
+
+def _uniform(si: int) -> str:
+    return f"{scale_name(si)}/uniform"
+
+
+def _tokens(si: int) -> str:
+    return f"{scale_name(si)}/token_ids"
+
+
+def _image(si: int) -> str:
+    return f"{scale_name(si)}/image"

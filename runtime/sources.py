@@ -8,6 +8,7 @@ from pathlib import Path
 
 from actvar.bundle import read_manifest, require_weights, verify
 from actvar.errors import ActVARError
+from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.extras import needs
 from actvar.runtime.pipeline import PictureSource, Pipeline
@@ -30,19 +31,25 @@ def shipped_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(path, None if path == with_vqvae else with_vqvae)
 
 
-def open_graphs(bundle: Path, batch_size: int, threads: int) -> Pipeline:
-    """The graphs of a bundle, every file of it checked first.
+def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "cpu") -> Pipeline:
+    """The graphs of a bundle in ONNX Runtime, every file of it checked first.
+
+    Args:
+        bundle: its folder.
+        batch_size: pictures at a time.
+        threads: of the CPU; 0 is one for each core.
+        device: where the graphs run.
 
     Raises:
-        BundleError: the bundle is incomplete, altered, or reaches out of its folder.
-        ActVARError: ONNX Runtime is not installed.
+        BundleError: the bundle is incomplete, altered, reaches out of its folder, or is of types that the device lacks.
+        ActVARError: ONNX Runtime is not installed, or cannot use the device.
     """
-    with needs("cpu", "to run graphs"):
+    with needs("cpu" if device == "cpu" else "gpu", "to run graphs"):
         from actvar.runtime.backends import ort
     manifest = read_manifest(bundle)
     require_weights(bundle, manifest)
     verify(bundle, manifest)
-    return Pipeline(ort.load(bundle, manifest, threads), batch_size)
+    return Pipeline(ort.load(bundle, manifest, threads, device), batch_size)
 
 
 def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:

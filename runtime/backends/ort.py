@@ -1,149 +1,175 @@
-"""ONNX Runtime on the CPU: the sessions of a bundle's graphs over one copy of its weights.
+"""ONNX Runtime: the sessions of a bundle's graphs over one copy of its weights, on the CPU or on an NVIDIA GPU.
 
-The weights file is mapped into memory once, and every session is given views of it. Three of ONNX Runtime's habits are
-switched off, as they suit one session that runs for ever and not twelve that take turns:
+On the CPU the weights file is mapped into memory once, and every session is given views of it. Three of ONNX Runtime's
+habits are switched off, as they suit one session that runs for ever and not twelve that take turns:
 
 - prepacking, which copies every matrix into a layout of its own, once for each session;
 - arenas, in which every session would keep the memory of its largest run (mini model, batch of 4: 674 MB against 415);
 - threads that spin while they wait, which steals the cores from the session that works, and from everyone else (mini
   model beside another busy program: four times the processor time).
+
+On a GPU the weights are brought there once, and every session is given the same tensors. Not yet run on a GPU.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnxruntime
 
-from actvar.bundle import EXPORT_AGAIN, WEIGHTS_FILE, Manifest
-from actvar.errors import BundleError
+from actvar.bundle import EXPORT_AGAIN, WEIGHTS_FILE, Manifest, StoredTensor
+from actvar.errors import ActVARError, BundleError
+from actvar.runtime.backends.buffered import BufferedEngine, Buffers
+from actvar.runtime.backends.memory import Buffer, HostMemory, Memory, Stream
+from actvar.runtime.backends.protocol import Device
 from actvar.runtime.c_heap import return_large_blocks
 from actvar.runtime.graph_file import ExternalTensor, external_tensors
-from actvar.runtime.kv_cache import HostKVCache
 
-_PROVIDERS = ["CPUExecutionProvider"]
-_UNWANTED = ["GatherSliceToSplitFusion"]  # copies all of past_kv at once, where each block would take its own share
+Session: TypeAlias = onnxruntime.InferenceSession
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# The first copies all of past_kv at once, where each block would take its own share.
+_UNWANTED = ["GatherSliceToSplitFusion"]
 _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
 _MAKERS = 2  # sessions that are made at a time
 
 
-class OrtEngine:
-    """The graphs of one bundle in ONNX Runtime; see `load`. Tensors are `OrtValue`s."""
-
-    def __init__(
-        self, manifest: Manifest, sessions: Mapping[str, "Future[onnxruntime.InferenceSession]"], weights: "_Weights"
-    ):
-        self.manifest = manifest
-        self._sessions = sessions
-        self._weights = weights  # the sessions only borrow them
-
-    def upload(self, array: np.ndarray) -> onnxruntime.OrtValue:
-        """Wrap an array; the memory stays the array's."""
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-
-    def download(self, tensor: onnxruntime.OrtValue) -> np.ndarray:
-        """An array of the tensor's values."""
-        return tensor.numpy()
-
-    def run(self, graph: str, inputs: Mapping[str, onnxruntime.OrtValue]) -> dict[str, onnxruntime.OrtValue]:
-        """Run one graph to all its outputs.
-
-        Raises:
-            BundleError: the graph cannot be loaded or run.
-        """
-        session = self._sessions[graph].result()
-        names = [output.name for output in self.manifest.graphs[graph].outputs]
-        try:
-            values = session.run_with_ort_values(names, dict(inputs))
-        except Exception as error:  # ONNX Runtime's exceptions have no base of their own
-            raise _refusal(f"the graph {graph} cannot be run", error) from None
-        return dict(zip(names, values, strict=True))
-
-    def kv_cache(self, pictures: int) -> "_OrtKVCache":
-        """An empty cache for a batch."""
-        return _OrtKVCache(self, pictures)
-
-
-class _OrtKVCache:
-    """The host's cache, of tensors of this engine."""
-
-    def __init__(self, engine: OrtEngine, pictures: int):
-        self._engine = engine
-        dtypes = {t.dtype for graph in engine.manifest.graphs.values() for t in graph.outputs if t.name == "new_kv"}
-        self._host = HostKVCache(engine.manifest.model, 2 * pictures, np.dtype(dtypes.pop()))
-        self.past = engine.upload(self._host.past_D2RhTd)
-
-    def append(self, new_kv: onnxruntime.OrtValue) -> None:
-        self._host.append(self._engine.download(new_kv))
-
-
-def load(folder: Path, manifest: Manifest, threads: int = 0) -> OrtEngine:
+def load(folder: Path, manifest: Manifest, threads: int = 0, device: Device = "cpu") -> BufferedEngine:
     """Load a bundle whose files have been verified.
 
     The sessions are made in the background, in the order in which they run, so that the first graphs work while the
-    last are still being made. From here on the process gives large blocks back when it frees them (`c_heap`).
+    last are still being made. On the CPU the process from here on gives large blocks back when it frees them
+    (`c_heap`).
 
     Args:
         folder: the bundle.
         manifest: its manifest.
-        threads: that a graph runs on; 0 is one for each core.
+        threads: of the CPU that a graph runs on; 0 is one for each core.
+        device: where the graphs run.
 
     Raises:
-        BundleError: a graph would read a file that is not the bundle's, or weights that are not in it.
+        BundleError: a graph would read a file that is not the bundle's, weights that are not in it, or types that ONNX
+            Runtime's CPU does not have.
+        ActVARError: the device cannot be used.
     """
-    return_large_blocks()
+    if manifest.precision == "bf16" and device == "cpu":
+        raise BundleError(f"{folder} is in bf16, which ONNX Runtime's CPU does not compute. Export it in fp16 or fp32.")
     paths = {name: folder / graph.entry.file for name, graph in manifest.graphs.items()}
-    tensors = {name: external_tensors(path, WEIGHTS_FILE) for name, path in paths.items()}
-    weights = _Weights(folder / WEIGHTS_FILE)
-    with_weights = {name: dict(weights.values(paths[name], tensors[name])) for name in paths}
+    for name, path in paths.items():
+        _check_weights(path, external_tensors(path, WEIGHTS_FILE), manifest, name)
+    mapped = _mapped(folder / WEIGHTS_FILE)
+    memory: Memory
+    if device == "cpu":
+        return_large_blocks()
+        memory = HostMemory()
+    else:
+        memory = _cuda_memory()
+    weights = _Weights(mapped, manifest, device)
+    with_weights = {name: dict(weights.of_graph(name)) for name in paths}
     makers = ThreadPoolExecutor(_MAKERS, thread_name_prefix="actvar-load")
-    sessions = {name: makers.submit(_make_session, paths[name], with_weights[name], threads) for name in paths}
+    sessions = {name: makers.submit(_make_session, paths[name], with_weights[name], threads, device) for name in paths}
     makers.shutdown(wait=False)
-    return OrtEngine(manifest, sessions, weights)
+    return BufferedEngine(manifest, _OrtExecutor(sessions, weights, device), memory)
+
+
+class _OrtExecutor:
+    """Sessions that read and write buffers; see `Executor`."""
+
+    def __init__(self, sessions: Mapping[str, "Future[Session]"], weights: "_Weights", device: Device):
+        self._sessions, self._device = sessions, device
+        self._weights = weights  # the sessions only borrow them
+
+    def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: int, stream: Stream) -> None:
+        """See `Executor`. ONNX Runtime has a stream of its own: it starts when ours is done, and is waited for."""
+        session = self._sessions[graph].result()
+        stream.wait()
+        try:
+            binding = session.io_binding()
+            for name, buffer in inputs.items():
+                binding.bind_input(*self._place(name, buffer))
+            for name, buffer in outputs.items():
+                binding.bind_output(*self._place(name, buffer))
+            session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions have no base of their own
+            raise _refusal(f"the graph {graph} cannot be run", error) from None
+
+    def _place(self, name: str, buffer: Buffer) -> tuple[str, str, int, type, tuple[int, ...], int]:
+        return name, self._device, 0, np.dtype(buffer.dtype).type, buffer.shape, buffer.address
 
 
 class _Weights:
-    """The weights file, mapped once; tensors of it as values, each made once."""
+    """The weights of a bundle as ONNX Runtime's values, each made once for each shape that it is read in."""
 
-    def __init__(self, path: Path):
-        empty = path.stat().st_size == 0  # and cannot be mapped
-        self._bytes = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, "r")
-        self._made: dict[ExternalTensor, onnxruntime.OrtValue] = {}
+    def __init__(self, mapped: np.ndarray, manifest: Manifest, device: Device):
+        self._mapped, self._manifest, self._device = mapped, manifest, device
+        self._made: dict[tuple[str, tuple[int, ...]], onnxruntime.OrtValue] = {}
 
-    def values(self, graph: Path, tensors: Sequence[ExternalTensor]) -> Iterator[tuple[str, onnxruntime.OrtValue]]:
-        """The weights of a graph by name.
+    def of_graph(self, graph: str) -> Iterator[tuple[str, onnxruntime.OrtValue]]:
+        """By name."""
+        for name, shape in self._manifest.graphs[graph].weights.items():
+            if (name, shape) not in self._made:
+                self._made[name, shape] = self._make(self._manifest.weights.tensors[name], shape)
+            yield name, self._made[name, shape]
 
-        Raises:
-            BundleError: one lies outside the file.
-        """
-        for tensor in tensors:
-            end = tensor.offset + tensor.length
-            if end > self._bytes.size:
-                raise BundleError(
-                    f"{graph}: {tensor.name} ends at byte {end} of the weights, which have {self._bytes.size}. "
-                    f"{EXPORT_AGAIN}"
-                )
-            if tensor not in self._made:
-                array = self._bytes[tensor.offset : end].view(tensor.dtype).reshape(tensor.shape)
-                self._made[tensor] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            yield tensor.name, self._made[tensor]
+    def _make(self, stored: StoredTensor, shape: tuple[int, ...]) -> onnxruntime.OrtValue:
+        array = self._mapped[stored.offset : stored.offset + stored.length].view(stored.dtype).reshape(shape)
+        if self._device == "cpu":
+            return onnxruntime.OrtValue.ortvalue_from_numpy(array)  # a view: nothing is copied
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
 
 
-def _make_session(
-    path: Path, weights: Mapping[str, onnxruntime.OrtValue], threads: int
-) -> onnxruntime.InferenceSession:
+def _check_weights(path: Path, read: list[ExternalTensor], manifest: Manifest, graph: str) -> None:
+    """Hold what a graph's file reads of the weights to what the manifest says of it.
+
+    Raises:
+        BundleError: they differ, so one of them is not the exporter's.
+    """
+    stored = manifest.weights.tensors
+    said = {
+        ExternalTensor(name, stored[name].dtype, shape, stored[name].offset)
+        for name, shape in manifest.graphs[graph].weights.items()
+    }
+    for tensor in said ^ set(read):
+        raise BundleError(f"{path}: {tensor.name} is not read as the manifest says it is. {EXPORT_AGAIN}")
+
+
+def _mapped(path: Path) -> np.ndarray:
+    if path.stat().st_size == 0:  # which cannot be mapped
+        return np.zeros(0, np.uint8)
+    return np.memmap(path, np.uint8, "r")
+
+
+def _cuda_memory() -> Memory:
+    """The memory of the first GPU.
+
+    Raises:
+        ActVARError: this ONNX Runtime has no CUDA, or there is no GPU.
+    """
+    if _PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        raise ActVARError(
+            f"This ONNX Runtime {onnxruntime.__version__} is built for the CPU alone, so --device cuda cannot be used. "
+            "Replace it: pip uninstall onnxruntime, then pip install 'actvar-trt[gpu]'."
+        )
+    from actvar.runtime.backends.cuda import CudaMemory
+
+    return CudaMemory()
+
+
+def _make_session(path: Path, weights: Mapping[str, onnxruntime.OrtValue], threads: int, device: Device) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _FATAL_ONLY
-    options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device == "cpu":
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in weights.items():
         options.add_initializer(name, value)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=_PROVIDERS, disabled_optimizers=_UNWANTED)
+        return Session(path, options, providers=[_PROVIDERS[device]], disabled_optimizers=_UNWANTED)
     except Exception as error:  # see `run`
         raise _refusal(f"{path} cannot be loaded", error) from None
 

@@ -1,17 +1,19 @@
-"""What the pipeline asks of an engine library: to hold tensors, to run a graph, and to keep a KV cache.
+"""What the pipeline asks of a backend: to hold tensors, to run graphs, to keep a KV cache, and to launch whole chains.
 
-The pipeline never looks into a tensor between two graphs. An engine may therefore leave it on its device, hand out a
-view of a buffer that the next run overwrites at the same place, or record the whole chain and replay it.
+The pipeline never looks into a tensor between two graphs. An engine may therefore leave it on its device, put the
+outputs of a graph where the next run of it will put them again, or record a chain and replay it.
 
 Letters in shapes: D depth, R rows, h heads, T tokens that the cache has room for, K new tokens, d = 64.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from actvar.bundle import Manifest
+
+Device: TypeAlias = Literal["cpu", "cuda"]
 
 Tensor: TypeAlias = Any
 """A tensor in the engine's own form: given by one method of an engine, good for the others."""
@@ -28,18 +30,8 @@ class KVCache(Protocol):
         """Add what a scale gave as `new_kv`: [D, 2, R, h, K, d]."""
 
 
-class Engine(Protocol):
-    """A loaded bundle."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What was loaded."""
-
-    def upload(self, array: np.ndarray) -> Tensor:
-        """Bring an array to where the graphs run."""
-
-    def download(self, tensor: Tensor) -> np.ndarray:
-        """Bring a tensor back; waits for the runs that make it."""
+class GraphRunner(Protocol):
+    """What runs graphs one after another."""
 
     def run(self, graph: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Run one graph: exactly the inputs that its `GraphSpec` names, to all its outputs by name.
@@ -49,4 +41,46 @@ class Engine(Protocol):
         """
 
     def kv_cache(self, pictures: int) -> KVCache:
-        """An empty cache for a batch."""
+        """An empty cache for a batch; the one that was given before is not to be used any more."""
+
+
+Chain: TypeAlias = Callable[[GraphRunner, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""Steps that make outputs of inputs by running graphs, and do nothing else: they may be recorded and replayed."""
+
+
+class Launched(Protocol):
+    """A chain that is under way."""
+
+    def result(self) -> Mapping[str, np.ndarray]:
+        """Its outputs, waited for; arrays of their own."""
+
+
+class Engine(GraphRunner, Protocol):
+    """A loaded bundle."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was loaded."""
+
+    @property
+    def lanes(self) -> int:
+        """Chains that may be under way at a time; the launch of one more waits for the oldest."""
+
+    def upload(self, array: np.ndarray) -> Tensor:
+        """Bring an array to where the graphs run."""
+
+    def download(self, tensor: Tensor) -> np.ndarray:
+        """Bring a tensor back, as an array of its own; waits for the runs that make it."""
+
+    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> Launched:
+        """Start a chain.
+
+        Args:
+            name: of the chain: under one name an engine is always given the same steps.
+            chain: the steps.
+            inputs: what they are given.
+            pictures: B; with the name it decides all shapes.
+
+        Raises:
+            BundleError: a graph cannot be run.
+        """

@@ -70,7 +70,7 @@ def parity(
         folder = bundle or Path(scratch) / "bundle"
         if not bundle:
             with progress_bar("Exporting") as progress:
-                export_bundle(model, folder, precision or "fp32", source, progress, debug_logits=True)
+                export_bundle(model, folder, precision or "fp32", source, progress, debug=True)
         graphs = open_graphs(folder, batch_size, threads=0)
         if graphs.model != model.config:
             raise UsageError(f"--bundle {folder} is of another model than {source}. Name what it was exported from.")

@@ -1,0 +1,265 @@
+"""An engine over buffers: every tensor of a chain has a place of its own that it keeps from one chain to the next.
+
+Knows which buffers a chain needs, how the KV cache grows in its window, and when a chain can be replayed; what memory
+is and what runs a graph is behind `Memory` and `Executor`. The same code draws on the host and on a GPU.
+
+A *lane* is all that one chain needs to be under way: a stream and the buffers. An engine with two lanes prepares and
+fetches one batch of pictures while the other is drawn.
+
+Letters in shapes: D depth, R rows, h heads, T tokens that the cache has room for, K new tokens, d = 64.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from actvar.bundle import ITEM_BYTES, GraphSpec, Manifest
+from actvar.config import HEAD_WIDTH
+from actvar.errors import BundleError
+from actvar.runtime.backends.memory import Block, Buffer, Memory, Stream
+from actvar.runtime.backends.number_types import decode, encode
+from actvar.runtime.backends.protocol import Chain, KVCache, Launched
+
+Buffers = Mapping[str, Buffer]
+
+
+class Executor(Protocol):
+    """The loaded graphs of a bundle."""
+
+    def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: int, stream: Stream) -> None:
+        """Put one run of a graph on a stream.
+
+        Args:
+            graph: its name in the bundle.
+            inputs: all that its `GraphSpec` names, in the sizes of one batch.
+            outputs: likewise, to be written.
+            lane: two lanes may run the same graph at the same time.
+            stream: the lane's.
+
+        Raises:
+            BundleError: the graph cannot be run.
+        """
+
+
+class BufferedEngine:
+    """See `actvar.runtime.backends.protocol.Engine`; tensors are `Buffer`s.
+
+    Args:
+        manifest: of the bundle that the executor has loaded.
+        executor: what runs its graphs.
+        memory: where they run.
+        lanes: chains that may be under way at a time.
+    """
+
+    def __init__(self, manifest: Manifest, executor: Executor, memory: Memory, lanes: int = 1):
+        self.manifest = manifest
+        self._memory = memory
+        self._lanes = [_Lane(manifest, executor, memory, number) for number in range(lanes)]
+        self._launches = 0
+
+    @property
+    def lanes(self) -> int:
+        """See `Engine`."""
+        return len(self._lanes)
+
+    def upload(self, array: np.ndarray, dtype: str = "") -> Buffer:
+        """Bring an array to where the graphs run, as this type of a bundle if it is named."""
+        dtype = dtype or array.dtype.name
+        raw = encode(array, dtype)
+        block, staged = self._memory.allocate(raw.nbytes), self._memory.stage(raw.nbytes)
+        staged[:] = raw
+        stream = self._lanes[0].stream
+        stream.write(block.address, staged)
+        stream.wait()
+        return Buffer(block.address, dtype, array.shape, block)
+
+    def download(self, tensor: Buffer) -> np.ndarray:
+        """See `Engine`; bfloat16 comes back as float32."""
+        staged, stream = self._memory.stage(tensor.bytes), self._lanes[0].stream
+        stream.read(staged, tensor.address)
+        stream.wait()
+        return decode(staged, tensor.dtype, tensor.shape)
+
+    def run(self, graph: str, inputs: Buffers) -> dict[str, Buffer]:
+        """See `Engine`; the next run of the same graph writes to the same places."""
+        self._lanes[0].begin()
+        return self._lanes[0].run(graph, inputs)
+
+    def kv_cache(self, pictures: int) -> KVCache:
+        """See `Engine`."""
+        return self._lanes[0].kv_cache(pictures)
+
+    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> Launched:
+        """See `Engine`."""
+        lane = self._lanes[self._launches % len(self._lanes)]
+        self._launches += 1
+        return lane.launch(name, chain, inputs, pictures)
+
+
+@dataclass
+class _Recording:
+    """A chain of one name and batch: where its outputs arrive, and what replays it; None if it has only been run."""
+
+    outputs: dict[str, "_Staged"]
+    replay: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A tensor in staged host memory."""
+
+    raw: np.ndarray
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class _Lane:
+    """What one chain needs; see `GraphRunner` for what the chain sees of it."""
+
+    def __init__(self, manifest: Manifest, executor: Executor, memory: Memory, number: int):
+        self.stream = memory.stream()
+        self._manifest, self._executor, self._memory, self._number = manifest, executor, memory, number
+        self._blocks: dict[Hashable, Block] = {}
+        self._stages: dict[Hashable, np.ndarray] = {}
+        self._turns: Counter[str] = Counter()
+        self._recordings: dict[tuple[str, int], _Recording] = {}
+        self._under_way: _Launched | None = None
+
+    # ---- what a chain sees
+
+    def begin(self) -> None:
+        """From here on outputs go to the first places again."""
+        self._turns.clear()
+
+    def run(self, graph: str, inputs: Buffers) -> dict[str, Buffer]:
+        """See `GraphRunner`. A graph that runs twice in a chain has places for the outputs of either run."""
+        spec = self._manifest.graphs[graph]
+        pictures = _pictures(graph, spec, inputs)
+        turn = self._turns[graph]
+        self._turns[graph] += 1
+        outputs = {}
+        for tensor in spec.outputs:
+            # new_kv is large, and read before the next scale writes it: one place serves all scales.
+            place = "new_kv" if tensor.name == "new_kv" else (graph, turn, tensor.name)
+            outputs[tensor.name] = self._buffer(place, tensor.dtype, tensor.sized(pictures))
+        self._executor.run(graph, inputs, outputs, self._number, self.stream)
+        return outputs
+
+    def kv_cache(self, pictures: int) -> KVCache:
+        """See `GraphRunner`."""
+        model = self._manifest.model
+        dtypes = (t.dtype for graph in self._manifest.graphs.values() for t in graph.outputs if t.name == "new_kv")
+        shape = (model.depth, 2, 2 * pictures, model.heads, model.cached_tokens[-1], HEAD_WIDTH)
+        return _WindowedKVCache(self._buffer("past_kv", next(dtypes), shape), self.stream)
+
+    # ---- a whole chain
+
+    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> "_Launched":
+        """Start a chain: it is run at first, the second time recorded where that helps, and replayed from then on."""
+        if self._under_way:
+            self._under_way.result()  # its outputs arrive where this one's will
+        for input_name, array in inputs.items():
+            raw = encode(array, array.dtype.name)
+            self._stage(("in", input_name), raw.nbytes)[:] = raw
+        shapes = {input_name: (array.dtype.name, array.shape) for input_name, array in inputs.items()}
+        recording = self._recordings.get((name, pictures))
+        if recording is None:
+            recording = _Recording(self._work(chain, shapes))
+            self._recordings[name, pictures] = recording
+        else:
+            if recording.replay is None:
+                recording.replay = self.stream.record(lambda: self._work(chain, shapes))
+            if recording.replay is None:
+                self._work(chain, shapes)
+            else:
+                recording.replay()
+        self._under_way = _Launched(self.stream, recording.outputs)
+        return self._under_way
+
+    def _work(self, chain: Chain, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, _Staged]:
+        """Everything of a chain from staged inputs to staged outputs, put on the stream."""
+        self.begin()
+        given = {}
+        for name, (dtype, shape) in shapes.items():
+            given[name] = self._buffer(("in", name), dtype, shape)
+            self.stream.write(given[name].address, self._stage(("in", name), given[name].bytes))
+        outputs = {}
+        for name, buffer in chain(self, given).items():
+            raw = self._stage(("out", name), buffer.bytes)
+            self.stream.read(raw, buffer.address)
+            outputs[name] = _Staged(raw, buffer.dtype, buffer.shape)
+        return outputs
+
+    def _buffer(self, place: Hashable, dtype: str, shape: tuple[int, ...]) -> Buffer:
+        """The buffer of a place; a larger one than before moves the place."""
+        count = math.prod(shape) * ITEM_BYTES[dtype]
+        block = self._blocks.get(place)
+        if block is None or block.bytes < count:
+            self._forget()
+            self._blocks.pop(place, None)
+            block = self._blocks[place] = self._memory.allocate(count)
+        return Buffer(block.address, dtype, shape, block)
+
+    def _stage(self, place: Hashable, count: int) -> np.ndarray:
+        """Staged bytes of a place, likewise."""
+        if place not in self._stages or self._stages[place].nbytes < count:
+            self._forget()
+            self._stages[place] = self._memory.stage(count)
+        return self._stages[place][:count]
+
+    def _forget(self) -> None:
+        """Something moves: what was recorded would write to where it was."""
+        self.stream.wait()
+        self._recordings.clear()
+
+
+class _WindowedKVCache:
+    """The whole cache as one buffer; every scale's keys and values go to their place in it."""
+
+    def __init__(self, past_D2RhTd: Buffer, stream: Stream):
+        self.past = past_D2RhTd
+        self._stream, self._filled = stream, 0
+
+    def append(self, new_kv: Buffer) -> None:
+        """See `KVCache`."""
+        *rows, tokens, width = new_kv.shape
+        item = width * ITEM_BYTES[new_kv.dtype]
+        target = self.past.address + self._filled * item
+        self._stream.copy_rows(target, self.past.shape[-2] * item, new_kv.address, tokens * item, math.prod(rows))
+        self._filled += tokens
+
+
+class _Launched:
+    """See `Launched`."""
+
+    def __init__(self, stream: Stream, outputs: Mapping[str, _Staged]):
+        self._stream, self._outputs = stream, outputs
+        self._arrays: dict[str, np.ndarray] | None = None
+
+    def result(self) -> dict[str, np.ndarray]:
+        """See `Launched`."""
+        if self._arrays is None:
+            self._stream.wait()
+            self._arrays = {name: decode(o.raw, o.dtype, o.shape) for name, o in self._outputs.items()}
+        return self._arrays
+
+
+def _pictures(graph: str, spec: GraphSpec, inputs: Buffers) -> int:
+    """B of a run, for which all inputs must be sized.
+
+    Raises:
+        BundleError: they are not, or one is missing: this is not the graph's chain.
+    """
+    of_pictures = next(tensor for tensor in spec.inputs if tensor.shape[:1] == ("B",))  # every graph has one
+    pictures = inputs[of_pictures.name].shape[0] if of_pictures.name in inputs else 1
+    for tensor in spec.inputs:
+        found = inputs.get(tensor.name)
+        wanted = tensor.dtype, tensor.sized(pictures)
+        if found is None or (found.dtype, found.shape) != wanted:
+            was = f"{found.dtype} {list(found.shape)}" if found else "nothing"
+            raise BundleError(f"The graph {graph} reads {tensor.name} as {wanted[0]} {list(wanted[1])}, given {was}.")
+    return pictures
