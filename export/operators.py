@@ -1,17 +1,17 @@
 """The project's own ONNX operators in one place: what they mean, a reference in numpy, a body in standard ONNX.
 
 A graph uses them as nodes of the domain "actvar". ONNX Runtime, which does not know them, runs the body; TensorRT
-puts a plugin of the same name in the node's place. The names are unique by themselves because TensorRT's parser looks
-plugins up without the domain, and every node carries `plugin_namespace` and `plugin_version`: without them TensorRT
-10.15 and later quietly runs the body.
+puts a plugin of the same name in the node's place, or is given the static body where it has none (`lowering.py`). The
+names are unique by themselves because TensorRT's parser looks plugins up without the domain, and every node carries
+`plugin_namespace` and `plugin_version`: without them TensorRT 10.15 and later quietly runs the body.
 
 Everywhere, of equal scores the one with the lower index counts as higher.
 
 Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts, A active experts, de hidden neurons of an
-expert, M tokens of all rows.
+expert, M tokens of all rows, H = N * de.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Operator:
         inputs, outputs: names, each with dtype, shape and meaning.
         attributes: the integer attributes, each with its meaning.
         body: the same computation in standard operators, as text in ONNX's own syntax.
+        static_body: the same where all sizes but R are known before it runs: no loop, no size that depends on data.
+            Its text reads `@name` where an attribute's number stands.
         reference: the same computation in numpy; takes the inputs, then the attributes by name.
     """
 
@@ -40,6 +42,7 @@ class Operator:
     outputs: dict[str, str]
     attributes: dict[str, str]
     body: str
+    static_body: str
     reference: Callable[..., np.ndarray]
 
     def node(self, inputs: Sequence[str], output: str, name: str, **attributes: int) -> onnx.NodeProto:
@@ -52,9 +55,23 @@ class Operator:
 
     def function(self) -> onnx.FunctionProto:
         """The body, to be added to every model that uses the operator."""
+        return self._parsed(self.body)
+
+    def static_function(self, attributes: Mapping[str, int]) -> onnx.FunctionProto:
+        """The static body for these values of the attributes, to be put in a node's place.
+
+        Raises:
+            KeyError, ValueError: an attribute is missing, or no integer.
+        """
+        body = self.static_body
+        for name in self.attributes:
+            body = body.replace(f"@{name}", f"{attributes[name]:d}")
+        return self._parsed(body)
+
+    def _parsed(self, body: str) -> onnx.FunctionProto:
         attributes = ", ".join((*self.attributes, "plugin_namespace", "plugin_version"))
         signature = f"{self.name} <{attributes}> ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})"
-        return parser.parse_function(f'<opset_import: ["" : 20], domain: "{DOMAIN}"> {signature} {{ {self.body} }}')
+        return parser.parse_function(f'<opset_import: ["" : 20], domain: "{DOMAIN}"> {signature} {{ {body} }}')
 
 
 # ---- references
@@ -177,6 +194,60 @@ _ROUTED_FFN = """
     y = Reshape (sum_like_x, x_shape)
 """
 
+# ---- static bodies
+
+_STATIC_SELECT = """
+    keep = Constant <value_ints = [@keep]> ()
+    best, by_score = TopK <axis = 1> (scores, keep)
+    indices, places = TopK <axis = 1, largest = 0> (by_score, keep)
+"""
+
+# As `_SCATTER`, without Range: a row's number is how many rows stand before it. ScatterElements would need no row
+# numbers, but an int64 index for each of a token's C values, which is more to read than the tokens are.
+_STATIC_SCATTER = """
+    first_axis = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    last_axis = Constant <value_ints = [-1]> ()
+    indices_shape = Shape (indices)
+    ones_rk = Expand (one, indices_shape)
+    row_numbers_rk = CumSum <exclusive = 1> (ones_rk, first_axis)
+    row_numbers_rk1 = Unsqueeze (row_numbers_rk, last_axis)
+    indices_rk1 = Unsqueeze (indices, last_axis)
+    pairs_rk2 = Concat <axis = -1> (row_numbers_rk1, indices_rk1)
+    y = ScatterND (x, pairs_rk2, updated)
+"""
+
+# The dense FFN, its hidden neurons times 1 where the token chose their expert and times 0 elsewhere: it saves no work,
+# but an engine runs it as two plain GEMMs. The second adds the experts up, in what the engine adds a GEMM up in.
+_STATIC_ROUTED_FFN = """
+    active = Constant <value_ints = [@active]> ()
+    expert_count = Constant <value_int = @experts> ()
+    no_yes = Constant <value = float[2] {0, 1}> ()
+    chosen_axis = Constant <value_ints = [2]> ()
+    last_axis = Constant <value_ints = [-1]> ()
+    experts_apart = Constant <value_ints = [0, @experts, -1]> ()
+
+    best, chosen_rka = TopK (scores, active)
+    each_choice_rkan = OneHot (chosen_rka, expert_count, no_yes)
+    mask_rkn = ReduceSum <keepdims = 0> (each_choice_rkan, chosen_axis)
+    mask_rkn_like_x = CastLike (mask_rkn, x)
+    mask_mn = Flatten <axis = 2> (mask_rkn_like_x)
+    mask_mn1 = Unsqueeze (mask_mn, last_axis)
+
+    x_mc = Flatten <axis = 2> (x)
+    w1_hc = Flatten <axis = 2> (w1)
+    b1_1h = Flatten <axis = 0> (b1)
+    hidden_mh = Gemm <transB = 1> (x_mc, w1_hc, b1_1h)
+    gelu_mh = Gelu <approximate = "tanh"> (hidden_mh)
+    gelu_mne = Reshape (gelu_mh, experts_apart)
+    masked_mne = Mul (gelu_mne, mask_mn1)
+    masked_mh = Flatten <axis = 1> (masked_mne)
+    w2_hc = Flatten <axis = 2> (w2)
+    y_mc = Gemm (masked_mh, w2_hc, b2)
+    x_shape = Shape (x)
+    y = Reshape (y_mc, x_shape)
+"""
+
 
 OPERATORS = {
     operator.name: operator
@@ -187,6 +258,7 @@ OPERATORS = {
             outputs={"indices": "[R, K] int64: places of each row's highest scores, ascending"},
             attributes={"keep": "K, at most L"},
             body=_SELECT,
+            static_body=_STATIC_SELECT,
             reference=select_reference,
         ),
         Operator(
@@ -195,6 +267,7 @@ OPERATORS = {
             outputs={"kept": "[R, K, C], of x's type: the tokens at these places"},
             attributes={},
             body=_GATHER,
+            static_body=_GATHER,
             reference=gather_reference,
         ),
         Operator(
@@ -207,6 +280,7 @@ OPERATORS = {
             outputs={"y": "[R, L, C], of x's type: x with these tokens in their places"},
             attributes={},
             body=_SCATTER,
+            static_body=_STATIC_SCATTER,
             reference=scatter_reference,
         ),
         Operator(
@@ -222,6 +296,7 @@ OPERATORS = {
             outputs={"y": "[R, K, C], of x's type: the sum of each token's best experts, added up in fp32"},
             attributes={"experts": "N", "active": "A, at most N: experts of each token"},
             body=_ROUTED_FFN,
+            static_body=_STATIC_ROUTED_FFN,
             reference=routed_ffn_reference,
         ),
     )
