@@ -19,3 +19,7 @@ class CheckpointError(ActVARError):
 
 class BundleError(ActVARError):
     """A bundle is incomplete, altered, or not for this use."""
+
+
+class EngineError(ActVARError):
+    """An engine's library is not there, or failed at its work."""
