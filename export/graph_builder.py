@@ -1,7 +1,7 @@
 """Writes one ONNX graph, node by node.
 
 Knows ONNX's form and nothing of the model: names that stay the same from export to export, constants, weights that
-live in a file beside the graph, and where an fp16 graph changes precision. A value is named by a string.
+live in a file beside the graph, and where a graph changes precision. A value is named by a string.
 
 `name` of a node says where it stands, as in `blocks.3/attn/qkv`; its output bears the same name, so that a profile or
 an engine's log reads like the model.
@@ -21,6 +21,13 @@ from actvar.export.operators import DOMAIN, DOMAIN_VERSION, OPERATORS
 OPSET = 20
 IR_VERSION = 10  # that of opset 20's own time: engines refuse what is newer than they are
 
+_ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int64": TensorProto.INT64,
+}
+
 
 class GraphBuilder:
     """A graph that grows by `op`, and becomes a model by `build`.
@@ -28,15 +35,15 @@ class GraphBuilder:
     Args:
         name: of the graph.
         weights: what the weights file holds.
-        precision: "fp32" or "fp16": in which blocks and decoder compute.
+        compute: the type in which matrices are multiplied: "float32", "float16" or "bfloat16".
     """
 
-    def __init__(self, name: str, weights: Mapping[str, StoredTensor], precision: str):
+    def __init__(self, name: str, weights: Mapping[str, StoredTensor], compute: str):
         self.name = name
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
         self.weights: dict[str, tuple[int, ...]] = {}
-        self._stored, self._half = weights, precision == "fp16"
+        self._stored, self._compute = weights, compute
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._taken: dict[str, int] = {}
@@ -94,12 +101,16 @@ class GraphBuilder:
     # ---- precision
 
     def to_compute(self, value: str) -> str:
-        """From fp32 to what blocks and decoder compute in."""
-        return self.op("Cast", value, to=TensorProto.FLOAT16, name="to_fp16") if self._half else value
+        """From fp32 to what matrices are multiplied in."""
+        if self._compute == "float32":
+            return value
+        return self.op("Cast", value, to=_ONNX_TYPES[self._compute], name=f"to_{self._compute}")
 
     def to_fp32(self, value: str) -> str:
-        """From what blocks and decoder compute in to fp32."""
-        return self.op("Cast", value, to=TensorProto.FLOAT, name="to_fp32") if self._half else value
+        """From what matrices are multiplied in to fp32."""
+        if self._compute == "float32":
+            return value
+        return self.op("Cast", value, to=TensorProto.FLOAT, name="to_float32")
 
     # ---- tensors that the graph brings along
 
@@ -114,7 +125,7 @@ class GraphBuilder:
             stored = self._stored[name]
             self.weights[name] = tuple(shape or stored.shape)
             tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL)
-            tensor.data_type = helper.np_dtype_to_tensor_dtype(np.dtype(stored.dtype))
+            tensor.data_type = _ONNX_TYPES[stored.dtype]
             tensor.dims.extend(self.weights[name])
             entries = {"location": WEIGHTS_FILE, "offset": str(stored.offset), "length": str(stored.length)}
             for key, value in entries.items():
@@ -184,5 +195,4 @@ class GraphBuilder:
 
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
-    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return helper.make_tensor_value_info(spec.name, dtype, spec.shape)
+    return helper.make_tensor_value_info(spec.name, _ONNX_TYPES[spec.dtype], spec.shape)

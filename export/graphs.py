@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from actvar.bundle import StoredTensor, contract, graph_names
 from actvar.config import HEAD_WIDTH, ModelConfig
+from actvar.export import precision as dtypes
 from actvar.export.decoder import DecoderWriter
 from actvar.export.graph_builder import GraphBuilder
 from actvar.export.sampler import add_tokens, guided_logits, next_tokens_in, sample
@@ -36,15 +37,15 @@ def build_graph(
         name: of the graph.
         config: the model's.
         weights: what the weights file holds.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or "bf16".
         debug_logits: let scale graphs give `logits`, too.
     """
 
     def dtype(tensor: str) -> str:
         return "int64" if tensor in _INTEGERS else attention if tensor in _ATTENTION else "float32"
 
-    attention = "float16" if precision == "fp16" else "float32"
-    b = GraphBuilder(name, weights, precision)
+    attention = dtypes.BLOCKS[precision]
+    b = GraphBuilder(name, weights, dtypes.DECODER[precision] if name == "decoder" else attention)
     inputs, outputs = contract(config, name)
     for tensor, shape in inputs.items():
         b.input(tensor, dtype(tensor), shape)

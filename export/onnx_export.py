@@ -1,38 +1,30 @@
 """A model to a bundle: weights, graphs, manifest, in a folder that is there whole or not at all.
 
-Knows the order of the work and what becomes of a folder when it fails; what the files hold is `weights_file.py`'s and
-`graphs.py`'s.
+Knows the order of the work; what the files hold is `weights_file.py`'s and `graphs.py`'s, and what becomes of a folder
+when it fails `bundle_folder.py`'s.
 """
 
-import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import torch
+from torch import Tensor
 
 from actvar import __version__
-from actvar.bundle import (
-    FORMAT,
-    MANIFEST_FILE,
-    PRECISIONS,
-    WEIGHTS_FILE,
-    GraphSpec,
-    Manifest,
-    graph_names,
-    write_manifest,
-)
-from actvar.errors import BundleError, UsageError
+from actvar.bundle import PRECISIONS, WEIGHTS_FILE, GraphSpec, Manifest, graph_names, write_manifest
+from actvar.config import ModelConfig
+from actvar.errors import UsageError
+from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs import build_graph
-from actvar.export.weights_file import deployed_tensors, write_weights
+from actvar.export.weights_file import WeightsFile
 from actvar.files import hash_file
 from actvar.models.actvar import ActVAR
 
-_WEIGHTS_SHARE = 0.9  # of the time that an export takes, about
+_WEIGHTS_SHARE = 0.9  # of the time that an export with weights takes, about
+
+Progress = Callable[[float], None]
 
 
 def export_bundle(
@@ -40,8 +32,8 @@ def export_bundle(
     folder: Path,
     precision: str,
     source: str,
-    progress: Callable[[float], None] | None = None,
-    debug_logits: bool = False,
+    progress: Progress | None = None,
+    debug: bool = False,
 ) -> Manifest:
     """Write a model's bundle.
 
@@ -50,77 +42,77 @@ def export_bundle(
     Args:
         model: on any device.
         folder: the target. A bundle that is there is replaced; anything else that is there is left alone.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or "bf16".
         source: where the weights come from, in words, for the manifest.
         progress: told the share that is done, 0 to 1.
-        debug_logits: let the scale graphs give their guided logits, too.
+        debug: let scale graphs give `graphs.debug_outputs`, too.
 
     Raises:
         UsageError: no such precision.
         BundleError: the target is something else than a bundle, or cannot be written.
         CheckpointError: a weight does not fit into fp16.
     """
+    read = model.state_dict().__getitem__
+    return _export(model.config, read, folder, precision, source, progress, debug)
+
+
+def export_graphs(
+    config: ModelConfig, folder: Path, precision: str, source: str, progress: Progress | None = None
+) -> Manifest:
+    """Write the bundle of a model that has no weights yet; `actvar.export.binder` gives it some.
+
+    Graphs and the places of the weights are those that `export_bundle` writes for a model of this configuration.
+    Arguments and errors are those of `export_bundle`.
+    """
+    return _export(config, None, folder, precision, source, progress, debug=False)
+
+
+def program_versions() -> dict[str, str]:
+    """The programs that make a bundle."""
+    return {"actvar": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
+
+
+def _export(
+    config: ModelConfig,
+    read: Callable[[str], Tensor] | None,
+    folder: Path,
+    precision: str,
+    source: str,
+    progress: Progress | None,
+    debug: bool,
+) -> Manifest:
     if precision not in PRECISIONS:
         raise UsageError(f"The precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     report = progress or (lambda share: None)
-    with _written_whole(folder) as unfinished:
-        weights_path = unfinished / WEIGHTS_FILE
-        tensors = deployed_tensors(model, precision)
-        weights = write_weights(weights_path, tensors, lambda share: report(share * _WEIGHTS_SHARE))
+    weights_share = _WEIGHTS_SHARE if read else 0.0
+    with folder_written_whole(folder) as unfinished:
+        file, path = WeightsFile.of(config, precision), unfinished / WEIGHTS_FILE
+        if read:
+            weights = file.write(path, read, lambda share: report(share * weights_share))
+        else:
+            weights = file.layout
+            _reserve(path, weights.bytes)
         graphs: dict[str, GraphSpec] = {}
-        names = graph_names(model.config)
+        names = graph_names(config)
         for name in names:
-            builder = build_graph(name, model.config, weights.tensors, precision, debug_logits)
-            path = unfinished / f"{name}.onnx"
-            _write(path, builder.build().SerializeToString())
-            onnx.checker.check_model(path, full_check=True)
-            graphs[name] = GraphSpec(hash_file(path), tuple(builder.inputs), tuple(builder.outputs), builder.weights)
-            report(_WEIGHTS_SHARE + (1 - _WEIGHTS_SHARE) * len(graphs) / len(names))
-        versions = {"actvar": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
-        manifest = Manifest(model.config, precision, source, versions, weights, graphs)
+            builder = build_graph(name, config, weights.tensors, precision, debug)
+            graph_path = unfinished / f"{name}.onnx"
+            _write(graph_path, builder.build().SerializeToString())
+            onnx.checker.check_model(graph_path, full_check=True)
+            inputs, outputs = tuple(builder.inputs), tuple(builder.outputs)
+            graphs[name] = GraphSpec(hash_file(graph_path), inputs, outputs, builder.weights)
+            report(weights_share + (1 - weights_share) * len(graphs) / len(names))
+        if not read:
+            path.unlink()
+        manifest = Manifest(config, precision, source, program_versions(), weights, graphs)
         write_manifest(unfinished, manifest)
     return manifest
 
 
-@contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the target's place when the block ends, and is removed if the block fails."""
-    folder = Path(os.path.abspath(folder))  # a name that a folder beside it can be given, even for "."
-    token = secrets.token_hex(4)
-    unfinished, replaced = (folder.with_name(f".{folder.name[:100]}.{token}.{end}") for end in ("tmp", "old"))
-    try:
-        if not _may_be_replaced(folder):
-            raise BundleError(f"{folder} is there and is not a bundle. Name a new folder, or a bundle to replace.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.mkdir()
-        yield unfinished
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
-    except BaseException as error:
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        if isinstance(error, OSError):
-            raise BundleError(
-                f"{folder} cannot be written: {error.strerror or error}. Name another folder, or make room."
-            ) from None
-        raise
-    finally:
-        for rest in (unfinished, replaced):
-            shutil.rmtree(rest, ignore_errors=True)
-
-
-def _may_be_replaced(folder: Path) -> bool:
-    """Whether there is nothing, an empty folder, or a bundle, whatever its state."""
-    if folder.is_symlink() or not folder.is_dir():
-        return not os.path.lexists(folder)
-    try:
-        content = json.loads((folder / MANIFEST_FILE).read_bytes())
-    except FileNotFoundError:
-        return not any(folder.iterdir())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+def _reserve(path: Path, size: int) -> None:
+    """A file of this size that takes no room: ONNX's checker wants to see the file that a graph points into."""
+    with path.open("wb") as file:
+        file.truncate(size)
 
 
 def _write(path: Path, data: bytes) -> None:

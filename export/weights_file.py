@@ -18,29 +18,31 @@ Letters in shapes: C width, L tokens of one scale, h heads, E code width, N expe
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from actvar.bundle import StoredTensor, WeightsSpec
+from actvar.config import ModelConfig
 from actvar.errors import CheckpointError
-from actvar.models.actvar import ActVAR
+from actvar.export import precision as dtypes
+from actvar.models.actvar import empty_model
 from actvar.models.attention import MAX_SCALE_MUL
-from actvar.scales import PHI_COUNT
+from actvar.scales import PHI_COUNT, ScaleSchedule
 
 ALIGNMENT = 4096
 """Every tensor starts at a multiple of this: a page, so that it can be mapped into memory by itself."""
 
-# What an fp16 bundle holds in fp16: the matrices of the blocks, and the decoder's convolutions. The rest is small or
-# must be exact: embeddings (the residual stream), selector and router, head, codebook and phi (f_hat), norms.
-_HALF = re.compile(
-    r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\."
-    r"|vqvae\.(post_quant_conv|decoder\.(?!.*norm))"
-)
+# What a precision decides: the matrices of the blocks, and the decoder's convolutions. The rest is small or must be
+# exact, so it is always fp32: embeddings (the residual stream), selector and router, head, codebook and phi (f_hat),
+# norms.
+_BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
+_DECODER = re.compile(r"vqvae\.(post_quant_conv|decoder\.(?!.*norm))")
+_SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 def positions_name(si: int) -> str:
@@ -48,105 +50,151 @@ def positions_name(si: int) -> str:
     return f"var.positions.{si}"
 
 
-def deployed_tensors(model: ActVAR, precision: str) -> dict[str, Callable[[], np.ndarray]]:
-    """All tensors of a model's bundle by name, in the order in which the graphs read them.
+@dataclass(frozen=True)
+class _Recipe:
+    """How a deployed tensor comes from tensors of `ActVAR.state_dict()`, which it is given in fp32."""
 
-    Each is computed when it is called for, so that a large model is never held twice. The call raises
-    CheckpointError where a weight does not fit into fp16.
+    sources: tuple[str, ...]
+    make: Callable[..., Tensor] = lambda tensor: tensor
+
+    def compute(self, read: Callable[[str], Tensor]) -> Tensor:
+        return self.make(*(read(source).detach().float() for source in self.sources))
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The weights file of a model: where everything in it lies, before there are weights, and how it is filled.
+
+    Attributes:
+        layout: without a hash, as there is no content yet.
     """
-    return {name: partial(_deploy, name, recipe, precision) for name, recipe in _recipes(model).items()}
+
+    layout: WeightsSpec
+    _recipes: Mapping[str, _Recipe]
+
+    @classmethod
+    def of(cls, config: ModelConfig, precision: str) -> "WeightsFile":
+        """The file of a bundle of this precision: tensors in the order in which the graphs read them.
+
+        It costs no memory: the layout is that of a model of names and shapes alone.
+        """
+        shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
+        zero = torch.zeros(())  # in every place: computing on the meta device takes seconds of imports
+        recipes = _recipes(config, shapes)
+        stored, position = {}, 0
+        for name, recipe in recipes.items():
+            shape = tuple(recipe.compute(lambda source: zero.expand(shapes[source])).shape)
+            stored[name] = StoredTensor(_dtype(name, precision), shape, position)
+            position += -(-stored[name].length // ALIGNMENT) * ALIGNMENT
+        return cls(WeightsSpec(position, None, stored), recipes)
+
+    def write(
+        self, path: Path, read: Callable[[str], Tensor], progress: Callable[[float], None] | None = None
+    ) -> WeightsSpec:
+        """Write the file: raw little-endian values, each tensor at a multiple of ALIGNMENT, zeros between.
+
+        Holds one tensor at a time; the hash is taken while writing.
+
+        Args:
+            path: the file, overwritten.
+            read: gives a tensor of the model by its name in `ActVAR.state_dict()`, of any type, on any device.
+            progress: told the share of the tensors that are written.
+
+        Returns: the file's place in the manifest.
+
+        Raises:
+            CheckpointError: a weight does not fit into the type that the file holds it in.
+        """
+        digest, tensors = hashlib.sha256(), self.layout.tensors
+        with path.open("wb") as file:
+            for count, (name, stored) in enumerate(tensors.items(), 1):
+                values = _bytes(_converted(name, self._recipes[name].compute(read).cpu(), stored.dtype))
+                for block in (values, bytes(-stored.length % ALIGNMENT)):
+                    file.write(block)
+                    digest.update(block)
+                if progress:
+                    progress(count / len(tensors))
+            file.flush()
+            os.fsync(file.fileno())
+        return WeightsSpec(self.layout.bytes, digest.hexdigest(), tensors)
 
 
-def _deploy(name: str, recipe: Callable[[], Tensor], precision: str) -> np.ndarray:
-    tensor = recipe().detach().to("cpu", torch.float32)
-    if precision == "fp16" and _HALF.match(name):
+def _dtype(name: str, precision: str) -> str:
+    if _BLOCKS.match(name):
+        return dtypes.BLOCKS[precision]
+    return dtypes.DECODER[precision] if _DECODER.match(name) else "float32"
+
+
+def _converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
+    wanted: torch.dtype = getattr(torch, dtype)
+    if wanted != torch.float32:
         lowest, highest = tensor.aminmax()
-        if max(-lowest, highest) > torch.finfo(torch.float16).max:
-            raise CheckpointError(f"{name} holds values that fp16 cannot. Export it in fp32.")
-        tensor = tensor.half()
-    return tensor.contiguous().numpy()
+        if max(-lowest, highest) > torch.finfo(wanted).max:
+            raise CheckpointError(f"{name} holds values that {_SHORT[dtype]} cannot. Make an fp32 bundle of it.")
+    return tensor.to(wanted).contiguous()
 
 
-def write_weights(
-    path: Path, tensors: Mapping[str, Callable[[], np.ndarray]], progress: Callable[[float], None] | None = None
-) -> WeightsSpec:
-    """Write the weights file: raw little-endian values, each tensor at a multiple of ALIGNMENT, zeros between.
-
-    Holds one tensor at a time; the hash is taken while writing.
-
-    Args:
-        path: the file, overwritten.
-        tensors: how to come by the values of each.
-        progress: told the share of the tensors that are written.
-
-    Returns: the file's place in the manifest.
-    """
-    stored: dict[str, StoredTensor] = {}
-    digest, position = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        for name, compute in tensors.items():
-            array = compute()
-            values = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            stored[name] = StoredTensor(array.dtype.name, array.shape, position)
-            padding = bytes(-values.nbytes % ALIGNMENT)
-            for block in (values.data, padding):
-                file.write(block)
-                digest.update(block)
-            position += values.nbytes + len(padding)
-            if progress:
-                progress(len(stored) / len(tensors))
-        file.flush()
-        os.fsync(file.fileno())
-    return WeightsSpec(position, digest.hexdigest(), stored)
+def _bytes(tensor: Tensor) -> memoryview:
+    """The values, little-endian. numpy has no bfloat16, so it is shown integers of the same size."""
+    integers = tensor.view(torch.int32 if tensor.itemsize == 4 else torch.int16).numpy()
+    return integers.astype(integers.dtype.newbyteorder("<"), copy=False).data
 
 
-def _recipes(model: ActVAR) -> dict[str, Callable[[], Tensor]]:
-    """How each deployed tensor comes from the model."""
-    state = model.state_dict()
-    recipes: dict[str, Callable[[], Tensor]] = {}
+def _recipes(config: ModelConfig, names: Iterable[str]) -> dict[str, _Recipe]:
+    """How each deployed tensor comes from the model's, whose names are given."""
+    recipes: dict[str, _Recipe] = {}
 
-    def keep(*names: str) -> None:
-        for name in names:
-            recipes[name] = state[name].detach
+    def keep(*kept: str) -> None:
+        recipes.update(_kept(*kept))
 
     keep("var.class_emb.weight", *_linear("var.head_nm.ada_lin.1"))
-    if model.config.shared_adaln:
+    if config.shared_adaln:
         keep(*_linear("var.shared_ada_lin.1"))
-    for block in (f"var.blocks.{i}" for i in range(model.config.depth)):
-        keep(*([f"{block}.ada_gss"] if model.config.shared_adaln else _linear(f"{block}.ada_lin.1")))
+    for block in (f"var.blocks.{i}" for i in range(config.depth)):
+        keep(*([f"{block}.ada_gss"] if config.shared_adaln else _linear(f"{block}.ada_lin.1")))
     keep(*_linear("var.word_embed"))
-    for si in range(len(model.config.schedule)):
-        recipes[positions_name(si)] = partial(_positions, model, si)
-    for block in (f"var.blocks.{i}" for i in range(model.config.depth)):
-        if model.config.activation:
-            keep(*_linear(f"{block}.selector"))
-        keep(f"{block}.attn.mat_qkv.weight")
-        biases = state[f"{block}.attn.q_bias"], state[f"{block}.attn.v_bias"]
-        recipes[f"{block}.attn.mat_qkv.bias"] = partial(_qkv_bias, *biases)
-        recipes[f"{block}.attn.query_scale"] = partial(_query_scale, state[f"{block}.attn.scale_mul_1H11"])
-        keep(*_linear(f"{block}.attn.proj"))
-        if model.config.activation:
-            keep(*_linear(f"{block}.ffn.router"))
-        keep(*_linear(f"{block}.ffn.fc1"))
-        recipes[f"{block}.ffn.fc2.weight_t"] = state[f"{block}.ffn.fc2.weight"].t
-        keep(f"{block}.ffn.fc2.bias")
+    for si in range(len(config.schedule)):
+        sources = ("var.lvl_embed.weight", "var.pos_1LC", *(() if si else ("var.pos_start",)))
+        recipes[positions_name(si)] = _Recipe(sources, partial(_positions, config.schedule, si))
+    for i in range(config.depth):
+        recipes.update(_block(config, f"var.blocks.{i}"))
     keep(*_linear("var.head"), "vqvae.quantize.embedding.weight")
     for i in range(PHI_COUNT):
-        weight, bias = (state[name] for name in _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}"))
-        recipes[f"vqvae.quantize.phi.{i}.weight"] = partial(_phi_weight, weight)
-        recipes[f"vqvae.quantize.phi.{i}.bias"] = partial(torch.mul, bias, 0.5)
-    keep(*_linear("vqvae.post_quant_conv"), *(name for name in state if name.startswith("vqvae.decoder.")))
+        weight, bias = _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}")
+        recipes[f"vqvae.quantize.phi.{i}.weight"] = _Recipe((weight,), _phi_weight)
+        recipes[f"vqvae.quantize.phi.{i}.bias"] = _Recipe((bias,), partial(torch.mul, other=0.5))
+    keep(*_linear("vqvae.post_quant_conv"), *(name for name in names if name.startswith("vqvae.decoder.")))
     return recipes
+
+
+def _block(config: ModelConfig, block: str) -> dict[str, _Recipe]:
+    attn, ffn = f"{block}.attn", f"{block}.ffn"
+    return {
+        **(_kept(*_linear(f"{block}.selector")) if config.activation else {}),
+        **_kept(f"{attn}.mat_qkv.weight"),
+        f"{attn}.mat_qkv.bias": _Recipe((f"{attn}.q_bias", f"{attn}.v_bias"), _qkv_bias),
+        f"{attn}.query_scale": _Recipe((f"{attn}.scale_mul_1H11",), _query_scale),
+        **_kept(*_linear(f"{attn}.proj")),
+        **(_kept(*_linear(f"{ffn}.router")) if config.activation else {}),
+        **_kept(*_linear(f"{ffn}.fc1")),
+        f"{ffn}.fc2.weight_t": _Recipe((f"{ffn}.fc2.weight",), torch.t),
+        **_kept(f"{ffn}.fc2.bias"),
+    }
+
+
+def _kept(*names: str) -> dict[str, _Recipe]:
+    return {name: _Recipe((name,)) for name in names}
 
 
 def _linear(layer: str) -> tuple[str, str]:
     return f"{layer}.weight", f"{layer}.bias"
 
 
-def _positions(model: ActVAR, si: int) -> Tensor:
-    """[1, L, C]."""
-    positions_1LC = model.var.positions(si)
-    return positions_1LC if si else model.var.pos_start + positions_1LC
+def _positions(schedule: ScaleSchedule, si: int, levels_SC: Tensor, all_1TC: Tensor, *start_11C: Tensor) -> Tensor:
+    """[1, L, C]: what `VAR.positions` gives, and at the first scale the start embedding added."""
+    first, tokens = schedule.starts[si], schedule.tokens[si]
+    positions_1LC = levels_SC[si] + all_1TC[:, first : first + tokens]
+    return sum(start_11C, positions_1LC)
 
 
 def _qkv_bias(q_bias_C: Tensor, v_bias_C: Tensor) -> Tensor:

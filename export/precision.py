@@ -1,0 +1,12 @@
+"""What the name of a precision means: the types in which the parts of a graph compute.
+
+What is not named here is fp32 in every precision: the residual stream, norms, softmax, selector and router, head,
+sampling, f_hat.
+"""
+
+BLOCKS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""The matrices and attention of the transformer's blocks, with the KV cache."""
+
+DECODER = {"fp32": "float32", "fp16": "float16", "bf16": "float16"}
+"""The decoder's convolutions and attention. In opset 20 `Conv` has no bfloat16, so those of a bf16 bundle are fp16: its
+activations are bounded by the norms before them, and do not need bfloat16's range as a transformer's may."""
