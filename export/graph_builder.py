@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from actvar.bundle import WEIGHTS_FILE, StoredTensor, TensorSpec
 from actvar.export.operators import DOMAIN, DOMAIN_VERSION, OPERATORS
+from actvar.export.precision import SHORT
 
 OPSET = 20
 IR_VERSION = 10  # that of opset 20's own time: engines refuse what is newer than they are
@@ -104,13 +105,13 @@ class GraphBuilder:
         """From fp32 to what matrices are multiplied in."""
         if self._compute == "float32":
             return value
-        return self.op("Cast", value, to=_ONNX_TYPES[self._compute], name=f"to_{self._compute}")
+        return self.op("Cast", value, to=_ONNX_TYPES[self._compute], name=f"to_{SHORT[self._compute]}")
 
     def to_fp32(self, value: str) -> str:
         """From what matrices are multiplied in to fp32."""
         if self._compute == "float32":
             return value
-        return self.op("Cast", value, to=TensorProto.FLOAT, name="to_float32")
+        return self.op("Cast", value, to=TensorProto.FLOAT, name="to_fp32")
 
     # ---- tensors that the graph brings along
 

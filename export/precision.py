@@ -10,3 +10,6 @@ BLOCKS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DECODER = {"fp32": "float32", "fp16": "float16", "bf16": "float16"}
 """The decoder's convolutions and attention. In opset 20 `Conv` has no bfloat16, so those of a bf16 bundle are fp16: its
 activations are bounded by the norms before them, and do not need bfloat16's range as a transformer's may."""
+
+SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""What people call the types."""

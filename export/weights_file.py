@@ -42,7 +42,6 @@ ALIGNMENT = 4096
 # norms.
 _BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
 _DECODER = re.compile(r"vqvae\.(post_quant_conv|decoder\.(?!.*norm))")
-_SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 def positions_name(si: int) -> str:
@@ -130,7 +129,7 @@ def _converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
     if wanted != torch.float32:
         lowest, highest = tensor.aminmax()
         if max(-lowest, highest) > torch.finfo(wanted).max:
-            raise CheckpointError(f"{name} holds values that {_SHORT[dtype]} cannot. Make an fp32 bundle of it.")
+            raise CheckpointError(f"{name} holds values that {dtypes.SHORT[dtype]} cannot. Make an fp32 bundle of it.")
     return tensor.to(wanted).contiguous()
 
 
