@@ -5,31 +5,31 @@ and no model: a graph names tensors of the weights file, whatever they hold.
 
 Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), D depth, C width, L tokens of a scale, E
 code width, H side of f_hat, h heads, T tokens that the KV cache has room for, P of them filled, K kept, d = 64, V
-codes, M = B * L.
+codes, N experts, A active experts, M = B * L.
 """
 
 from collections.abc import Mapping
 
 from onnx import TensorProto, helper
 
-from actvar.bundle import StoredTensor, contract, graph_names
+from actvar.bundle import Shape, StoredTensor, contract, graph_names
 from actvar.config import HEAD_WIDTH, ModelConfig
 from actvar.export import precision as dtypes
 from actvar.export.decoder import DecoderWriter
 from actvar.export.graph_builder import GraphBuilder
 from actvar.export.sampler import add_tokens, guided_logits, next_tokens_in, sample
-from actvar.export.transformer import BlockWriter, KeysValues, linear, modulated_norm
+from actvar.export.transformer import BlockWriter, KeysValues, WrittenBlock, linear, modulated_norm
 from actvar.export.weights_file import positions_name
 
-LOGITS = "logits"
-"""What a scale graph gives besides the contract's outputs when it is built for debugging: guided, [B, L, V] fp32."""
+LOGITS, HIDDEN, KEPT, EXPERTS = "logits", "hidden", "kept", "experts"
+"""What a scale graph gives besides the contract's outputs when it is built for debugging; see `debug_outputs`."""
 
-_INTEGERS = ("class_ids", "token_ids", "top_k")
+_INTEGERS = ("class_ids", "token_ids", "top_k", KEPT, EXPERTS)
 _ATTENTION = ("past_kv", "new_kv")  # in the precision of the blocks; all other tensors between graphs are fp32
 
 
 def build_graph(
-    name: str, config: ModelConfig, weights: Mapping[str, StoredTensor], precision: str, debug_logits: bool = False
+    name: str, config: ModelConfig, weights: Mapping[str, StoredTensor], precision: str, debug: bool = False
 ) -> GraphBuilder:
     """One of `graph_names(config)`.
 
@@ -38,7 +38,7 @@ def build_graph(
         config: the model's.
         weights: what the weights file holds.
         precision: "fp32", "fp16" or "bf16".
-        debug_logits: let scale graphs give `logits`, too.
+        debug: let scale graphs give `debug_outputs`, too.
     """
 
     def dtype(tensor: str) -> str:
@@ -55,12 +55,30 @@ def build_graph(
         DecoderWriter(b, config.vqvae, config.schedule.side).decode("f_hat")
     else:
         si = graph_names(config).index(name) - 1
-        _scale(b, config, si, debug_logits)
-        if debug_logits:
-            outputs[LOGITS] = ("B", config.schedule.tokens[si], config.vqvae.vocab_size)
+        _scale(b, config, si, debug)
+        if debug:
+            outputs |= debug_outputs(config, si)
     for tensor, shape in outputs.items():
         b.output(tensor, dtype(tensor), shape)
     return b
+
+
+def debug_outputs(config: ModelConfig, si: int) -> dict[str, Shape]:
+    """Shapes of what lets a comparison look into the graph of scale index si.
+
+    The guided logits; every block's output; where blocks leave something out, the places of the kept tokens and the
+    chosen experts of each, both ascending.
+    """
+    tokens, keep, active = config.schedule.tokens[si], config.kept_tokens(si), config.active_experts(si)
+    outputs: dict[str, Shape] = {
+        LOGITS: ("B", tokens, config.vqvae.vocab_size),
+        HIDDEN: (config.depth, "R", tokens, config.width),
+    }
+    if keep < tokens:
+        outputs[KEPT] = (config.depth, "R", keep)
+    if config.activation and active < config.activation.experts:
+        outputs[EXPERTS] = (config.depth, "R", keep, active)
+    return outputs
 
 
 def _condition(b: GraphBuilder, config: ModelConfig) -> None:
@@ -90,17 +108,20 @@ def _adaln(b: GraphBuilder, config: ModelConfig, silu_RC: str, layer: str) -> st
     return b.reshape(b.to_fp32(linear(b, b.to_compute(silu_RC), layer, layer)), -1, 6, config.width)
 
 
-def _scale(b: GraphBuilder, config: ModelConfig, si: int, debug_logits: bool) -> None:
+def _scale(b: GraphBuilder, config: ModelConfig, si: int, debug: bool) -> None:
     """One step of a picture: tokens of scale si, and what the next scale needs."""
     tokens, last = config.schedule.tokens[si], si == len(config.schedule) - 1
     writer = BlockWriter(b, config, si)
     x_RLC = _embedded(b, config, si) if si else "start"
-    new_kv: list[str] = []
+    blocks: list[WrittenBlock] = []
     for i, past in enumerate(_past(b, config, si)):
         modulation_R6C = b.op("Gather", "modulation", b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
-        x_RLC, block_kv = writer.block(i, x_RLC, modulation_R6C, past)
-        new_kv.extend((block_kv.keys, block_kv.values))
+        blocks.append(writer.block(i, x_RLC, modulation_R6C, past))
+        x_RLC = blocks[-1].x_RLC
+    if debug:
+        _look_inside(b, config, si, blocks)
     if not last:
+        new_kv = [part for block in blocks for part in (block.new_kv.keys, block.new_kv.values)]
         shape = b.ints(config.depth, 2, -1, config.heads, config.kept_tokens(si), HEAD_WIDTH)
         b.op("Reshape", b.op("Concat", *new_kv, axis=0, name="kv"), shape, output="new_kv")
 
@@ -109,11 +130,28 @@ def _scale(b: GraphBuilder, config: ModelConfig, si: int, debug_logits: bool) ->
         normed_RLC = modulated_norm(b, config.width, x_RLC, scale_R1C, shift_R1C)
         logits_MV = guided_logits(b, config, si, normed_RLC, "cfg")
         shape = b.ints(-1, tokens, config.vqvae.vocab_size)
-        logits_BLV = b.op("Reshape", logits_MV, shape, output=LOGITS if debug_logits else "")
+        logits_BLV = b.op("Reshape", logits_MV, shape, output=LOGITS if debug else "")
     token_ids_BL = sample(b, logits_BLV, config.vqvae.vocab_size, "uniform", "top_k", "top_p")
     next_f_hat = add_tokens(b, config, si, token_ids_BL, "f_hat")
     if not last:
         next_tokens_in(b, config, si, next_f_hat)
+
+
+def _look_inside(b: GraphBuilder, config: ModelConfig, si: int, blocks: list[WrittenBlock]) -> None:
+    """The debug outputs of the blocks: of each one part, stacked."""
+    parts = {HIDDEN: [block.x_RLC for block in blocks], KEPT: [], EXPERTS: []}
+    for block in blocks:
+        if block.kept_RK:
+            parts[KEPT].append(block.kept_RK)
+        if block.router_scores_RKN:  # the choice itself is inside the operator: here it is made again, by the same rule
+            active = b.ints(config.active_experts(si))
+            _, best_RKA = b.ops("TopK", block.router_scores_RKN, active, count=2, axis=-1, name="best_experts")
+            ascending_RKA, _ = b.ops("TopK", best_RKA, active, count=2, axis=-1, largest=0, name="experts_in_order")
+            parts[EXPERTS].append(ascending_RKA)
+    for name, shape in debug_outputs(config, si).items():
+        if name in parts:
+            sizes = b.ints(*(-1 if size == "R" else int(size) for size in shape))
+            b.op("Reshape", b.op("Concat", *parts[name], axis=0, name=f"{name}_of_blocks"), sizes, output=name)
 
 
 def _embedded(b: GraphBuilder, config: ModelConfig, si: int) -> str:

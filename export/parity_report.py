@@ -67,7 +67,7 @@ class ParityReport:
         """One row for each output."""
         title = f"{self.source}, {self.precision}, {self._count} of seed {self.seed}"
         table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-        for heading in ("graph", "output", "max abs", "max rel", "tokens equal", "tolerance", "verdict"):
+        for heading in ("graph", "output", "max abs", "max rel", "choices equal", "tolerance", "verdict"):
             table.add_column(heading, justify="left" if heading in ("graph", "output", "verdict") else "right")
         before = ""
         for (graph, output), difference in self.found.items():
@@ -99,16 +99,16 @@ class ParityReport:
 
 def _departure(difference: Difference) -> str:
     limit = _limit(difference.tolerance)
-    if difference.first_unequal and difference.tokens is not None and difference.equal is not None:
+    if difference.first_unequal and difference.choices is not None and difference.equal is not None:
         picture, token = difference.first_unequal
-        unequal = difference.tokens - difference.equal
-        return f"{unequal} of {difference.tokens} tokens differ, the first is token {token} of picture {picture}"
+        unequal = difference.choices - difference.equal
+        return f"{unequal} of {difference.choices} tokens differ, the first is token {token} of picture {picture}"
     return f"an error of {difference.absolute:.1e}, relative {difference.relative:.1e}, where {limit} is asked for"
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:
     errors = ("" if error is None else f"{error:.1e}" for error in (difference.absolute, difference.relative))
-    tokens = "" if difference.tokens is None else f"{difference.equal}/{difference.tokens}"
+    tokens = "" if difference.choices is None else f"{difference.equal}/{difference.choices}"
     limit = _limit(difference.tolerance)
     if not difference.pictures:
         verdict = "skipped"

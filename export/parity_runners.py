@@ -3,12 +3,14 @@
 Three adapters to polygraphy's runners. The engine is the runtime's own, sessions, options and guards included, so what
 is compared is what draws; another backend behind the same protocol is compared without a change here.
 
-Letters in shapes: B pictures, R = 2B rows, L tokens of a scale, E code width, H side of f_hat, V codes, d = 64.
+Letters in shapes: B pictures, R = 2B rows, D depth, h heads, P tokens cached, L tokens of a scale, K kept, A active
+experts, C width, E code width, H side of f_hat, V codes, d = 64.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,18 +19,25 @@ from polygraphy.common import TensorMetadata
 from torch import Tensor
 
 from actvar.bundle import GraphSpec, Shape, graph_names, scale_name
-from actvar.config import Sampling
-from actvar.export.graphs import LOGITS
+from actvar.config import HEAD_WIDTH, Sampling
+from actvar.export.graphs import EXPERTS, HIDDEN, KEPT, LOGITS
+from actvar.export.recording import stacked
 from actvar.models.actvar import ActVAR
-from actvar.models.kv_cache import KVCache
+from actvar.models.selection import Selection
 from actvar.models.var import Condition
-from actvar.runtime.backends.protocol import Engine
+from actvar.runtime.backends import protocol
 from actvar.runtime.pipeline import Order, PictureSource
 from actvar.sampling import guide, sample
 
+PYTORCH, GRAPHS = "PyTorch", "graphs"
 TOKENS, PIXELS = "token_ids", "pixels"
+CHOICES = (KEPT, EXPERTS, TOKENS)
+FREE = "_free"
+"""Ends the name of what the reference gives at its own choices, beside what it gives at the other side's."""
+
 Arrays = Mapping[str, np.ndarray]
 Slot = tuple[str, Shape]  # type and shape of an input
+_HALF = ("float16", "bfloat16")
 
 
 class _Runner(BaseRunner):
@@ -58,18 +67,25 @@ class _Runner(BaseRunner):
 class EagerGraphRunner(_Runner):
     """One graph's function, evaluated in fp32 by the modules of the model.
 
+    A selector, a router and the sampler decide by comparing, and where two scores lie within rounding of each other,
+    another rounding decides otherwise; all numbers after that are of another computation. So the other side's choices
+    are made here, too, for the numbers; and each choice is also what it would be here, had all before it been the other
+    side's.
+
     Args:
         model: in evaluation mode, on the CPU.
         graph: one of `graph_names(model.config)`.
-        spec: the graph's inputs; where it reads fp16, this reads fp32.
+        spec: the graph's inputs; where it reads half precision, this reads fp32.
+        choices: what the other side has chosen: those of `CHOICES` that it gave. What is no possible choice is not
+            made, and the numbers depart.
     """
 
-    def __init__(self, model: ActVAR, graph: str, spec: GraphSpec):
-        super().__init__(name="PyTorch")
-        self._model, self._graph, self._spec = model, graph, spec
+    def __init__(self, model: ActVAR, graph: str, spec: GraphSpec, choices: Arrays):
+        super().__init__(name=PYTORCH)
+        self._model, self._graph, self._spec, self._choices = model, graph, spec, choices
 
     def inputs(self) -> dict[str, Slot]:
-        return {t.name: ("float32" if t.dtype == "float16" else t.dtype, t.shape) for t in self._spec.inputs}
+        return {t.name: ("float32" if t.dtype in _HALF else t.dtype, t.shape) for t in self._spec.inputs}
 
     @torch.no_grad()
     def run(self, inputs: Arrays) -> Arrays:
@@ -97,33 +113,72 @@ class EagerGraphRunner(_Runner):
         modulation_DR6C, f_hat_BEHH = given["modulation"], given["f_hat"]
         nothing = modulation_DR6C.new_empty(0)  # where a graph has no such input: the scale does not read it either
         condition = Condition(modulation_DR6C, given["head_modulation"], given.get("start", nothing))
-        past_D2RhPd = KVCache(self._model.config, modulation_DR6C.shape[1], modulation_DR6C).past
+        depth, rows, _, _ = modulation_DR6C.shape
+        past_D2RhPd = modulation_DR6C.new_empty(depth, 2, rows, self._model.config.heads, 0, HEAD_WIDTH)
         if "past_kv" in given:
             past_D2RhPd = given["past_kv"][..., : self._model.config.cached_tokens[si], :]
-        tokens_in_RLE = given["tokens_in"].repeat(2, 1, 1) if si else None
-        logits_RLV, new_kv = var.infer(tokens_in_RLE, condition, past_D2RhPd, si)
-        logits_BLV = guide(logits_RLV, float(given["cfg"]) * schedule.cfg_ramp(si))
-        ids_BL = sample(logits_BLV, given["uniform"], int(given["top_k"]), float(given["top_p"]))
-        next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL, si)
-        made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH}
+        run = partial(var.trace, given["tokens_in"].repeat(2, 1, 1) if si else None, condition, past_D2RhPd, si)
+        strength = float(given["cfg"]) * schedule.cfg_ramp(si)
+
+        free = run()
+        forced = self._selections(si, stacked(free.best))
+        traced = run(forced) if forced else free
+        logits_BLV, free_logits_BLV = guide(traced.logits_RLV, strength), guide(free.logits_RLV, strength)
+        ids_BL = sample(free_logits_BLV, given["uniform"], int(given["top_k"]), float(given["top_p"]))
+        drawn_BL = self._possible(TOKENS, ids_BL, self._model.config.vqvae.vocab_size)
+        next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL if drawn_BL is None else drawn_BL, si)
+        made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH, HIDDEN: traced.hidden_DRLC}
+        made |= stacked(traced.best)
+        if KEPT in self._choices or EXPERTS in self._choices:
+            made |= {name + FREE: ids for name, ids in stacked(free.best).items()} | {LOGITS + FREE: free_logits_BLV}
         if si + 1 < len(schedule):
-            made |= {"new_kv": new_kv, "next_tokens_in": quantizer.tokens_in(next_f_hat_BEHH, si + 1)}
+            tokens_in_BLE = quantizer.tokens_in(next_f_hat_BEHH, si + 1)
+            made |= {"new_kv": traced.new_kv_D2RhKd, "next_tokens_in": tokens_in_BLE}
         return made
+
+    def _selections(self, si: int, free: Mapping[str, Tensor]) -> list[Selection]:
+        """What each block is to choose; nothing if that is what it chooses by itself, or is not possible."""
+        config = self._model.config
+        ends = {KEPT: config.schedule.tokens[si], EXPERTS: config.activation.experts if config.activation else 0}
+        chosen = {name: self._possible(name, ids, ends[name]) for name, ids in free.items() if name in self._choices}
+        possible = {name: ids for name, ids in chosen.items() if ids is not None}
+        if len(possible) < len(chosen) or all(ids.equal(free[name]) for name, ids in possible.items()):
+            return []
+        parts = {name: ids.unbind(0) for name, ids in possible.items()}
+        kept, experts = (parts.get(name, (None,) * config.depth) for name in (KEPT, EXPERTS))
+        return [Selection(*of_block) for of_block in zip(kept, experts, strict=True)]
+
+    def _possible(self, name: str, like: Tensor, end: int) -> Tensor | None:
+        """The other side's choice, if there is one: below `end`, and of a selection each only once, in order."""
+        ids = torch.from_numpy(np.array(self._choices.get(name, ())))
+        fits = ids.dtype == like.dtype and ids.shape == like.shape and bool(((ids >= 0) & (ids < end)).all())
+        return ids if fits and (name == TOKENS or bool((ids.diff(dim=-1) > 0).all())) else None
 
 
 class EngineGraphRunner(_Runner):
     """One graph in a loaded bundle."""
 
-    def __init__(self, engine: Engine, graph: str):
-        super().__init__(name="graphs")
+    def __init__(self, engine: protocol.Engine, graph: str):
+        super().__init__(name=GRAPHS)
         self._engine, self._graph = engine, graph
 
     def inputs(self) -> dict[str, Slot]:
         return {t.name: (t.dtype, t.shape) for t in self._engine.manifest.graphs[self._graph].inputs}
 
     def run(self, inputs: Arrays) -> Arrays:
-        outputs = self._engine.run(self._graph, {name: self._engine.upload(array) for name, array in inputs.items()})
+        given = {name: self._engine.upload(array) for name, array in inputs.items() if name != "past_kv"}
+        if "past_kv" in inputs:
+            given["past_kv"] = self._past(inputs["past_kv"])
+        outputs = self._engine.run(self._graph, given)
         return {name: self._engine.download(tensor) for name, tensor in outputs.items()}
+
+    def _past(self, past_D2RhTd: np.ndarray) -> protocol.Tensor:
+        """The engine's own cache, filled as the scales before would leave it: where it lies is the engine's affair."""
+        model = self._engine.manifest.model
+        si = graph_names(model).index(self._graph) - 1
+        cache = self._engine.kv_cache(past_D2RhTd.shape[2] // 2)
+        cache.append(self._engine.upload(past_D2RhTd[..., : model.cached_tokens[si], :]))
+        return cache.past
 
 
 class PictureRunner(_Runner):

@@ -1,10 +1,10 @@
 """What each graph is given and must give back, recorded from the eager model: the ground for every comparison.
 
 Letters in shapes: B pictures, R = 2B rows, D depth, h heads, T tokens that the cache has room for, d = 64, L tokens of
-a scale, E code width, H side of f_hat.
+a scale, K kept, A active experts, E code width, H side of f_hat.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from actvar.bundle import scale_name
-from actvar.config import HEAD_WIDTH, ModelConfig, Sampling
-from actvar.export.graphs import LOGITS
+from actvar.config import HEAD_WIDTH, Sampling
+from actvar.export.graphs import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
-from actvar.models.kv_cache import KVCache
+from actvar.models.selection import Selection
 from actvar.uniforms import token_uniforms
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One run of one graph: inputs and outputs by the names of `actvar.bundle.contract`, and `logits` of a scale.
+    """One run of one graph: inputs and outputs by the names of `actvar.bundle.contract`, and a scale's debug outputs.
 
     All in fp32 and int64; an fp16 graph reads and writes some of it in fp16. The inputs hold more than a graph reads
     where the contract lets it leave one out.
@@ -35,12 +35,13 @@ class Recording:
 @torch.no_grad()
 def record(
     model: ActVAR, class_ids: Sequence[int], sampling: Sampling, seed: int = 0, picture_numbers: Sequence[int] = ()
-) -> dict[str, Recording]:
-    """Draw pictures with the eager model on the CPU, and keep what each graph of its bundle would see.
+) -> Iterator[tuple[str, Recording]]:
+    """Draw pictures with the eager model on the CPU, and give what each graph of its bundle would see.
 
     The arguments are those of `actvar.generation.generate`, which also makes the tokens, logits and pictures.
 
-    Returns: a recording for each graph.
+    Returns: each graph's name and its recording, in the order in which they run. `past_kv` of all scales is one array
+        that goes on filling up: beyond what the scales before a graph have left, it is anything.
     """
     config, quantizer = model.config, model.vqvae.quantize
     numbers = picture_numbers or range(len(class_ids))
@@ -48,35 +49,35 @@ def record(
     condition = model.var.condition(torch.tensor([*class_ids, *[config.num_classes] * len(class_ids)]))
     modulations = {"modulation": condition.modulation_DR6C, "head_modulation": condition.head_modulation_R2C}
     first = {"start": condition.start_R1C}
-    recordings = {"condition": _recording({"class_ids": torch.tensor(class_ids)}, {**modulations, **first})}
+    yield "condition", _recording({"class_ids": torch.tensor(class_ids)}, {**modulations, **first})
 
     limits = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
     fixed = {**modulations, **{name: torch.tensor(value) for name, value in limits.items()}}
-    cache = KVCache(config, 2 * len(class_ids), model.var.pos_start)
+    window_D2RhTd = torch.zeros(config.depth, 2, 2 * len(class_ids), config.heads, config.cached_tokens[-1], HEAD_WIDTH)
     f_hat_BEHH = torch.zeros_like(made.f_hats[0])
     for si, tokens in enumerate(config.schedule.tokens):
         tokens_in_BLE = quantizer.tokens_in(f_hat_BEHH, si)
         uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers]))
-        drawing = {"f_hat": f_hat_BEHH, "uniform": uniform_BL, "past_kv": _window(cache, config)}
+        drawing = {"f_hat": f_hat_BEHH, "uniform": uniform_BL, "past_kv": window_D2RhTd}
         inputs = {**fixed, **drawing, **({"tokens_in": tokens_in_BLE} if si else first)}
 
-        _, new_kv_D2RhKd = model.var.infer(tokens_in_BLE.repeat(2, 1, 1) if si else None, condition, cache.past, si)
-        cache.append(new_kv_D2RhKd)
+        past_D2RhPd = window_D2RhTd[..., : config.cached_tokens[si], :]
+        traced = model.var.trace(tokens_in_BLE.repeat(2, 1, 1) if si else None, condition, past_D2RhPd, si)
         f_hat_BEHH = made.f_hats[si]
         outputs = {"token_ids": made.token_ids[si], "next_f_hat": f_hat_BEHH, LOGITS: made.guided_logits[si]}
+        outputs |= {HIDDEN: traced.hidden_DRLC, **stacked(traced.best)}
         if si + 1 < len(config.schedule):
-            outputs |= {"new_kv": new_kv_D2RhKd, "next_tokens_in": quantizer.tokens_in(f_hat_BEHH, si + 1)}
-        recordings[scale_name(si)] = _recording(inputs, outputs)
-    recordings["decoder"] = _recording({"f_hat": f_hat_BEHH}, {"image": made.pictures_B3HW})
-    return recordings
+            window_D2RhTd[..., config.cached_tokens[si] : config.cached_tokens[si + 1], :] = traced.new_kv_D2RhKd
+            outputs |= {"new_kv": traced.new_kv_D2RhKd, "next_tokens_in": quantizer.tokens_in(f_hat_BEHH, si + 1)}
+        yield scale_name(si), _recording(inputs, outputs)
+    yield "decoder", _recording({"f_hat": f_hat_BEHH}, {"image": made.pictures_B3HW})
 
 
-def _window(cache: KVCache, config: ModelConfig) -> Tensor:
-    """The cache as graphs have it, with room for all scales: D2RhTd."""
-    filled = cache.past.shape[-2]
-    window_D2RhTd = cache.past.new_zeros((*cache.past.shape[:-2], config.cached_tokens[-1], HEAD_WIDTH))
-    window_D2RhTd[..., :filled, :] = cache.past
-    return window_D2RhTd
+def stacked(selections: Sequence[Selection]) -> dict[str, Tensor]:
+    """What all blocks chose, as a graph gives it: kept tokens DRK and experts DRKA, where there is a choice."""
+    chosen = {KEPT: [each.kept_RK for each in selections], EXPERTS: [each.experts_RKA for each in selections]}
+    whole = {name: [ids for ids in of_blocks if ids is not None] for name, of_blocks in chosen.items()}
+    return {name: torch.stack(of_blocks) for name, of_blocks in whole.items() if of_blocks}
 
 
 def _recording(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Recording:

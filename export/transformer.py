@@ -7,7 +7,7 @@ Letters in shapes: R rows, L tokens of this scale, K kept, P cached, T = P + K, 
 de = 4C / N; M = R * K, the tokens of all rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,19 @@ class KeysValues:
 
     keys: str
     values: str
+
+
+@dataclass(frozen=True)
+class WrittenBlock:
+    """The values of a block: its output RLC, its keys and values, and what it chose by.
+
+    `kept_RK` are the tokens' places, `router_scores_RKN` what experts are chosen by; empty where nothing is left out.
+    """
+
+    x_RLC: str
+    new_kv: KeysValues
+    kept_RK: str = ""
+    router_scores_RKN: str = ""
 
 
 def linear(b: GraphBuilder, x_MC: str, layer: str, name: str) -> str:
@@ -48,8 +61,8 @@ class BlockWriter:
     config: ModelConfig
     si: int
 
-    def block(self, i: int, x_RLC: str, modulation_R6C: str, past: KeysValues | None) -> tuple[str, KeysValues]:
-        """Block i: the updated RLC, and the keys and values of the kept tokens."""
+    def block(self, i: int, x_RLC: str, modulation_R6C: str, past: KeysValues | None) -> WrittenBlock:
+        """Block i."""
         b, tokens, keep = self.b, self.config.schedule.tokens[self.si], self._keep
         with b.scope(f"blocks.{i}"):
             if keep == tokens:
@@ -58,14 +71,16 @@ class BlockWriter:
                 scores_M1 = linear(b, b.reshape(x_RLC, -1, self.config.width), f"var.blocks.{i}.selector", "scores")
                 indices_RK = b.op("ActVarTokenSelect", b.reshape(scores_M1, -1, tokens), keep=keep, name="select")
                 kept_RKC = b.op("ActVarTokenGather", x_RLC, indices_RK, name="gather")
-            updated_RKC, new_kv = self._update(i, kept_RKC, modulation_R6C, past)
-            return b.op("ActVarTokenScatter", x_RLC, indices_RK, updated_RKC, name="scatter"), new_kv
+            updated = self._update(i, kept_RKC, modulation_R6C, past)
+            y_RLC = b.op("ActVarTokenScatter", x_RLC, indices_RK, updated.x_RLC, name="scatter")
+            return replace(updated, x_RLC=y_RLC, kept_RK=indices_RK)
 
     @property
     def _keep(self) -> int:
         return self.config.kept_tokens(self.si)
 
-    def _update(self, i: int, x_RKC: str, modulation_R6C: str, past: KeysValues | None) -> tuple[str, KeysValues]:
+    def _update(self, i: int, x_RKC: str, modulation_R6C: str, past: KeysValues | None) -> WrittenBlock:
+        """All of a block but its selector, on the kept tokens alone."""
         b, width = self.b, self.config.width
         gamma1, gamma2, scale1, scale2, shift1, shift2 = b.split(modulation_R6C, 6, axis=1, name="modulation")
         with b.scope("attn"):
@@ -74,7 +89,8 @@ class BlockWriter:
             x_RKC = self._gated_sum(x_RKC, attended_MC, gamma1)
         with b.scope("ffn"):
             normed_RKC = modulated_norm(b, width, x_RKC, scale2, shift2)
-            return self._gated_sum(x_RKC, self._ffn(f"var.blocks.{i}.ffn", normed_RKC), gamma2), new_kv
+            changed, scores_RKN = self._ffn(f"var.blocks.{i}.ffn", normed_RKC)
+            return WrittenBlock(self._gated_sum(x_RKC, changed, gamma2), new_kv, router_scores_RKN=scores_RKN)
 
     def _attention(self, weights: str, x_RKC: str, past: KeysValues | None) -> tuple[str, KeysValues]:
         """The output, MC, and the new keys and values."""
@@ -103,21 +119,21 @@ class BlockWriter:
         length = b.op("ReduceL2", x_RhKd, b.ints(-1), keepdims=1, name="length")
         return b.op("Div", x_RhKd, b.op("Max", length, b.scalar(NORMALIZE_EPS)), name="unit_length")
 
-    def _ffn(self, weights: str, x_RKC: str) -> str:
-        """Of fp32 RKC the output, MC, or RKC where each token chooses experts."""
+    def _ffn(self, weights: str, x_RKC: str) -> tuple[str, str]:
+        """Of fp32 RKC the output MC; where each token chooses experts, RKC, and the scores that they are chosen by."""
         b, width, fc2 = self.b, self.config.width, f"{weights}.fc2"
         active, activation = self.config.active_experts(self.si), self.config.activation
         x_MC = b.reshape(x_RKC, -1, width)
         if activation is None or active == activation.experts:
             gelu = b.op("Gelu", linear(b, b.to_compute(x_MC), f"{weights}.fc1", "fc1"), approximate="tanh")
-            return b.op("Gemm", gelu, b.weight(f"{fc2}.weight_t"), b.weight(f"{fc2}.bias"), name="fc2")
+            return b.op("Gemm", gelu, b.weight(f"{fc2}.weight_t"), b.weight(f"{fc2}.bias"), name="fc2"), ""
         experts, each = activation.experts, self.config.hidden // activation.experts
         scores_RKN = b.reshape(linear(b, x_MC, f"{weights}.router", "router"), -1, self._keep, experts)
         w1_NeC = b.weight(f"{weights}.fc1.weight", (experts, each, width))
         b1_Ne = b.weight(f"{weights}.fc1.bias", (experts, each))
         w2_NeC = b.weight(f"{fc2}.weight_t", (experts, each, width))
         inputs = b.to_compute(x_RKC), scores_RKN, w1_NeC, b1_Ne, w2_NeC, b.weight(f"{fc2}.bias")
-        return b.op("ActVarRoutedFFN", *inputs, experts=experts, active=active, name="routed")
+        return b.op("ActVarRoutedFFN", *inputs, experts=experts, active=active, name="routed"), scores_RKN
 
     def _gated_sum(self, x_RKC: str, change: str, gamma_R1C: str) -> str:
         b = self.b

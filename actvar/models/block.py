@@ -5,7 +5,7 @@ is what gets exported. `forward` runs a whole teacher-forced sequence, where lea
 trained. A test holds them equal.
 
 Letters in shapes: R rows, L tokens of this scale, K kept, P cached, T tokens of the whole sequence, C width, N experts,
-h heads, d = 64.
+A active experts, h heads, d = 64.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from actvar.config import ModelConfig
 from actvar.models.attention import SelfAttention
 from actvar.models.experts import FFN
-from actvar.models.selection import Selector, token_gather, token_scatter, token_select, top_mask
+from actvar.models.selection import Selection, Selector, token_gather, token_scatter, token_select, top_mask
 
 NORM_EPS = 1e-6
 MODULATIONS = 6
+FREE = Selection()
+"""Nothing is forced on a block."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,41 @@ class Block(nn.Module):
 
     def infer(self, x_RLC: Tensor, modulation_R6C: Tensor, past_kv_2RhPd: Tensor, si: int) -> tuple[Tensor, Tensor]:
         """One scale: RLC -> the updated RLC, and the keys and values of the kept tokens, [2, R, h, K, d]."""
+        y_RLC, new_kv, _ = self.trace(x_RLC, modulation_R6C, past_kv_2RhPd, si)
+        return y_RLC, new_kv
+
+    def trace(
+        self, x_RLC: Tensor, modulation_R6C: Tensor, past_kv_2RhPd: Tensor, si: int, forced: Selection = FREE
+    ) -> tuple[Tensor, Tensor, Selection]:
+        """`infer` with a look at the choices: what `forced` holds is chosen in place of what scores best.
+
+        Returns: what `infer` does, and what scores best.
+        """
         keep = self.config.kept_tokens(si)
         if self.selector is None or keep == x_RLC.shape[1]:
-            return self._update(x_RLC, modulation_R6C, past_kv_2RhPd, si)
-        indices_RK = token_select(self.selector(x_RLC), keep)
-        updated_RKC, new_kv = self._update(token_gather(x_RLC, indices_RK), modulation_R6C, past_kv_2RhPd, si)
-        return token_scatter(x_RLC, indices_RK, updated_RKC), new_kv
+            y_RLC, new_kv, best_RKA = self._update(x_RLC, modulation_R6C, past_kv_2RhPd, si, forced.experts_RKA)
+            return y_RLC, new_kv, Selection(None, best_RKA)
+        best_RK = token_select(self.selector(x_RLC), keep)
+        kept_RK = best_RK if forced.kept_RK is None else forced.kept_RK
+        kept_RKC = token_gather(x_RLC, kept_RK)
+        updated_RKC, new_kv, best_RKA = self._update(kept_RKC, modulation_R6C, past_kv_2RhPd, si, forced.experts_RKA)
+        return token_scatter(x_RLC, kept_RK, updated_RKC), new_kv, Selection(best_RK, best_RKA)
 
-    def _update(self, x_RKC: Tensor, modulation_R6C: Tensor, past_kv: Tensor, si: int) -> tuple[Tensor, Tensor]:
+    def _update(
+        self, x_RKC: Tensor, modulation_R6C: Tensor, past_kv: Tensor, si: int, forced_RKA: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation_R6C.unsqueeze(2).unbind(1)
         attended, new_kv = self.attn(modulated_norm(x_RKC, scale1, shift1), past_kv)
         x_RKC = x_RKC + attended * gamma1
         ffn_input = modulated_norm(x_RKC, scale2, shift2)
-        gate = None
-        if self.ffn.router is not None and self.config.active_experts(si) < self.ffn.router.out_features:
-            gate = top_mask(self.ffn.router(ffn_input), self.config.active_experts(si))
-        return x_RKC + self.ffn(ffn_input, gate) * gamma2, new_kv
+        gate = best_RKA = None
+        active = self.config.active_experts(si)
+        if self.ffn.router is not None and active < self.ffn.router.out_features:
+            scores_RKN = self.ffn.router(ffn_input)
+            best_RKA = token_select(scores_RKN.flatten(0, 1), active).unflatten(0, scores_RKN.shape[:2])
+            chosen_RKA = best_RKA if forced_RKA is None else forced_RKA
+            gate = torch.zeros_like(scores_RKN, dtype=torch.bool).scatter_(-1, chosen_RKA, True)
+        return x_RKC + self.ffn(ffn_input, gate) * gamma2, new_kv, best_RKA
 
     def forward(
         self, x_RTC: Tensor, modulation_R6C: Tensor, visible_TT: Tensor, straight_through: bool = False

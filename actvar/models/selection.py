@@ -3,8 +3,10 @@
 The two learned scorers are one linear layer each, computed in fp32 (ActVAR, Sec. 3.2 and 3.3). Pure functions beside
 them do the choosing; the exporter writes the same choice as an ONNX operator.
 
-Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts.
+Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts, A active experts.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,14 @@ class Selector(Scorer):
 
 class Router(Scorer):
     """Scores each expert for each token: C -> N on the FFN's input (R in ActVAR, Sec. 3.2)."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a block chooses at one scale: tokens, and experts for each of them; ascending, None where nothing is cut."""
+
+    kept_RK: Tensor | None = None
+    experts_RKA: Tensor | None = None
 
 
 def token_select(scores_RL: Tensor, keep: int) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from actvar.config import ModelConfig
-from actvar.models.block import MODULATIONS, AdaLinear, Block, BlockTrace, modulated_norm
+from actvar.models.block import FREE, MODULATIONS, AdaLinear, Block, BlockTrace, modulated_norm
+from actvar.models.selection import Selection
 
 
 def is_scorer(name: str) -> bool:
@@ -41,6 +42,16 @@ class Condition:
     modulation_DR6C: Tensor
     head_modulation_R2C: Tensor
     start_R1C: Tensor
+
+
+@dataclass(frozen=True)
+class ScaleTrace:
+    """One scale, looked into: what `VAR.infer` gives, every block's output, and what scored best in each block."""
+
+    logits_RLV: Tensor
+    new_kv_D2RhKd: Tensor
+    hidden_DRLC: Tensor
+    best: tuple[Selection, ...]
 
 
 class _HeadNorm(nn.Module):
@@ -105,12 +116,38 @@ class VAR(nn.Module):
 
         Returns: logits RLV, and the keys and values to append to the cache, [D, 2, R, h, K, d].
         """
-        x_RLC = condition.start_R1C if tokens_in_RLE is None else self.word_embed(tokens_in_RLE) + self.positions(si)
+        x_RLC = self._embedded(tokens_in_RLE, condition, si)
         new_kv = []
         for block, modulation_R6C, past_kv in zip(self.blocks, condition.modulation_DR6C, past_kv_D2RhPd, strict=True):
             x_RLC, block_kv = block.infer(x_RLC, modulation_R6C, past_kv, si)
             new_kv.append(block_kv)
         return self.logits(x_RLC, condition.head_modulation_R2C), torch.stack(new_kv)
+
+    def trace(
+        self,
+        tokens_in_RLE: Tensor | None,
+        condition: Condition,
+        past_kv_D2RhPd: Tensor,
+        si: int,
+        forced: Sequence[Selection] = (),
+    ) -> ScaleTrace:
+        """`infer` with a look inside. `forced` is what each block is to choose, whatever scores best in it."""
+        x_RLC = self._embedded(tokens_in_RLE, condition, si)
+        hidden, new_kv, best = [], [], []
+        for i, block in enumerate(self.blocks):
+            to_choose = forced[i] if forced else FREE
+            x_RLC, block_kv, of_block = block.trace(
+                x_RLC, condition.modulation_DR6C[i], past_kv_D2RhPd[i], si, to_choose
+            )
+            hidden.append(x_RLC)
+            new_kv.append(block_kv)
+            best.append(of_block)
+        logits_RLV = self.logits(x_RLC, condition.head_modulation_R2C)
+        return ScaleTrace(logits_RLV, torch.stack(new_kv), torch.stack(hidden), tuple(best))
+
+    def _embedded(self, tokens_in_RLE: Tensor | None, condition: Condition, si: int) -> Tensor:
+        """The first block's input, RLC."""
+        return condition.start_R1C if tokens_in_RLE is None else self.word_embed(tokens_in_RLE) + self.positions(si)
 
     def forward(
         self, class_ids_B: Tensor, tokens_in_BTE: Tensor, straight_through: bool = False
