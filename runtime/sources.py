@@ -52,6 +52,24 @@ def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "c
     return Pipeline(ort.load(bundle, manifest, threads, device), batch_size)
 
 
+def open_engines(bundle: Path, batch_size: int) -> Pipeline:
+    """The engines of a bundle in TensorRT or TensorRT-RTX, on the first GPU.
+
+    Args:
+        bundle: its folder.
+        batch_size: pictures at a time.
+
+    Raises:
+        BundleError: the bundle is incomplete or altered, or has no plans for this GPU, engine and batch.
+        ActVARError: there is no GPU, or no engine is installed.
+    """
+    with needs("gpu", "to run engines"):
+        from actvar.runtime.backends import tensorrt
+    manifest = read_manifest(bundle)
+    require_weights(bundle, manifest)
+    return Pipeline(tensorrt.load(bundle, manifest, batch_size), batch_size)
+
+
 def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:
     """The eager model of a checkpoint.
 

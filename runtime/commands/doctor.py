@@ -17,7 +17,9 @@ from rich.table import Table
 
 from actvar import __version__
 from actvar.bundle import MANIFEST_FILE
+from actvar.errors import UsageError
 from actvar.runtime.bundle_cache import CACHE_VARIABLE, cache_folder
+from actvar.runtime.plugin_library import PLUGIN_VARIABLE, plugin_library
 
 EXAMPLES = "Example: actvar-trt doctor"
 _INSTALL = "pip install 'actvar-trt"
@@ -56,9 +58,10 @@ def findings() -> list[Finding]:
         ),
         _package("ONNX", "onnx", f"{_INSTALL}[export]', to export checkpoints"),
         _package("Polygraphy", "polygraphy", f"{_INSTALL}[export]', for the parity command"),
-        _engine("TensorRT", "tensorrt", "pip install tensorrt, for data-centre GPUs"),
-        _engine("TensorRT-RTX", "tensorrt_rtx", f"{_INSTALL}[gpu]', for RTX cards"),
-        Finding("CUDA plugins", "", "this version has none: graphs run as standard operators"),
+        _engine("TensorRT", "tensorrt", "pip install tensorrt, to build engines for the GPU at hand and to run them"),
+        _engine("TensorRT-RTX", "tensorrt_rtx", f"{_INSTALL}[tensorrt-rtx]', to build engines anywhere"),
+        _package("cuda-python", "cuda-python", f"{_INSTALL}[tensorrt-rtx]', to run engines"),
+        _plugins(),
         _cache(),
     ]
 
@@ -72,7 +75,7 @@ def _gpu() -> Finding:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return Finding(subject, "", "nvidia-smi is there and lists none; see to the driver")
-    return Finding(subject, ", ".join(listed.strip().splitlines()), "not used by this version")
+    return Finding(subject, ", ".join(listed.strip().splitlines()), "draw on it with --backend tensorrt")
 
 
 def _engine(subject: str, module: str, how: str) -> Finding:
@@ -84,7 +87,7 @@ def _engine(subject: str, module: str, how: str) -> Finding:
             return Finding(subject, "", how)
         return Finding(subject, "", f"installed, but cannot be loaded: {error}")
     if module != "onnxruntime":
-        return Finding(subject, engine.__version__, "not used by this version")
+        return Finding(subject, engine.__version__)
     return Finding(subject, f"{engine.__version__} with {', '.join(engine.get_available_providers())}")
 
 
@@ -96,10 +99,19 @@ def _package(subject: str, distribution: str, how: str) -> Finding:
         return Finding(subject, "", how)
 
 
+def _plugins() -> Finding:
+    without = f"engines use standard operators; build the library with CMake, or name it in {PLUGIN_VARIABLE}"
+    try:
+        library = plugin_library()
+    except UsageError as error:
+        return Finding("CUDA plugins", "", str(error))
+    return Finding("CUDA plugins", str(library)) if library else Finding("CUDA plugins", "", without)
+
+
 def _cache() -> Finding:
     folder = cache_folder()
     bundles = [path.parent for path in folder.glob(f"bundles/*/{MANIFEST_FILE}")]
-    size = sum(file.stat().st_size for bundle in bundles for file in bundle.iterdir())
+    size = sum(file.stat().st_size for bundle in bundles for file in bundle.rglob("*"))
     return Finding(
         "cache", f"{folder}: {len(bundles)} bundles, {size / 1e6:.0f} MB", f"set {CACHE_VARIABLE} to move it"
     )

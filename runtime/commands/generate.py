@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -9,13 +10,16 @@ import typer
 
 from actvar.config import ModelConfig, Sampling
 from actvar.errors import BundleError, UsageError
+from actvar.plans import PlanOptions
+from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint, cached_bundle, discard
 from actvar.runtime.class_choice import choose_classes, class_label
 from actvar.runtime.commands.console import progress_bar, say
+from actvar.runtime.extras import needs
 from actvar.runtime.image import sheet, write_png
 from actvar.runtime.output import destination, scales_strip
 from actvar.runtime.pipeline import Order, Picture, PictureSource
-from actvar.runtime.sources import open_eager, open_graphs, shipped_checkpoint
+from actvar.runtime.sources import open_eager, open_engines, open_graphs, shipped_checkpoint
 
 EXAMPLES = """Examples:
 
@@ -25,11 +29,13 @@ actvar-trt generate --class brown-crescent --class red-heart --count 8 --grid --
 
 actvar-trt generate --class 88 --show-scales
 
-actvar-trt generate --class 207 --checkpoint var_d16.pth --vqvae vae_ch160v4096z32.pth"""
+actvar-trt generate --class 207 --checkpoint var_d16.pth --vqvae vae_ch160v4096z32.pth
+
+actvar-trt generate --class 207 --bundle bundles/d20-fp16 --backend tensorrt --batch-size 8 --count 8"""
 
 Model: TypeAlias = Literal["actvar-mini", "var-mini"]
-Backend: TypeAlias = Literal["onnxruntime", "torch"]
-Precision: TypeAlias = Literal["fp32", "fp16"]
+Backend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
 
 
 def generate(
@@ -60,8 +66,16 @@ def generate(
     vqvae: Annotated[Path | None, typer.Option(help="The VQVAE that belongs to an official checkpoint.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="An exported model: a folder of `actvar-trt export`.")] = None,
     backend: Annotated[
-        Backend, typer.Option(help="onnxruntime draws with the graphs, torch with the model they are made from.")
+        Backend,
+        typer.Option(
+            help="onnxruntime draws with the graphs, tensorrt with engines built from them, "
+            "torch with the model they are made from."
+        ),
     ] = "onnxruntime",
+    device: Annotated[
+        Device | None,
+        typer.Option(show_default="cpu; cuda for tensorrt", help="Where the graphs run; cuda is the first NVIDIA GPU."),
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Of the graphs, where they are not exported yet.")] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are drawn at a time; no picture changes.")] = 1,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 is one for each core.")] = 0,
@@ -70,7 +84,7 @@ def generate(
 
     The first use of a model exports it into a cache; later uses take it from there.
     """
-    _refuse_contradictions(seed, bundle, checkpoint, vqvae, backend)
+    _refuse_contradictions(seed, bundle, checkpoint, vqvae, backend, device)
     where = destination(out, 1 if grid else count * len(set(classes)))
 
     def sampling_of(config: ModelConfig) -> Sampling:
@@ -80,14 +94,19 @@ def generate(
         choose_classes(config, classes)
         sampling_of(config)
 
+    def open_bundle(folder: Path) -> PictureSource:
+        if backend == "tensorrt":
+            return open_engines(folder, batch_size) if bundle else _open_built(folder, batch_size)
+        return open_graphs(folder, batch_size, threads, device or "cpu")
+
     if bundle:
-        source: PictureSource = open_graphs(bundle, batch_size, threads)
+        source = open_bundle(bundle)
     else:
         chosen = Checkpoint(checkpoint, vqvae) if checkpoint else shipped_checkpoint(model)
         if backend == "torch":
             source = open_eager(chosen, threads)
         else:
-            source = _open_cached(chosen, precision, accept, batch_size, threads)
+            source = _open_cached(chosen, precision, accept, open_bundle)
     class_ids = choose_classes(source.model, classes)
     orders = [Order(class_id, number) for class_id in class_ids for number in range(count)]
     started = time.perf_counter()
@@ -113,7 +132,7 @@ def generate(
 
 
 def _refuse_contradictions(
-    seed: int, bundle: Path | None, checkpoint: Path | None, vqvae: Path | None, backend: str
+    seed: int, bundle: Path | None, checkpoint: Path | None, vqvae: Path | None, backend: str, device: str | None
 ) -> None:
     """What can be told from the options alone.
 
@@ -124,6 +143,10 @@ def _refuse_contradictions(
         raise UsageError("--bundle and --checkpoint both name a model. Give one of them.")
     if bundle and backend == "torch":
         raise UsageError("--backend torch draws with a checkpoint, and --bundle names graphs. Give --checkpoint.")
+    if backend == "tensorrt" and device == "cpu":
+        raise UsageError("--backend tensorrt needs a GPU, and --device cpu names none. Leave --device out.")
+    if backend == "torch" and device == "cuda":
+        raise UsageError("--backend torch draws on the CPU, as the reference. Leave --device out.")
     if seed >= 2**64:
         raise UsageError(f"--seed must lie in 0..2^64-1, got {seed}.")
     if vqvae and not checkpoint:
@@ -147,17 +170,37 @@ def _sampling(default: Sampling, cfg: float | None, top_k: int | None, top_p: fl
 
 
 def _open_cached(
-    checkpoint: Checkpoint, precision: str, accept: Callable[[ModelConfig], None], batch_size: int, threads: int
+    checkpoint: Checkpoint,
+    precision: str,
+    accept: Callable[[ModelConfig], None],
+    open_bundle: Callable[[Path], PictureSource],
 ) -> PictureSource:
     """The graphs of a checkpoint, exported into the cache if they are not there, or not whole."""
     with progress_bar(f"Exporting {checkpoint.path.name}, once") as progress:
         folder = cached_bundle(checkpoint, precision, accept, progress)
         try:
-            return open_graphs(folder, batch_size, threads)
+            return open_bundle(folder)
         except BundleError as error:
             say(f"{error} It is only a copy: making it anew.")
             discard(folder)
-            return open_graphs(cached_bundle(checkpoint, precision, accept, progress), batch_size, threads)
+            return open_bundle(cached_bundle(checkpoint, precision, accept, progress))
+
+
+def _open_built(folder: Path, batch_size: int) -> PictureSource:
+    """The engines of a bundle in the cache, built now if they are not there, or not for this GPU and batch."""
+    try:
+        return open_engines(folder, batch_size)
+    except BundleError as error:
+        say(f"{error} Doing it now, once.")
+    with needs("export", "to build engines for the first time"):
+        from actvar.export.engine_builder import build_plans
+        from actvar.export.engine_library import choose_target
+    options = PlanOptions()
+    low, best, high = options.batch
+    options = replace(options, batch=(low, max(best, min(batch_size, high)), max(high, batch_size)))
+    with progress_bar("Building engines") as progress:
+        build_plans(folder, choose_target(None, None), options, progress=progress)
+    return open_engines(folder, batch_size)
 
 
 def _shown(pictures: Iterator[Picture], total: int) -> Iterator[Picture]:
