@@ -1,5 +1,6 @@
 """`actvar-trt inspect`: what a bundle holds, and what drawing with it costs."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,28 +9,41 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from actvar.bundle import Manifest, read_manifest, scale_name, verify
+from actvar.bundle import PLANS_FOLDER, Manifest, read_manifest, scale_name, verify
 from actvar.config import ModelConfig
+from actvar.files import read_verified
 from actvar.flops import condition_work, decoder_work, scale_work, transformer_work
+from actvar.plans import BUILD_AGAIN, PlanManifest, read_plans
 
 EXAMPLES = "Example: actvar-trt inspect bundles/d16"
 
 
 def inspect(bundle: Annotated[Path, typer.Argument(help="A folder that `actvar-trt export` wrote.")]) -> None:
-    """Show what a bundle holds: model, files, rates, and the operations of every scale.
+    """Show what a bundle holds: model, files, plans, rates, and the operations of every scale.
 
-    Every file is held against the manifest first.
+    Every file is held against its manifest first.
     """
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
+    plans = list(_verified_plans(bundle))
     console = Console()
-    console.print(_overview(bundle, manifest))
+    console.print(_overview(bundle, manifest, plans))
     console.print()
     console.print(_costs(manifest))
     console.print("Operations of one picture, a multiply-add counted as two, with both rows of guidance.")
 
 
-def _overview(bundle: Path, manifest: Manifest) -> Table:
+def _verified_plans(bundle: Path) -> Iterator[PlanManifest]:
+    """Of every plan folder."""
+    for folder in sorted((bundle / PLANS_FOLDER).glob("*/")):
+        plans = read_plans(folder)
+        for spec in plans.plans.values():
+            for entry in (spec.entry, spec.log):
+                read_verified(folder / entry.file, entry, BUILD_AGAIN)
+        yield plans
+
+
+def _overview(bundle: Path, manifest: Manifest, plans: Sequence[PlanManifest]) -> Table:
     model = manifest.model
     graphs = sum(graph.entry.bytes for graph in manifest.graphs.values())
     table = Table(show_header=False, box=None)
@@ -43,6 +57,7 @@ def _overview(bundle: Path, manifest: Manifest) -> Table:
         ("precision", manifest.precision),
         ("weights", f"{_megabytes(manifest.weights.bytes)}, once for all graphs{_unbound(manifest)}"),
         ("graphs", f"{len(manifest.graphs)}, {_megabytes(graphs)} together"),
+        *(("plans", _plans(of_one)) for of_one in plans),
         ("made by", ", ".join(f"{program} {version}" for program, version in manifest.versions.items())),
     ):
         table.add_row(f"[bold]{name}[/]", escape(text))
@@ -88,6 +103,13 @@ def _activation(model: ModelConfig) -> str:
         )
     )
     return f"{model.activation.experts} experts; " + "; ".join(shares)
+
+
+def _plans(plans: PlanManifest) -> str:
+    target, (low, _, high) = plans.target, plans.options.batch
+    size = _megabytes(sum(spec.entry.bytes for spec in plans.plans.values()))
+    served = target.device or f"compute capability {', '.join(target.gpus)}"
+    return f"{len(plans.plans)} by {target.engine} {target.version} for {served}, {low} to {high} pictures, {size}"
 
 
 def _unbound(manifest: Manifest) -> str:
