@@ -64,10 +64,10 @@ def open_engines(bundle: Path, batch_size: int) -> Pipeline:
         ActVARError: there is no GPU, or no engine is installed.
     """
     with needs("gpu", "to run engines"):
-        from actvar.runtime.backends import tensorrt
+        from actvar.runtime.backends import trt
     manifest = read_manifest(bundle)
     require_weights(bundle, manifest)
-    return Pipeline(tensorrt.load(bundle, manifest, batch_size), batch_size)
+    return Pipeline(trt.load(bundle, manifest, batch_size), batch_size)
 
 
 def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:

@@ -11,7 +11,7 @@ OUTER = {"actvar.export", "actvar.runtime"}
 
 # What a machine that only draws pictures has: pyproject's dependencies and an engine. Everything else, PyTorch and
 # ONNX first of all, must not be needed to load the runtime.
-RUNTIME_MAY_LOAD = {"numpy", "PIL", "rich", "safetensors", "typer", "onnxruntime", "tensorrt", "tensorrt_rtx"}
+RUNTIME_MAY_LOAD = {"numpy", "PIL", "rich", "safetensors", "typer", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
 LOADS_TORCH = {"safetensors.torch"}
 
 

@@ -26,11 +26,32 @@ from actvar.runtime.backends.protocol import Chain, KVCache, Launched
 
 Buffers = Mapping[str, Buffer]
 
+_MAX_RECORDINGS = 16  # of a lane: a recorded chain takes memory of the GPU's, and most who draw use two sizes of batch
+
+
+class Place(Protocol):
+    """What an executor sees of a lane."""
+
+    @property
+    def number(self) -> int:
+        """0 for the first lane."""
+
+    @property
+    def stream(self) -> Stream:
+        """Where runs are put."""
+
+    def scratch(self, count: int) -> Block:
+        """Memory of at least so many bytes for the run that is being put on the stream; all runs share it."""
+
 
 class Executor(Protocol):
     """The loaded graphs of a bundle."""
 
-    def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: int, stream: Stream) -> None:
+    @property
+    def recordable(self) -> bool:
+        """Whether all of a run is on the lane's stream, so that whoever records the stream has recorded the run."""
+
+    def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
         """Put one run of a graph on a stream.
 
         Args:
@@ -38,11 +59,14 @@ class Executor(Protocol):
             inputs: all that its `GraphSpec` names, in the sizes of one batch.
             outputs: likewise, to be written.
             lane: two lanes may run the same graph at the same time.
-            stream: the lane's.
 
         Raises:
             BundleError: the graph cannot be run.
+            EngineError: the library that runs it failed.
         """
+
+    def forget(self, lane: int) -> None:
+        """What was recorded of a lane is not replayed any more, and nothing runs on it: buffers may have moved."""
 
 
 class BufferedEngine:
@@ -100,12 +124,12 @@ class BufferedEngine:
         return lane.launch(name, chain, inputs, pictures)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Recording:
     """A chain of one name and batch: where its outputs arrive, and what replays it; None if it has only been run."""
 
     outputs: dict[str, "_Staged"]
-    replay: Callable[[], None] | None = None
+    replay: Callable[[], None] | None
 
 
 @dataclass(frozen=True)
@@ -121,8 +145,8 @@ class _Lane:
     """What one chain needs; see `GraphRunner` for what the chain sees of it."""
 
     def __init__(self, manifest: Manifest, executor: Executor, memory: Memory, number: int):
-        self.stream = memory.stream()
-        self._manifest, self._executor, self._memory, self._number = manifest, executor, memory, number
+        self.number, self.stream = number, memory.stream()
+        self._manifest, self._executor, self._memory = manifest, executor, memory
         self._blocks: dict[Hashable, Block] = {}
         self._stages: dict[Hashable, np.ndarray] = {}
         self._turns: Counter[str] = Counter()
@@ -146,8 +170,12 @@ class _Lane:
             # new_kv is large, and read before the next scale writes it: one place serves all scales.
             place = "new_kv" if tensor.name == "new_kv" else (graph, turn, tensor.name)
             outputs[tensor.name] = self._buffer(place, tensor.dtype, tensor.sized(pictures))
-        self._executor.run(graph, inputs, outputs, self._number, self.stream)
+        self._executor.run(graph, inputs, outputs, self)
         return outputs
+
+    def scratch(self, count: int) -> Block:
+        """See `Place`."""
+        return self._block("scratch", count)
 
     def kv_cache(self, pictures: int) -> KVCache:
         """See `GraphRunner`."""
@@ -159,7 +187,10 @@ class _Lane:
     # ---- a whole chain
 
     def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> "_Launched":
-        """Start a chain: it is run at first, the second time recorded where that helps, and replayed from then on."""
+        """Start a chain: it is run at first; the second time it is recorded after its run, and replayed from then on.
+
+        Recorded right after a run of the same shapes: an engine that meets new shapes may need its host's hand once.
+        """
         if self._under_way:
             self._under_way.result()  # its outputs arrive where this one's will
         for input_name, array in inputs.items():
@@ -167,16 +198,16 @@ class _Lane:
             self._stage(("in", input_name), raw.nbytes)[:] = raw
         shapes = {input_name: (array.dtype.name, array.shape) for input_name, array in inputs.items()}
         recording = self._recordings.get((name, pictures))
-        if recording is None:
-            recording = _Recording(self._work(chain, shapes))
-            self._recordings[name, pictures] = recording
+        if recording and recording.replay:
+            recording.replay()
         else:
-            if recording.replay is None:
-                recording.replay = self.stream.record(lambda: self._work(chain, shapes))
-            if recording.replay is None:
-                self._work(chain, shapes)
-            else:
-                recording.replay()
+            if len(self._recordings) == _MAX_RECORDINGS:
+                self._forget()
+            outputs = self._work(chain, shapes)
+            replay = None
+            if recording and self._executor.recordable:
+                replay = self.stream.record(lambda: self._work(chain, shapes))
+            recording = self._recordings[name, pictures] = _Recording(outputs, replay)
         self._under_way = _Launched(self.stream, recording.outputs)
         return self._under_way
 
@@ -196,18 +227,23 @@ class _Lane:
 
     def _buffer(self, place: Hashable, dtype: str, shape: tuple[int, ...]) -> Buffer:
         """The buffer of a place; a larger one than before moves the place."""
-        count = math.prod(shape) * ITEM_BYTES[dtype]
-        block = self._blocks.get(place)
-        if block is None or block.bytes < count:
-            self._forget()
-            self._blocks.pop(place, None)
-            block = self._blocks[place] = self._memory.allocate(count)
+        block = self._block(place, math.prod(shape) * ITEM_BYTES[dtype])
         return Buffer(block.address, dtype, shape, block)
+
+    def _block(self, place: Hashable, count: int) -> Block:
+        if place in self._blocks and self._blocks[place].bytes < count:
+            self._forget()
+            del self._blocks[place]  # before there is a new one
+        if place not in self._blocks:
+            self._blocks[place] = self._memory.allocate(count)
+        return self._blocks[place]
 
     def _stage(self, place: Hashable, count: int) -> np.ndarray:
         """Staged bytes of a place, likewise."""
-        if place not in self._stages or self._stages[place].nbytes < count:
+        if place in self._stages and self._stages[place].nbytes < count:
             self._forget()
+            del self._stages[place]
+        if place not in self._stages:
             self._stages[place] = self._memory.stage(count)
         return self._stages[place][:count]
 
@@ -215,6 +251,7 @@ class _Lane:
         """Something moves: what was recorded would write to where it was."""
         self.stream.wait()
         self._recordings.clear()
+        self._executor.forget(self.number)
 
 
 class _WindowedKVCache:

@@ -1,6 +1,6 @@
 """Where tensors live, as an engine needs it: memory by address, and a stream of copies in order.
 
-Two implementations: the host's memory, here, and an NVIDIA GPU's in `cuda.py`. Nothing here knows graphs.
+Two implementations: the host's memory, here, and an NVIDIA GPU's in `cuda_memory.py`. Nothing here knows graphs.
 """
 
 import ctypes
@@ -41,6 +41,10 @@ class Buffer:
 class Stream(Protocol):
     """Work in the order in which it was given. On a GPU it goes on while the host does something else."""
 
+    @property
+    def handle(self) -> int:
+        """What an engine's library knows it by."""
+
     def write(self, address: int, staged: np.ndarray) -> None:
         """Copy a staged array (see `Memory.stage`) into memory."""
 
@@ -54,13 +58,14 @@ class Stream(Protocol):
         """Until all work is done.
 
         Raises:
-            BundleError: some of it failed.
+            EngineError: some of it failed.
         """
 
     def record(self, work: Callable[[], object]) -> Callable[[], None] | None:
         """Do not do what `work` puts on this stream, but remember it; returns what does it all.
 
-        None: this stream does its work at once, and there is nothing to be won. (`work` is not called then.)
+        None: nothing is won by it, as this stream does its work at once, or it cannot be done: the work is still to be
+        run every time.
         """
 
 
@@ -100,7 +105,9 @@ class HostMemory:
 
 
 class HostStream:
-    """See `Stream`."""
+    """See `Stream`. No library knows of it."""
+
+    handle = 0
 
     def write(self, address: int, staged: np.ndarray) -> None:
         """See `Stream`."""

@@ -21,8 +21,8 @@ import onnxruntime
 
 from actvar.bundle import EXPORT_AGAIN, WEIGHTS_FILE, Manifest, StoredTensor
 from actvar.errors import ActVARError, BundleError
-from actvar.runtime.backends.buffered import BufferedEngine, Buffers
-from actvar.runtime.backends.memory import Buffer, HostMemory, Memory, Stream
+from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
+from actvar.runtime.backends.memory import Buffer, HostMemory, Memory
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.c_heap import return_large_blocks
 from actvar.runtime.graph_file import ExternalTensor, external_tensors
@@ -81,10 +81,15 @@ class _OrtExecutor:
         self._sessions, self._device = sessions, device
         self._weights = weights  # the sessions only borrow them
 
-    def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: int, stream: Stream) -> None:
-        """See `Executor`. ONNX Runtime has a stream of its own: it starts when ours is done, and is waited for."""
+    @property
+    def recordable(self) -> bool:
+        """See `Executor`. ONNX Runtime has a stream of its own."""
+        return False
+
+    def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
+        """See `Executor`. A run starts when the lane's stream is done, and is waited for."""
         session = self._sessions[graph].result()
-        stream.wait()
+        lane.stream.wait()
         try:
             binding = session.io_binding()
             for name, buffer in inputs.items():
@@ -94,6 +99,9 @@ class _OrtExecutor:
             session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise _refusal(f"the graph {graph} cannot be run", error) from None
+
+    def forget(self, lane: int) -> None:
+        """See `Executor`. Nothing is kept from one run to the next."""
 
     def _place(self, name: str, buffer: Buffer) -> tuple[str, str, int, type, tuple[int, ...], int]:
         return name, self._device, 0, np.dtype(buffer.dtype).type, buffer.shape, buffer.address
@@ -117,7 +125,7 @@ class _Weights:
         array = self._mapped[stored.offset : stored.offset + stored.length].view(stored.dtype).reshape(shape)
         if self._device == "cpu":
             return onnxruntime.OrtValue.ortvalue_from_numpy(array)  # a view: nothing is copied
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+        return unowned(onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0))
 
 
 def _check_weights(path: Path, read: list[ExternalTensor], manifest: Manifest, graph: str) -> None:
@@ -133,6 +141,11 @@ def _check_weights(path: Path, read: list[ExternalTensor], manifest: Manifest, g
     }
     for tensor in said ^ set(read):
         raise BundleError(f"{path}: {tensor.name} is not read as the manifest says it is. {EXPORT_AGAIN}")
+
+
+def unowned(value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
+    """The same value as a view, which keeps it: a session takes no initializer that owns its memory."""
+    return onnxruntime.OrtValue.from_dlpack(value._ortvalue)
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -152,8 +165,9 @@ def _cuda_memory() -> Memory:
             f"This ONNX Runtime {onnxruntime.__version__} is built for the CPU alone, so --device cuda cannot be used. "
             "Replace it: pip uninstall onnxruntime, then pip install 'actvar-trt[gpu]'."
         )
-    from actvar.runtime.backends.cuda import CudaMemory
+    from actvar.runtime.backends.cuda_memory import CudaMemory, device_info
 
+    device_info()
     return CudaMemory()
 
 
