@@ -1,0 +1,100 @@
+// What an operator is: names, types, shapes, and the kernel behind it. Everything that differs between the plugins.
+//
+// Shapes are letters, as in export/operators.py: R rows, L tokens, K kept tokens, C width, N experts, E hidden neurons
+// of an expert, A active experts. A letter that appears twice is the same number twice; an attribute may be a letter too.
+
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace actvar {
+
+// The numbers behind the letters; -1 where not known yet.
+class Sizes {
+public:
+    Sizes() { values_.fill(-1); }
+    std::int64_t& operator[](char letter) { return values_[static_cast<unsigned char>(letter) % values_.size()]; }
+    std::int64_t operator[](char letter) const { return values_[static_cast<unsigned char>(letter) % values_.size()]; }
+    bool known(char letter) const { return (*this)[letter] >= 0; }
+    int number(char letter) const { return static_cast<int>((*this)[letter]); }
+
+private:
+    std::array<std::int64_t, 128> values_;
+};
+
+enum class Type {
+    kScores,   // fp32
+    kIndices,  // int64
+    kValues,   // fp32, fp16 or bf16: the same for all of an operator
+};
+
+struct Argument {
+    char const* name;
+    char const* shape;  // one letter per dimension
+    Type type;
+};
+
+struct Attribute {
+    char const* name;
+    char letter;
+};
+
+// One execution: tensors in the order of the operator's arguments.
+struct Call {
+    Sizes sizes;
+    nvinfer1::DataType values;
+    int tactic;
+    void const* const* inputs;
+    void* output;
+    void* workspace;
+    std::size_t workspace_bytes;
+    cudaStream_t stream;
+};
+
+struct Operator {
+    char const* name;
+    std::vector<Attribute> attributes;
+    std::vector<Argument> inputs;
+    Argument output;
+
+    // What is wrong with the sizes that are known, beyond letters that disagree; empty if nothing is.
+    std::string (*fault)(Sizes const& sizes);
+
+    // How many ways there are to compute it: tactics 1 to this number, the first of which suits any size.
+    int tactics;
+
+    // For these sizes and any with fewer rows.
+    std::size_t (*workspace)(Sizes const& sizes, nvinfer1::DataType values, int tactic);
+
+    cudaError_t (*launch)(Call const& call);
+};
+
+// The four of them.
+extern Operator const kTokenSelect, kTokenGather, kTokenScatter, kRoutedFfn;
+
+// "x [R, L, C]", for messages.
+std::string described(Argument const& argument);
+
+// What is wrong with the types of all inputs; empty if nothing is.
+std::string type_fault(Operator const& op, nvinfer1::DataType const* types, int count);
+
+// Whether an argument may have this type, given that of the first kValues argument before it, or its own.
+bool type_fits(Type type, nvinfer1::DataType given, nvinfer1::DataType values);
+
+// Fills in the letters of one shape. Returns what is wrong with it; empty if nothing is.
+std::string bind(Operator const& op, Argument const& argument, nvinfer1::Dims const& dims, Sizes& sizes);
+
+// The sizes of all inputs and attributes, of which each letter takes its first known value.
+std::string bind_all(Operator const& op, std::vector<std::int32_t> const& attributes,
+                     std::vector<nvinfer1::Dims> const& inputs, Sizes& sizes);
+
+// "at most 4", "is 5": the pieces of every message about a number.
+std::string number(std::int64_t value);
+
+}  // namespace actvar

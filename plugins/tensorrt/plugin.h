@@ -1,0 +1,97 @@
+// The one plugin class, and its creator: TensorRT's interfaces around any Operator.
+//
+// Nothing here touches CUDA before enqueue. A plan holds an operator's attributes and nothing else.
+
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "operator.h"
+
+namespace actvar {
+
+constexpr char kNamespace[] = "actvar", kVersion[] = "1";
+
+class Plugin final : public nvinfer1::IPluginV3,
+                     public nvinfer1::IPluginV3OneCore,
+                     public nvinfer1::IPluginV3OneBuild,
+                     public nvinfer1::IPluginV3OneRuntime {
+public:
+    // `attributes` in the operator's order.
+    Plugin(Operator const& op, std::vector<std::int32_t> attributes);
+    Plugin(Plugin const& other);
+    Plugin& operator=(Plugin const&) = delete;
+
+    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+    nvinfer1::IPluginV3* clone() noexcept override;
+
+    char const* getPluginName() const noexcept override { return op_.name; }
+    char const* getPluginVersion() const noexcept override { return kVersion; }
+    char const* getPluginNamespace() const noexcept override { return kNamespace; }
+
+    std::int32_t getNbOutputs() const noexcept override { return 1; }
+    std::int32_t getOutputDataTypes(nvinfer1::DataType* types, std::int32_t outputs, nvinfer1::DataType const* given,
+                                    std::int32_t inputs) const noexcept override;
+    std::int32_t getOutputShapes(nvinfer1::DimsExprs const* given, std::int32_t inputs,
+                                 nvinfer1::DimsExprs const* shape_values, std::int32_t shape_inputs,
+                                 nvinfer1::DimsExprs* shapes, std::int32_t outputs,
+                                 nvinfer1::IExprBuilder& builder) noexcept override;
+    bool supportsFormatCombination(std::int32_t place, nvinfer1::DynamicPluginTensorDesc const* tensors,
+                                   std::int32_t inputs, std::int32_t outputs) noexcept override;
+    std::int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, std::int32_t inputs,
+                                 nvinfer1::DynamicPluginTensorDesc const* out, std::int32_t outputs) noexcept override;
+    std::size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, std::int32_t inputs,
+                                 nvinfer1::DynamicPluginTensorDesc const* out,
+                                 std::int32_t outputs) const noexcept override;
+    std::int32_t getNbTactics() noexcept override { return op_.tactics > 1 ? op_.tactics : 0; }
+    std::int32_t getValidTactics(std::int32_t* tactics, std::int32_t count) noexcept override;
+    char const* getTimingCacheID() noexcept override { return summary_.c_str(); }
+    char const* getMetadataString() noexcept override { return summary_.c_str(); }
+
+    std::int32_t setTactic(std::int32_t tactic) noexcept override;
+    std::int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, std::int32_t inputs,
+                               nvinfer1::PluginTensorDesc const* out, std::int32_t outputs) noexcept override;
+    std::int32_t enqueue(nvinfer1::PluginTensorDesc const* in, nvinfer1::PluginTensorDesc const* out,
+                         void const* const* inputs, void* const* outputs, void* workspace,
+                         cudaStream_t stream) noexcept override;
+    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override { return &collection_; }
+
+private:
+    // Logs a fault under the operator's name; returns TensorRT's code for failure, or for success if there is none.
+    std::int32_t report(std::string const& fault) const;
+
+    // The type of the operator's values among those of all inputs.
+    nvinfer1::DataType values_type(nvinfer1::PluginTensorDesc const* in) const;
+
+    Operator const& op_;
+    std::vector<std::int32_t> attributes_;
+    std::vector<nvinfer1::PluginField> fields_;  // point into attributes_
+    nvinfer1::PluginFieldCollection collection_;
+    std::string summary_;  // "keep=192"
+    std::int32_t tactic_ = 0;
+};
+
+class Creator final : public nvinfer1::IPluginCreatorV3One {
+public:
+    explicit Creator(Operator const& op);
+
+    // Null, after a message, unless every attribute is there as one int32.
+    nvinfer1::IPluginV3* createPlugin(char const* name, nvinfer1::PluginFieldCollection const* given,
+                                      nvinfer1::TensorRTPhase phase) noexcept override;
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }
+    char const* getPluginName() const noexcept override { return op_.name; }
+    char const* getPluginVersion() const noexcept override { return kVersion; }
+    char const* getPluginNamespace() const noexcept override { return kNamespace; }
+
+private:
+    Operator const& op_;
+    std::vector<nvinfer1::PluginField> fields_;
+    nvinfer1::PluginFieldCollection collection_;
+};
+
+}  // namespace actvar

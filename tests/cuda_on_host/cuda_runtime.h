@@ -1,0 +1,94 @@
+// Stands in for the toolkit's header of this name: what the kernels use of it, on fibers.
+
+#pragma once
+
+#include <driver_types.h>
+#include <vector_functions.h>
+#include <vector_types.h>
+
+#include <algorithm>
+
+#include "fibers.h"
+
+#undef __shared__
+#define __shared__ static  // blocks run one after another
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+
+using std::max;
+using std::min;
+
+struct ThreadIndex {
+    struct X {
+        operator unsigned() const { return static_cast<unsigned>(cuda_on_host::thread_index()); }
+    } x;
+};
+
+inline ThreadIndex const threadIdx{};
+inline dim3 blockIdx, blockDim, gridDim;
+
+inline void __syncthreads() { cuda_on_host::wait_for_block(0); }
+inline int __syncthreads_count(int holds) { return cuda_on_host::wait_for_block(holds != 0); }
+inline int __syncthreads_or(int holds) { return cuda_on_host::wait_for_block(holds != 0) != 0; }
+inline void __syncwarp(unsigned = 0xFFFFFFFFu) { cuda_on_host::wait_for_warp(); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
+inline unsigned __shfl_sync(unsigned, unsigned value, int lane) {
+    cuda_on_host::lane_value(cuda_on_host::thread_index() % cuda_on_host::kWarp) = value;
+    __syncwarp();
+    unsigned const result = cuda_on_host::lane_value(lane);
+    __syncwarp();
+    return result;
+}
+
+inline unsigned __ballot_sync(unsigned, int holds) {
+    cuda_on_host::lane_value(cuda_on_host::thread_index() % cuda_on_host::kWarp) = holds != 0;
+    __syncwarp();
+    unsigned result = 0;
+    for (int lane = 0; lane < cuda_on_host::kWarp; ++lane) result |= cuda_on_host::lane_value(lane) << lane;
+    __syncwarp();
+    return result;
+}
+
+template <typename T>
+T atomicAdd(T* to, T value) {
+    T const before = *to;
+    *to += value;
+    return before;
+}
+
+template <typename T>
+T atomicMax(T* to, T value) {
+    T const before = *to;
+    *to = std::max(before, value);
+    return before;
+}
+
+template <typename T>
+T atomicOr(T* to, T value) {
+    T const before = *to;
+    *to |= value;
+    return before;
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(Parameters...), Arguments... arguments) {
+    gridDim = config->gridDim;
+    blockDim = config->blockDim;
+    for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
+        for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
+            for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
+                cuda_on_host::run_block(static_cast<int>(blockDim.x), [&] { kernel(arguments...); });
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
+
+// Every attribute that is asked for is the compute capability.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+    *value = 8;
+    return cudaSuccess;
+}

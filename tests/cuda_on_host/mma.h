@@ -1,0 +1,65 @@
+// Stands in for the toolkit's header of this name. Each lane holds whole operands and its own part of the sums: the
+// elements lane * 8 to lane * 8 + 7 of the square.
+
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#include "fibers.h"
+
+namespace nvcuda::wmma {
+
+struct matrix_a;
+struct matrix_b;
+struct accumulator;
+struct row_major;
+struct col_major;
+enum layout_t { mem_row_major, mem_col_major };
+
+template <typename Use, int m, int n, int k, typename T, typename Layout = void>
+struct fragment {
+    float values[16][16];
+};
+
+template <typename T>
+struct fragment<accumulator, 16, 16, 16, T> {
+    T values[8];
+};
+
+inline int first_element() { return cuda_on_host::thread_index() % cuda_on_host::kWarp * 8; }
+
+template <typename T>
+void fill_fragment(fragment<accumulator, 16, 16, 16, T>& to, T value) {
+    for (T& element : to.values) element = value;
+}
+
+template <typename Use, typename T, typename Layout>
+void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout>& to, T const* from, unsigned stride) {
+    for (unsigned row = 0; row < 16; ++row)
+        for (unsigned column = 0; column < 16; ++column)
+            to.values[row][column] = static_cast<float>(
+                from[std::is_same_v<Layout, row_major> ? row * stride + column : column * stride + row]);
+}
+
+template <typename T, typename LayoutA, typename LayoutB>
+void mma_sync(fragment<accumulator, 16, 16, 16, float>& to, fragment<matrix_a, 16, 16, 16, T, LayoutA> const& a,
+              fragment<matrix_b, 16, 16, 16, T, LayoutB> const& b,
+              fragment<accumulator, 16, 16, 16, float> const& start) {
+    int const row = first_element() / 16, column = first_element() % 16;
+    for (int i = 0; i < 8; ++i) {
+        float sum = start.values[i];
+        for (int k = 0; k < 16; ++k) sum += a.values[row][k] * b.values[k][column + i];
+        to.values[i] = sum;
+    }
+}
+
+inline void store_matrix_sync(float* to, fragment<accumulator, 16, 16, 16, float> const& from, unsigned stride,
+                              layout_t) {
+    unsigned const row = static_cast<unsigned>(first_element()) / 16, column = static_cast<unsigned>(first_element()) % 16;
+    for (unsigned i = 0; i < 8; ++i) to[row * stride + column + i] = from.values[i];
+}
+
+}  // namespace nvcuda::wmma

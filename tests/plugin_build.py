@@ -1,0 +1,43 @@
+"""The compiled libraries, as the tests build them: by CMake, into build/, for one architecture."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from import_tree import ROOT
+
+BUILD = ROOT / "build" / "tests"
+
+
+def cmake(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it; its output is returned."""
+    return subprocess.run(["cmake", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@cache
+def build() -> Path:
+    """The build folder, up to date; skips where a tool is missing."""
+    for tool in ("cmake", "nvcc", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}")
+    architecture = os.environ.get("ACTVAR_TEST_ARCHITECTURE", "89")
+    for step in (["-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"], ["--build", str(BUILD)]):
+        done = cmake(*step)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return BUILD
+
+
+def kernel_library_path() -> Path:
+    """The kernels alone."""
+    return build() / "plugins" / "libactvar_kernels.so"
+
+
+def plugin_library_path() -> Path:
+    """The plugins; skips where TensorRT's headers are missing."""
+    path = build() / "plugins" / "libactvar_plugins.so"
+    if not path.exists():
+        pytest.skip("needs the headers of TensorRT: the build left the plugins out")
+    return path
