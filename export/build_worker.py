@@ -8,7 +8,6 @@ which are the log, and a pipe takes lines of JSON to the parent: shares of the w
 import ctypes
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -126,9 +125,15 @@ def build(job: BuildJob, progress: Callable[[float], None]) -> BuildResult:
         file.write(plan)
     if job.timing_cache:
         _keep_timing_cache(config, cache, Path(job.timing_cache))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds = round(time.perf_counter() - started, 3)
-    return BuildResult(dict(sorted(layers.items())), dict(lowered.plugins), dict(lowered.bodies), seconds, peak)
+    kept, replaced = dict(lowered.plugins), dict(lowered.bodies)
+    return BuildResult(dict(sorted(layers.items())), kept, replaced, seconds, peak_memory())
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held. getrusage would count the parent's, from before the exec."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in status if line.startswith("VmHWM:"))) * 1024
 
 
 def _load_plugins(trt: Any, job: BuildJob) -> tuple[str, ...]:

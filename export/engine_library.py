@@ -45,7 +45,8 @@ def choose_target(engine: str | None, architectures: Sequence[str] | None) -> Pl
 
     Args:
         engine: builds with this one, whatever is there.
-        architectures: compute capabilities to build for; None takes all that TensorRT-RTX has, but Turing.
+        architectures: compute capabilities to build for; None takes all that TensorRT-RTX has, but Turing, or that of
+            the GPU at hand if it is none of them.
 
     Raises:
         EngineError: no library is installed that could build here.
@@ -74,6 +75,8 @@ def choose_target(engine: str | None, architectures: Sequence[str] | None) -> Pl
 def _architectures(library: Any, wanted: Sequence[str] | None, gpu: Gpu | None) -> tuple[str, ...]:
     """Compute capabilities, ascending and once each."""
     listed = capabilities(library)
+    if wanted is None and gpu and gpu.capability not in listed:
+        return (gpu.capability,)
     if wanted is None:
         return tuple(name for name in listed if name != WITHOUT_FP32_PRODUCTS)
     for name in wanted:

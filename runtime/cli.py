@@ -11,7 +11,7 @@ import typer
 
 from actvar import __version__
 from actvar.errors import ActVARError
-from actvar.runtime.commands import doctor, export_bundle, generate, inspect_bundle, parity
+from actvar.runtime.commands import bind, build, doctor, export_bundle, generate, inspect_bundle, parity
 from actvar.runtime.train_cli import app as train_app
 
 NAME = "actvar-trt"
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=export_bundle.EXAMPLES)(export_bundle.export)
+app.command(epilog=build.EXAMPLES)(build.build)
+app.command(epilog=bind.EXAMPLES)(bind.bind)
 app.command(epilog=inspect_bundle.EXAMPLES)(inspect_bundle.inspect)
 app.command(epilog=parity.EXAMPLES)(parity.parity)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
