@@ -1,0 +1,194 @@
+"""Weights for a bundle that is there: a checkpoint of the same shape, in the layout that the graphs read.
+
+Graphs and plans hold no weights, so they stay as they are. The checkpoint stays mapped from its file; one tensor at a
+time is converted and written.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from actvar.bundle import EXPORT_AGAIN, PLANS_FOLDER, WEIGHTS_FILE, Manifest, WeightsSpec, read_manifest, write_manifest
+from actvar.checkpoint import open_model
+from actvar.config import ModelConfig
+from actvar.errors import BundleError, CheckpointError, UsageError
+from actvar.export.bundle_folder import folder_written_whole
+from actvar.export.weights_file import WeightsFile
+from actvar.files import locked, read_verified
+from actvar.models.actvar import random_model
+
+Progress = Callable[[float], None]
+
+_LOCK_FILE = ".lock"  # of a folder of plans
+
+
+def bind(
+    bundle: Path,
+    checkpoint: Path,
+    vqvae: Path | None = None,
+    target: Path | None = None,
+    *,
+    random_router: bool = False,
+    bundle_rates: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Give a bundle the weights of a checkpoint.
+
+    The result is a whole new folder, which shares the files of graphs and plans with the old one where the file system
+    can, and takes its name in one step.
+
+    Args:
+        bundle: its folder; it may have weights already, or none.
+        checkpoint, vqvae: as `actvar.checkpoint.open_model` takes them.
+        target: the new bundle's folder; None replaces the bundle.
+        random_router: give a dense checkpoint the router and selector that the graphs want, drawn at random.
+        bundle_rates: take a checkpoint that was trained with other active scales or rates than the graphs have.
+        progress: told the share that is done, 0 to 1.
+
+    Returns: the new manifest: the model is the checkpoint's.
+
+    Raises:
+        BundleError: the bundle is not whole, or the target is no bundle or cannot be written.
+        CheckpointError: the checkpoint cannot be used, or is not of the shape that the graphs were made for.
+        UsageError: `random_router` for a checkpoint that has one, or for graphs that have none.
+    """
+    manifest = _read(bundle)
+    stored = open_model(checkpoint, vqvae)
+    _require_shape(checkpoint, stored.config, bundle, manifest.model)
+    source, activation, own = f"checkpoint {checkpoint.name}", manifest.model.activation, stored.config.activation
+    if random_router and (own or not activation):
+        raise UsageError(
+            f"--random-router is for a dense checkpoint and graphs with active scales, and "
+            f"{f'{checkpoint} is an ActVAR' if own else f'the graphs of {bundle} are dense'}. Leave it out."
+        )
+    if activation and (random_router or (bundle_rates and own)):
+        stored = open_model(checkpoint, vqvae, activation)
+        source += ", router and selector random" if random_router else ""
+    _require_activation(checkpoint, stored.config, bundle, manifest.model)
+    return _bind(bundle, manifest, stored.config, stored.read, source, target, progress)
+
+
+def bind_random(bundle: Path, target: Path | None = None, progress: Progress | None = None) -> Manifest:
+    """Give a bundle random weights, for size and speed. Holds them in memory, in fp32; arguments are those of `bind`.
+
+    Raises:
+        BundleError: the bundle is not whole, or the target is no bundle or cannot be written.
+    """
+    manifest = _read(bundle)
+    read = random_model(manifest.model).state_dict().__getitem__
+    return _bind(bundle, manifest, manifest.model, read, "random weights", target, progress)
+
+
+def _read(bundle: Path) -> Manifest:
+    """The manifest of a bundle whose graphs are what it says; its weights do not matter any more."""
+    manifest = read_manifest(bundle)
+    for graph in manifest.graphs.values():
+        read_verified(bundle / graph.entry.file, graph.entry, EXPORT_AGAIN)
+    return manifest
+
+
+def _require_shape(checkpoint: Path, found: ModelConfig, bundle: Path, made_for: ModelConfig) -> None:
+    """Make sure that graphs are of a model of this size."""
+    for (what, own), (_, wanted) in zip(_shape(found), _shape(made_for), strict=True):
+        if own != wanted:
+            raise CheckpointError(
+                f"{checkpoint} does not fit {bundle}: {what} is {own}, and the graphs were made for {wanted}. "
+                f"Export a bundle of {checkpoint.name}, or bind a checkpoint of the bundle's shape."
+            )
+
+
+def _shape(model: ModelConfig) -> Iterator[tuple[str, object]]:
+    yield "the depth", model.depth
+    yield "patch_nums", model.schedule.patch_nums
+    yield "the number of classes", model.num_classes
+    yield "shared AdaLN", model.shared_adaln
+    for field, value in vars(model.vqvae).items():
+        yield f"the VQVAE's {field}", value
+
+
+def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made_for: ModelConfig) -> None:
+    """Make sure that graphs leave out what a model leaves out."""
+    instead = f"Export a bundle of {checkpoint.name}, or bind"
+    if made_for.activation and not found.activation:
+        raise CheckpointError(
+            f"{checkpoint} is a dense VAR without the selectors and routers that the graphs of {bundle} choose by. "
+            f"{instead} an ActVAR; --random-router draws them at random, which only shows size and speed."
+        )
+    if found.activation and not made_for.activation:
+        raise CheckpointError(
+            f"{checkpoint} is an ActVAR, and the graphs of {bundle} are dense: its selectors and routers would not be "
+            f"used. {instead} a dense VAR."
+        )
+    if not found.activation or not made_for.activation:
+        return
+    if found.activation.experts != made_for.activation.experts:
+        raise CheckpointError(
+            f"{checkpoint} has {found.activation.experts} experts, and the graphs of {bundle} were made for "
+            f"{made_for.activation.experts}. {instead} a checkpoint with as many."
+        )
+    for si in range(len(found.schedule)):
+        own, wanted = ((model.kept_tokens(si), model.active_experts(si)) for model in (found, made_for))
+        if own != wanted:
+            raise CheckpointError(
+                f"{checkpoint} keeps {own[0]} tokens and {own[1]} experts at scale {si + 1}, and the graphs of "
+                f"{bundle} keep {wanted[0]} and {wanted[1]}. {instead} with --bundle-rates, to run it as the graphs do."
+            )
+
+
+def _bind(
+    bundle: Path,
+    manifest: Manifest,
+    config: ModelConfig,
+    read: Callable[[str], Tensor],
+    source: str,
+    target: Path | None,
+    progress: Progress | None,
+) -> Manifest:
+    file = WeightsFile.of(config, manifest.precision)
+    if replace(manifest.weights, sha256=None) != WeightsSpec(file.layout.bytes, None, file.layout.tensors):
+        raise BundleError(f"{bundle} lays its weights out in a way that this version does not write. {EXPORT_AGAIN}")
+    bundle, target = bundle.resolve(), (target or bundle.resolve()).absolute()
+    if bundle in target.parents:
+        raise UsageError(f"{target} lies inside the bundle. Name a folder outside of it, or none to replace it.")
+    with _plans_locked(bundle), folder_written_whole(target) as unfinished:
+        for graph in manifest.graphs.values():
+            _share(bundle / graph.entry.file, unfinished / graph.entry.file)
+        if (bundle / PLANS_FOLDER).is_dir():
+            _share_tree(bundle / PLANS_FOLDER, unfinished / PLANS_FOLDER)
+        weights = file.write(unfinished / WEIGHTS_FILE, read, progress)
+        bound = replace(manifest, model=config, source=source, weights=weights)
+        write_manifest(unfinished, bound)
+    return bound
+
+
+@contextmanager
+def _plans_locked(bundle: Path) -> Iterator[None]:
+    """Wait for builds of plans that are under way, and keep others from beginning."""
+    with ExitStack() as stack:
+        for lock in sorted((bundle / PLANS_FOLDER).glob(f"*/{_LOCK_FILE}")):
+            with suppress(OSError):  # of a bundle that may only be read: no build can be under way there
+                if not lock.is_symlink():
+                    stack.enter_context(locked(lock))
+        yield
+
+
+def _share_tree(source: Path, target: Path) -> None:
+    """The same folder of files under another name."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BundleError(f"{path} must be a plain file, and is a link or a device. Remove it.")
+        (_share_tree if path.is_dir() else _share)(path, target / path.name)
+
+
+def _share(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the file system has no such thing."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target, follow_symlinks=False)
