@@ -164,9 +164,7 @@ def _say_what_becomes_of_sparse_parts(manifest: Manifest) -> None:
     if library := plugin_library():
         say(f"Sparse parts become plugins of {library}.")
     else:
-        say(
-            "There is no plugin library: sparse parts are computed in full and masked, right and no faster than dense ones."
-        )
+        say("There is no plugin library: sparse parts are computed in full and masked, right and no faster than dense.")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

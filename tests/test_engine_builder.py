@@ -1,0 +1,435 @@
+"""Plans from graphs, by the real TensorRT-RTX, which builds without a GPU: what is built, kept, refused and left."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from small_models import small_config
+
+from actvar.bundle import Manifest, graph_names, read_manifest, write_manifest
+from actvar.config import PRESETS, Activation, ModelConfig
+from actvar.errors import BundleError, EngineError, UsageError
+from actvar.export.engine_builder import build_plans
+from actvar.export.engine_library import capabilities, choose_target, library_path, load_engine
+from actvar.export.lowering import lower
+from actvar.export.onnx_export import export_graphs
+from actvar.files import hash_file, locked
+from actvar.plans import PlanManifest, PlanOptions, PlanTarget, plan_folder, read_plan, read_plans, write_plans
+
+pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
+
+MODEL = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
+GRAPHS = graph_names(MODEL)
+ACTIVE = ("scale_03", "scale_04")
+OPTIONS = PlanOptions((1, 2, 4))
+
+# What the parser makes of a node, where it makes one layer of one kind; other nodes become several or none.
+LAYER_OF_NODE = {
+    "Conv": "CONVOLUTION",
+    "CumSum": "CUMULATIVE",
+    "LayerNormalization": "NORMALIZATION",
+    "Resize": "RESIZE",
+    "Softmax": "SOFTMAX",
+    "TopK": "TOPK",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_plugins() -> Any:
+    """Here sparse operators run as their bodies; with plugins they are the plugins' own tests' matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACTVAR_PLUGIN_LIBRARY", "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def target() -> PlanTarget:
+    return choose_target("tensorrt-rtx", ("8.9",))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, target: PlanTarget) -> Path:
+    """A bundle with all its plans; not to be changed."""
+    bundle = tmp_path_factory.mktemp("built") / "bundle"
+    export_graphs(MODEL, bundle, "fp16", "a test")
+    build_plans(bundle, target, OPTIONS, jobs=2)
+    return bundle
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(built, tmp_path / "bundle"))
+
+
+def inodes(folder: Path) -> dict[str, int]:
+    """Which file each plan is: a plan that is built anew is another file."""
+    return {path.stem: path.stat().st_ino for path in folder.glob("*.plan")}
+
+
+def rebuilt(bundle: Path, target: PlanTarget, options: PlanOptions = OPTIONS, graphs: Any = None) -> set[str]:
+    """Build, and say which graphs have new plans."""
+    folder = plan_folder(bundle, target)
+    before = inodes(folder)
+    plans = build_plans(bundle, target, options, graphs)
+    assert plans == read_plans(folder)
+    return {graph for graph, inode in inodes(folder).items() if before.get(graph) != inode}
+
+
+def replace_graph(bundle: Path, graph: str, change: Callable[[onnx.ModelProto], object]) -> None:
+    """Change a graph, and the manifest with it, as another export would."""
+    manifest, path = read_manifest(bundle), bundle / f"{graph}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    graphs = {**manifest.graphs, graph: replace(manifest.graphs[graph], entry=hash_file(path))}
+    write_manifest(bundle, replace(manifest, graphs=graphs))
+
+
+def edit_plans(folder: Path, **changes: Any) -> None:
+    """Make the plans' manifest say that they were made in another way."""
+    write_plans(folder, replace(read_plans(folder), **changes))
+
+
+def check_layers(bundle: Path, manifest: Manifest, plans: PlanManifest) -> None:
+    """Every node of the lowered graphs that stands for one layer is one in the network that the parser made."""
+    for graph, plan in plans.plans.items():
+        lowered = lower(bundle / f"{graph}.onnx")
+        nodes = Counter(node.op_type for node in lowered.model.graph.node)
+        expected = {layer: nodes[node] for node, layer in LAYER_OF_NODE.items() if nodes[node]}
+        assert {layer: plan.layers.get(layer) for layer in expected} == expected, graph
+        assert plan.layers["MATRIX_MULTIPLY"] == nodes["MatMul"] + nodes["Gemm"] + nodes["Einsum"], graph
+        assert plan.bodies == lowered.bodies and plan.plugins == {}
+        assert not any(layer.startswith("PLUGIN") for layer in plan.layers)
+    model = manifest.model
+    for si in range(len(model.schedule)):
+        plan = plans.plans[f"scale_{si + 1:02d}"]
+        expected_bodies = {operator: model.depth for operator in plan.bodies}
+        assert bool(plan.bodies) == model.is_active(si) and plan.bodies == expected_bodies
+        # qkv, scores, values, projection and the FFN's two of each block, and the head; the rest is embedding and f_hat
+        assert plan.layers["MATRIX_MULTIPLY"] >= 6 * model.depth + 1
+        assert plan.layers["CUMULATIVE"] >= 1 and plan.layers["TOPK"] >= 1
+
+
+def test_every_graph_becomes_a_plan(built, target):
+    """With the layers that its nodes stand for, no weights inside, and a log and figures beside it."""
+    folder = plan_folder(built, target)
+    plans = read_plans(folder)
+    assert tuple(plans.plans) == GRAPHS
+    check_layers(built, read_manifest(built), plans)
+    for graph, plan in plans.plans.items():
+        assert len(read_plan(folder, plan)) == plan.entry.bytes > 10_000
+        assert "Engine generation completed" in (folder / f"{graph}.log").read_text()
+        assert plan.seconds > 0 and plan.peak_bytes > 1e8
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock", "manifest.json", *(f"{graph}.{end}" for graph in GRAPHS for end in ("plan", "log"))
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_mini_models_graphs_become_plans(tmp_path, precision, target):
+    """All twelve of ActVAR-mini."""
+    config = replace(PRESETS["mini"], activation=Activation())
+    manifest = export_graphs(config, tmp_path / "mini", precision, "a test")
+    plans = build_plans(tmp_path / "mini", target, PlanOptions(), jobs=2)
+    assert len(plans.plans) == 12
+    check_layers(tmp_path / "mini", manifest, plans)
+
+
+@pytest.mark.slow
+def test_the_graphs_of_d16_become_plans(tmp_path, target):
+    """All twelve at full size, in the memory that a small machine has."""
+    config = replace(PRESETS["d16"], activation=Activation())
+    manifest = export_graphs(config, tmp_path / "d16", "fp16", "a test")
+    plans = build_plans(tmp_path / "d16", target, PlanOptions(), jobs=2)
+    assert len(plans.plans) == 12
+    check_layers(tmp_path / "d16", manifest, plans)
+    assert sum(plan.entry.bytes for plan in plans.plans.values()) < 400e6
+    assert max(plan.peak_bytes for plan in plans.plans.values()) < 2e9
+
+
+def test_plans_that_are_right_are_kept(bundle, target):
+    """A second call builds nothing and says nothing of progress."""
+    told: list[float] = []
+    folder = plan_folder(bundle, target)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    build_plans(bundle, target, OPTIONS, progress=told.append)
+    assert told == []
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+
+
+def test_a_changed_graph_is_built_again_and_no_other(bundle, target):
+    replace_graph(bundle, "scale_02", lambda model: setattr(model, "producer_name", "another export"))
+    assert rebuilt(bundle, target) == {"scale_02"}
+
+
+@pytest.mark.parametrize(
+    "changed", [PlanOptions((1, 2, 8)), PlanOptions((1, 2, 4), 64), PlanOptions((1, 2, 4), None, 0)]
+)
+def test_other_options_build_all_again(bundle, target, changed):
+    """Only some are asked for here: the others go all the same, for a folder's plans are all of one kind."""
+    assert rebuilt(bundle, target, changed, ["condition"]) == {"condition"}
+    assert tuple(read_plans(plan_folder(bundle, target)).plans) == ("condition",)
+    assert list(inodes(plan_folder(bundle, target))) == ["condition"]
+
+
+@pytest.mark.parametrize("changes", [{"recipe": "ab" * 32}, {"versions": {"onnx": "1.0"}}])
+def test_other_code_builds_all_again(bundle, target, changes):
+    """A fault that is mended in the lowering must reach the plans."""
+    edit_plans(plan_folder(bundle, target), **changes)
+    assert rebuilt(bundle, target, graphs=["condition"]) == {"condition"}
+    assert tuple(read_plans(plan_folder(bundle, target)).plans) == ("condition",)
+
+
+def test_another_plugin_library_builds_what_has_our_operators(bundle, target):
+    """Dense graphs hold no plugin, whatever the library."""
+    edit_plans(plan_folder(bundle, target), plugin_library="ab" * 32)
+    assert rebuilt(bundle, target) == set(ACTIVE)
+
+
+def test_another_target_has_plans_of_its_own(bundle, target):
+    """Several capabilities share one plan; building for them leaves the others' plans alone."""
+    before = inodes(plan_folder(bundle, target))
+    both = choose_target("tensorrt-rtx", ("12.0", "8.9", "12.0"))
+    assert both.gpus == ("8.9", "12.0")
+    plans = build_plans(bundle, both, OPTIONS, ["condition"])
+    assert plans.target == both and inodes(plan_folder(bundle, target)) == before
+
+
+@pytest.mark.parametrize("name", ["condition.plan", "condition.log"])
+def test_a_damaged_file_is_built_again(bundle, target, name):
+    (plan_folder(bundle, target) / name).write_bytes(b"")
+    assert rebuilt(bundle, target) == {"condition"}
+
+
+def test_a_damaged_manifest_builds_again(bundle, target):
+    (plan_folder(bundle, target) / "manifest.json").write_text("{")
+    assert rebuilt(bundle, target, graphs=["condition"]) == {"condition"}
+
+
+def test_leftovers_of_killed_builds_are_removed(bundle, target):
+    """They are as large as plans."""
+    leftover = plan_folder(bundle, target) / ".scale_01.plan.0a1b2c3d.tmp"
+    leftover.write_bytes(b"half a plan")
+    build_plans(bundle, target, OPTIONS)
+    assert not leftover.exists()
+
+
+def test_an_unknown_graph_is_refused(bundle, target):
+    with pytest.raises(UsageError, match=r"no graph scale_09.*scale_04"):
+        build_plans(bundle, target, OPTIONS, ["scale_09"])
+
+
+def test_an_altered_graph_reaches_no_engine(bundle, target):
+    """Its hash is not the manifest's; the plans that are there stay."""
+    path = bundle / "condition.onnx"
+    path.write_bytes(path.read_bytes() + b"\x00")
+    shutil.rmtree(plan_folder(bundle, target))
+    with pytest.raises(BundleError, match=r"condition\.onnx was cut or altered.*Export"):
+        build_plans(bundle, target, OPTIONS, ["condition"])
+
+
+def test_a_graph_that_the_parser_refuses_says_why_and_leaves_the_rest(bundle, target):
+    """The user gets the engine's own words, and the log."""
+
+    def break_it(model: onnx.ModelProto) -> None:
+        next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Frobnicate"
+
+    replace_graph(bundle, "scale_02", break_it)
+    with pytest.raises(EngineError) as failed:
+        build_plans(bundle, target, OPTIONS)
+    folder = plan_folder(bundle, target)
+    message = str(failed.value)
+    assert "no plan for scale_02" in message and "Frobnicate" in message
+    assert str(folder / "scale_02.log") in message and "[ERROR]" in message
+    assert "Frobnicate" in (folder / "scale_02.log").read_text()
+    assert tuple(read_plans(folder).plans) == tuple(graph for graph in GRAPHS if graph != "scale_02")
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says", "last_words"),
+    [
+        ("os.abort()", "died of SIGABRT", "terminate called"),
+        ("os._exit(3)", "ended with code 3", "terminate called"),
+        ("1 / 0", "ended with code 1", "ZeroDivisionError"),
+    ],
+)
+def test_a_library_that_ends_its_process_is_an_error_of_ours(
+    bundle, target, tmp_path, monkeypatch, fault, says, last_words
+):
+    """TensorRT aborts where it meets what it takes for impossible. Its last words are in the message."""
+    fake = f"import os\nos.write(2, b'terminate called without a reason\\n')\n{fault}\n"
+    (tmp_path / "fakes").mkdir()
+    (tmp_path / "fakes" / "tensorrt_rtx.py").write_text(fake)
+    monkeypatch.syspath_prepend(tmp_path / "fakes")
+    shutil.rmtree(plan_folder(bundle, target))
+    with pytest.raises(EngineError) as failed:
+        build_plans(bundle, target, OPTIONS, jobs=2)
+    assert says in str(failed.value) and last_words in str(failed.value)
+    assert not list(plan_folder(bundle, target).glob(".*.tmp"))
+
+
+def test_a_file_of_the_current_folder_hides_no_module(bundle, target, tmp_path, monkeypatch):
+    """A worker starts where the user is, and a bundle's folder is not to be trusted."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("onnx", "json", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    shutil.rmtree(plan_folder(bundle, target))
+    assert rebuilt(bundle, target, graphs=["condition"]) == {"condition"}
+
+
+def test_progress_rises_to_the_end(bundle, target):
+    """One number for all graphs, whichever ends first."""
+    told: list[float] = []
+    shutil.rmtree(plan_folder(bundle, target))
+    build_plans(bundle, target, OPTIONS, ["condition", "scale_01"], jobs=2, progress=told.append)
+    assert told[0] == 0 and told == sorted(told) and told[-1] == pytest.approx(1)
+    assert len(set(told)) > 4
+
+
+def test_a_second_build_waits_for_the_first(bundle, target):
+    """Two writers of one folder would remove each other's files."""
+    folder, done = plan_folder(bundle, target), threading.Event()
+
+    def build() -> None:
+        build_plans(bundle, target, OPTIONS)
+        done.set()
+
+    with locked(folder / ".lock"):
+        thread = threading.Thread(target=build)
+        thread.start()
+        assert not done.wait(0.5)
+    thread.join(60)
+    assert done.is_set()
+
+
+def test_a_bundle_that_cannot_be_written_is_said(bundle, target, monkeypatch):
+    def full(path: Path, content: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    shutil.rmtree(plan_folder(bundle, target))
+    monkeypatch.setattr("actvar.export.engine_builder.write_plans", full)
+    with pytest.raises(BundleError, match="No space left on device"):
+        build_plans(bundle, target, OPTIONS, ["condition"])
+
+
+# ---- the library
+
+
+def test_the_default_is_every_capability_that_our_graphs_run_on():
+    """Turing has no fp32 matrix products in TensorRT-RTX, and the graphs have some."""
+    listed = list(capabilities(load_engine("tensorrt-rtx")))
+    assert listed[0] == "7.5" and {"8.6", "8.9", "12.0"} <= set(listed)
+    assert choose_target("tensorrt-rtx", None).gpus == tuple(listed[1:])
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(UsageError, match=r"builds for 7\.5, 8\.0.*not for '8\.7'"):
+        choose_target("tensorrt-rtx", ("8.7",))
+
+
+def test_tensorrt_takes_no_architecture():
+    with pytest.raises(UsageError, match="GPU at hand"):
+        choose_target("tensorrt", ("8.9",))
+
+
+def test_the_parser_finds_its_library_by_the_name_it_looks_for(tmp_path, monkeypatch):
+    """The wheel brings libtensorrt_rtx.so.1, and its parser aborts for want of libtensorrt_rtx.so."""
+    monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/somewhere")
+    for _ in range(2):
+        path = library_path("tensorrt-rtx")
+        assert path and path.endswith(":/somewhere")
+        assert (Path(path.split(":")[0]) / "libtensorrt_rtx.so").resolve(strict=True).name == "libtensorrt_rtx.so.1"
+    assert library_path("tensorrt") is None
+
+
+# ---- kill -9
+
+KILLS, SEED = 20, 3
+TINY = ModelConfig(1, small_config((1, 2)).schedule, 5, False, MODEL.vqvae, Activation(4, (2,), (0.5,), (0.5,)))
+
+
+def start_build(bundle: Path, mark: str) -> subprocess.Popen[bytes]:
+    """The command in a process of its own; it and its workers bear the mark in their environment."""
+    command = [sys.executable, "-c", "from actvar.runtime.cli import main; main()", "build", "--bundle", str(bundle)]
+    options = ["--gpu-arch", "8.9", "--batch", "1:2:4", "--jobs", "2"]
+    environment = {**os.environ, "ACTVAR_TEST_MARK": mark}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([*command, *options], env=environment, stdout=quiet, stderr=quiet)
+
+
+def bear_mark(mark: str) -> list[int]:
+    """The processes that bear it."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"ACTVAR_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return found
+
+
+def what_was_made(folder: Path) -> dict[str, Any]:
+    """All that two builds share: files by name, and the manifest but for timings.
+
+    TensorRT-RTX numbers its kernels' values differently from build to build, so two plans of one graph differ in a few
+    bytes, and their hashes with them.
+    """
+    manifest = read_plans(folder)
+    for plan in manifest.plans.values():
+        read_plan(folder, plan)
+    plans = {
+        graph: (plan.graph_sha256, dict(plan.layers), dict(plan.plugins), dict(plan.bodies))
+        for graph, plan in manifest.plans.items()
+    }
+    files = sorted(path.name for path in folder.iterdir())
+    return {"manifest": replace(manifest, plans={}), "plans": list(plans.items()), "files": files}
+
+
+@pytest.mark.slow
+def test_a_build_that_is_killed_at_any_moment_is_completed_by_the_next(tmp_path, target):
+    """kill -9 at twenty moments, spread over a build: no worker outlives it, and the same command makes it whole."""
+    pristine = tmp_path / "pristine"
+    export_graphs(TINY, pristine, "fp32", "a test")
+    whole = Path(shutil.copytree(pristine, tmp_path / "whole"))
+    started = time.monotonic()
+    assert start_build(whole, "whole").wait() == 0
+    length = time.monotonic() - started
+    expected = what_was_made(plan_folder(whole, target))
+    assert [graph for graph, _ in expected["plans"]] == list(graph_names(TINY))
+
+    moments, left_with = random.Random(SEED), Counter[int]()
+    for kill in range(KILLS):
+        bundle = Path(shutil.copytree(pristine, tmp_path / f"killed-{kill}"))
+        build = start_build(bundle, f"kill-{kill}")
+        time.sleep(length * (kill + moments.random()) / KILLS)
+        build.send_signal(signal.SIGKILL)
+        build.wait()
+        deadline = time.monotonic() + 2
+        while bear_mark(f"kill-{kill}") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert bear_mark(f"kill-{kill}") == []
+        folder = plan_folder(bundle, target)
+        if (folder / "manifest.json").exists():
+            left_with[len(what_was_made(folder)["plans"])] += 1
+        assert start_build(bundle, f"again-{kill}").wait() == 0
+        assert what_was_made(folder) == expected, f"kill {kill}"
+        assert read_manifest(bundle) == read_manifest(pristine)
+        shutil.rmtree(bundle)
+    assert len(left_with) > 1, "the kills must have met builds that were under way"
