@@ -150,9 +150,7 @@ class Kernels:
                 self.memory.free(buffer)
         for content in contents.values():
             assert (content[:MARGIN] == POISON).all() and (content[-MARGIN:] == POISON).all(), "wrote out of bounds"
-        return [
-            contents[place][MARGIN:-MARGIN].view(dtype).reshape(shape) for place, (shape, dtype) in outputs.items()
-        ]
+        return [contents[place][MARGIN:-MARGIN].view(dtype).reshape(shape) for place, (shape, dtype) in outputs.items()]
 
     def select(self, scores: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
         """Kept indices and inverse."""
@@ -224,7 +222,9 @@ def host_library() -> ctypes.CDLL:
     headers, compiler = toolkit_headers(), shutil.which(os.environ.get("CXX", "g++"))
     if headers is None or compiler is None:
         pytest.skip("needs a C++ compiler and the headers of the CUDA toolkit")
-    files = sorted(p for folder in (KERNELS, ON_HOST) for p in folder.rglob("*") if p.suffix in {".cu", ".cuh", ".cpp", ".h"})
+    files = sorted(
+        p for folder in (KERNELS, ON_HOST) for p in folder.rglob("*") if p.suffix in {".cu", ".cuh", ".cpp", ".h"}
+    )
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:12]
     folder = ROOT / "build" / f"kernels-on-host-{digest}"
     library = folder / "libactvar_kernels_on_host.so"
@@ -233,7 +233,19 @@ def host_library() -> ctypes.CDLL:
         flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
         sources = [str(p) for p in files if p.suffix in {".cu", ".cpp"}]
         fresh = folder / f"{os.getpid()}.so"
-        command = [compiler, *flags, "-I", str(ON_HOST), "-isystem", str(headers), "-x", "c++", *sources, "-o", str(fresh)]
+        command = [
+            compiler,
+            *flags,
+            "-I",
+            str(ON_HOST),
+            "-isystem",
+            str(headers),
+            "-x",
+            "c++",
+            *sources,
+            "-o",
+            str(fresh),
+        ]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr
         fresh.replace(library)

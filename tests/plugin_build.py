@@ -24,7 +24,10 @@ def build() -> Path:
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
     architecture = os.environ.get("ACTVAR_TEST_ARCHITECTURE", "89")
-    for step in (["-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"], ["--build", str(BUILD)]):
+    for step in (
+        ["-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"],
+        ["--build", str(BUILD)],
+    ):
         done = cmake(*step)
         assert done.returncode == 0, done.stdout + done.stderr
     return BUILD

@@ -53,7 +53,9 @@ def best(row: np.ndarray, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("levels", [0, 1, 3], ids=["distinct", "all equal", "many ties"])
-@pytest.mark.parametrize(("length", "keep"), [(1, 1), (9, 7), (31, 30), (33, 1), (64, 64), (169, 127), (256, 192), (1024, 700)])
+@pytest.mark.parametrize(
+    ("length", "keep"), [(1, 1), (9, 7), (31, 30), (33, 1), (64, 64), (169, 127), (256, 192), (1024, 700)]
+)
 def test_select_keeps_the_best_in_ascending_order(kernels, length, keep, levels):
     """As the ONNX operator has it; the inverse is what a fused scatter looks tokens up in."""
     scores = random(3, length, levels=levels)
@@ -85,7 +87,9 @@ def test_select_refuses_what_it_cannot_do(kernels):
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16, BFLOAT16], ids=str)
-@pytest.mark.parametrize(("rows", "length", "keep", "width"), [(1, 1, 1, 1), (3, 5, 2, 3), (2, 169, 127, 64), (2, 9, 9, 1032), (0, 4, 2, 8)])
+@pytest.mark.parametrize(
+    ("rows", "length", "keep", "width"), [(1, 1, 1, 1), (3, 5, 2, 3), (2, 169, 127, 64), (2, 9, 9, 1032), (0, 4, 2, 8)]
+)
 def test_gather_and_scatter_move_whole_tokens(kernels, rows, length, keep, width, dtype):
     """By 16 bytes and by 2: a width of 3 is not a multiple of 16 bytes."""
     x, updated = random(rows, length, width, dtype=dtype), random(rows, keep, width, seed=1, dtype=dtype)
@@ -124,7 +128,9 @@ def test_scatter_takes_indices_in_any_order_and_the_last_of_equals(kernels):
 
 
 @pytest.mark.parametrize("levels", [0, 2], ids=["distinct", "many ties"])
-@pytest.mark.parametrize(("experts", "active"), [(1, 1), (4, 1), (4, 3), (5, 2), (16, 12), (16, 16), (32, 1), (32, 31), (32, 32)])
+@pytest.mark.parametrize(
+    ("experts", "active"), [(1, 1), (4, 1), (4, 3), (5, 2), (16, 12), (16, 16), (32, 1), (32, 31), (32, 32)]
+)
 def test_route_marks_the_best_experts_of_each_token(kernels, experts, active, levels):
     """A bit per expert; ties go to the lower one, as in every backend."""
     scores = random(21, experts, levels=levels)
@@ -235,7 +241,15 @@ def test_routed_ffn_refuses_shapes_that_are_none(kernels):
     """Each wrong in one respect."""
     good = {"tokens": 4, "width": 16, "hidden": 8, "experts": 4, "active": 2, "dtype": 1}
     assert kernels.workspace(Shape(**good), 0) > 0
-    for wrong in ({"width": 12}, {"hidden": 4}, {"experts": 33}, {"active": 5}, {"active": 0}, {"dtype": 3}, {"tokens": -1}):
+    for wrong in (
+        {"width": 12},
+        {"hidden": 4},
+        {"experts": 33},
+        {"active": 5},
+        {"active": 0},
+        {"dtype": 3},
+        {"tokens": -1},
+    ):
         assert kernels.workspace(Shape(**{**good, **wrong}), 0) == 0
         with pytest.raises(KernelError) as refused:
             kernels.plan(Shape(**{**good, **wrong}), 0)
@@ -259,6 +273,9 @@ def test_routed_ffn_refuses_addresses_that_are_not_aligned(kernels):
 @pytest.mark.parametrize("tactic", [0, *TACTICS])
 def test_the_workspace_serves_any_fewer_tokens(kernels, tactic):
     """TensorRT asks once, for the largest shape of a profile."""
-    shapes = [Shape(tokens, 256, 64, 16, 12, 1) for tokens in (0, 1, 64, 65, 254, 1024, 1025, 4096, 4097, 8192, 8193, 16384, 16385, 70000)]
+    shapes = [
+        Shape(tokens, 256, 64, 16, 12, 1)
+        for tokens in (0, 1, 64, 65, 254, 1024, 1025, 4096, 4097, 8192, 8193, 16384, 16385, 70000)
+    ]
     sizes = [kernels.workspace(shape, tactic) for shape in shapes]
     assert sizes == sorted(sizes)
