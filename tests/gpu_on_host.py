@@ -345,6 +345,7 @@ class HostContext:
         sizes = {}
         for given, shape in self._shapes.items():
             sizes.update(zip(self._engine.tensors[given][2], shape, strict=True))
+        sizes.setdefault("R", 2 * sizes.get("B", 1))  # which the library works out from the graph
         return tuple(sizes[size] if isinstance(size, str) else size for size in self._engine.tensors[name][2])
 
     def update_device_memory_size_for_shapes(self):

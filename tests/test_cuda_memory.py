@@ -112,14 +112,17 @@ def test_an_error_that_is_not_the_engines_leaves_the_recording(memory: CudaMemor
 
 def test_memory_is_given_back_when_nobody_holds_it(host: HostCuda):
     """Also that of staged arrays, of which only a view is left, and of recordings."""
-    memory = CudaMemory()
-    block, array, stream = memory.allocate(10), memory.stage(10), memory.stream()
-    replay = stream.record(lambda: stream.write(block.address, array))
-    view = array[2:4]
+
+    def recorded():
+        memory = CudaMemory()
+        block, array, stream = memory.allocate(10), memory.stage(10), memory.stream()
+        return block, array[2:4], stream.record(lambda: stream.write(block.address, array))
+
+    block, view, replay = recorded()
     assert len(host.live) == 2 and len(host.graphs) == 1
-    del array
-    assert len(host.live) == 2
-    del view, block, replay, stream
+    del block
+    assert len(host.live) == 1 and view.nbytes == 2
+    del view, replay
     assert not host.live and not host.graphs and not host.streams
 
 

@@ -164,7 +164,8 @@ class TrtExecutor:
         if key not in self._bound[lane.number]:
             context = self._bind(graph, inputs, outputs, lane)  # which may make the lane forget
             self._bound[lane.number][key] = graph, context
-        if not self._bound[lane.number][key][1].execute_async_v3(lane.stream.handle):
+        _, context = self._bound[lane.number][key]
+        if not context.execute_async_v3(lane.stream.handle):
             raise self._failed(graph)
         if self._compiled and graph == self._last:
             self._compiled = False
