@@ -44,16 +44,18 @@ def check_parity(
     graphs: Pipeline,
     pictures: int,
     seed: int = 0,
+    engine: str = "onnxruntime on cpu",
     progress: Callable[[float], None] | None = None,
 ) -> ParityReport:
     """Compare a bundle with the model that it was made from.
 
     Args:
         model: in evaluation mode, on the CPU.
-        graphs: its bundle, opened; its batch size is that of the comparison. Where it was exported with `debug`, the numbers
-            inside the graphs are compared, too, and all of them at equal choices.
+        graphs: its bundle, opened; its batch size is that of the comparison. Where it was exported with `debug`, the
+            inside of the graphs is compared, too, and all numbers at equal choices.
         pictures: how many, spread over the classes; picture i is number i of the seed.
         seed: of the pictures.
+        engine: what runs the graphs, in words, for the report.
         progress: told the share that is done, 0 to 1.
 
     Raises:
@@ -66,20 +68,28 @@ def check_parity(
     compared_per_batch = len(graph_names(model.config)) + 1
     for place, batch in enumerate(batches):
         class_ids = [number * model.config.num_classes // pictures for number in batch]
-        for done, (graph, differences) in enumerate(_compare_batch(model, graphs, class_ids, batch, seed), 1):
+        for done, (graph, differences) in enumerate(compare_batch(model, graphs, class_ids, batch, seed), 1):
             for output, difference in differences.items():
                 key = graph, output
                 found[key] = found[key] + difference if key in found else difference
             if progress:
                 progress((place + done / compared_per_batch) / len(batches))
     manifest = graphs.engine.manifest
-    return ParityReport(manifest.source, manifest.precision, pictures, graphs.batch_size, seed, found)
+    return ParityReport(manifest.source, engine, manifest.precision, pictures, graphs.batch_size, seed, found)
 
 
-def _compare_batch(
+def compare_batch(
     model: ActVAR, graphs: Pipeline, class_ids: list[int], numbers: range, seed: int
 ) -> Iterator[tuple[str, Mapping[str, Difference]]]:
-    """Each graph alone, in the order in which they run, and at last whole pictures."""
+    """One batch: each graph alone, in the order in which they run, and at last whole pictures.
+
+    Args:
+        model, graphs, seed: see `check_parity`.
+        class_ids: of the pictures.
+        numbers: of the pictures.
+
+    Returns: name by name (or `CHAIN`), the differences of the outputs.
+    """
     manifest, sampling = graphs.engine.manifest, model.config.sampling
     for name, recording in record(model, class_ids, sampling, seed, numbers):
         compare = OutputCompareFunc(_tolerances(manifest, name), numbers)

@@ -19,7 +19,7 @@ import numpy as np
 from polygraphy.comparator import BaseCompareFunc, IterationResult
 
 from actvar.export.graphs import EXPERTS, HIDDEN, KEPT, LOGITS
-from actvar.export.parity_runners import FREE, PIXELS, TOKENS
+from actvar.export.parity_runners import FORCED, FREE, PIXELS, TOKENS
 
 _SHALLOW = ("modulation", "head_modulation", "start", "next_f_hat", "next_tokens_in")  # a few operations behind inputs
 _DEEP = ("new_kv", LOGITS, "image")  # all blocks, or the whole decoder, behind them
@@ -144,17 +144,18 @@ class OutputCompareFunc(BaseCompareFunc):
     def __call__(self, reference: IterationResult, result: IterationResult) -> "OrderedDict[str, Difference]":
         """The difference of each output that `result` has, in the order in which a graph computes them.
 
-        Where the reference also brings what it gives at its own choices, the difference to that is reported.
+        Where the reference also brings what it gives at other choices, the difference to that is reported.
         """
         found = OrderedDict()
         for name in sorted(result, key=_rank):
             tolerance = self.tolerances[name.rpartition("/")[2]]
             found[name] = self._difference(name, tolerance, reference[name], result[name])
-            if name + FREE in reference:
-                mine, free = result[name], reference[name + FREE]
-                if name == EXPERTS and KEPT in result:  # of other tokens, perhaps: each expert is that of its token
-                    mine, free = _of_tokens(mine, result[KEPT]), _of_tokens(free, reference[KEPT + FREE])
-                found[name + FREE] = self._difference(name, Tolerance(), free, mine)
+            for other in (name + FREE, name + FORCED):
+                if other in reference:
+                    mine, theirs = result[name], reference[other]
+                    if name == EXPERTS and KEPT in result:  # perhaps of other tokens: each expert goes with its token
+                        mine, theirs = _of_tokens(mine, result[KEPT]), _of_tokens(theirs, reference[KEPT + FREE])
+                    found[other] = self._difference(name, Tolerance(), theirs, mine)
         return found
 
     def _difference(self, name: str, tolerance: Tolerance, reference: np.ndarray, result: np.ndarray) -> Difference:
@@ -181,7 +182,7 @@ class OutputCompareFunc(BaseCompareFunc):
         """How many of the reference's are among the result's, whatever their place: the last axis is a set."""
         if reference.shape != result.shape:
             return Difference(tolerance, len(self.numbers), choices=reference.size, equal=0)
-        equal = sum(len(np.intersect1d(*pair)) for pair in _rows(reference, result))
+        equal = sum(np.intersect1d(mine, theirs).size for mine, theirs in _sets(reference, result))
         return Difference(tolerance, len(self.numbers), choices=reference.size, equal=equal)
 
     def _numbers(self, tolerance: Tolerance, reference: np.ndarray, result: np.ndarray) -> Difference:
@@ -203,6 +204,6 @@ def _of_tokens(experts_DRKA: np.ndarray, kept_DRK: np.ndarray) -> np.ndarray:
     return pairs_DRKA.reshape(*kept_DRK.shape[:2], -1)
 
 
-def _rows(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+def _sets(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The sets that lie along the last axis, side by side."""
-    return zip(*(array.reshape(-1, array.shape[-1]) for array in arrays), strict=True)
+    return zip(one.reshape(-1, one.shape[-1]), other.reshape(-1, other.shape[-1]), strict=True)

@@ -13,20 +13,26 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from actvar.export.parity_bisect import Departure, first_departure
 from actvar.export.parity_compare import Difference, Tolerance
 
 CHAIN = "chain"
 """Under this name, in place of a graph's, stands what was found for whole pictures."""
 
+_HEAD = ("source", "engine", "precision", "pictures", "batch_size", "seed")
+_FOUND = ("absolute", "relative", "choices", "equal")
+
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All differences between graphs and model, by graph and output, in the order in which the graphs run.
+    """All differences between graphs and model, by graph and output, in the order in which they are computed.
 
-    `source` says where the weights come from; the pictures are numbers 0 to pictures-1 of `seed`.
+    `source` says where the weights come from, `engine` what ran the graphs; the pictures are numbers 0 to pictures-1 of
+    `seed`.
     """
 
     source: str
+    engine: str
     precision: str
     pictures: int
     batch_size: int
@@ -39,20 +45,20 @@ class ParityReport:
         return self.first_departure is None
 
     @property
-    def first_departure(self) -> tuple[str, str] | None:
-        """The first graph that is not within tolerance, and its output."""
-        return next((key for key, difference in self.found.items() if not difference.passed), None)
+    def first_departure(self) -> Departure | None:
+        """Where graphs and model part first; None where all is within tolerance."""
+        return first_departure(self.found)
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        if self.first_departure is None:
+        departure = self.first_departure
+        if departure is None:
             return f"Parity holds in {self.precision}: all graphs are within tolerance, over {self._count}."
-        graph, output = self.first_departure
-        what = f"{output}: {_departure(self.found[self.first_departure])}"
         where = "Each graph alone is within tolerance, the chain of them is not"
-        if graph != CHAIN:
-            where = f"The first graph that departs is {graph}"
+        if departure.graph != CHAIN:
+            where = f"The first graph that departs is {departure.place}"
+        what = f"{departure.output}: {_departure(departure.difference)}"
         return f"Parity does not hold in {self.precision}. {where}: {what}."
 
     @property
@@ -65,7 +71,7 @@ class ParityReport:
 
     def table(self) -> Table:
         """One row for each output."""
-        title = f"{self.source}, {self.precision}, {self._count} of seed {self.seed}"
+        title = f"{self.source} in {self.engine}, {self.precision}, {self._count} of seed {self.seed}"
         table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
         for heading in ("graph", "output", "max abs", "max rel", "choices equal", "tolerance", "verdict"):
             table.add_column(heading, justify="left" if heading in ("graph", "output", "verdict") else "right")
@@ -83,26 +89,39 @@ class ParityReport:
 
     def to_json(self) -> str:
         """All of it; an error that is no number is a text."""
-        graph, output = self.first_departure or (None, None)
+        departure = self.first_departure
         content = {
             "passed": self.passed,
-            "first_departure": graph and {"graph": graph, "output": output},
+            "first_departure": departure
+            and {name: getattr(departure, name) for name in ("graph", "block", "by", "output")},
             "first_flip": self.first_flip,
-            **{name: getattr(self, name) for name in ("source", "precision", "pictures", "batch_size", "seed")},
+            **{name: getattr(self, name) for name in _HEAD},
             "outputs": [
-                {"graph": graph, "output": output, "passed": difference.passed, **asdict(difference)}
+                {"graph": graph, "output": output, "passed": difference.passed, **_row(difference)}
                 for (graph, output), difference in self.found.items()
             ],
         }
         return json.dumps(_plain(content), indent=1, allow_nan=False) + "\n"
 
 
+def _row(difference: Difference) -> dict[str, Any]:
+    """Of each block only what was found in it."""
+    row = asdict(difference)
+    row["blocks"] = [
+        {name: value for name, value in block.items() if name in _FOUND and value is not None}
+        for block in row["blocks"]
+    ]
+    return row
+
+
 def _departure(difference: Difference) -> str:
     limit = _limit(difference.tolerance)
-    if difference.first_unequal and difference.choices is not None and difference.equal is not None:
-        picture, token = difference.first_unequal
-        unequal = difference.choices - difference.equal
-        return f"{unequal} of {difference.choices} tokens differ, the first is token {token} of picture {picture}"
+    if difference.choices is not None and difference.equal is not None:
+        differ = f"{difference.choices - difference.equal} of {difference.choices}"
+        if difference.first_unequal:
+            picture, token = difference.first_unequal
+            return f"{differ} tokens differ, the first is token {token} of picture {picture}"
+        return f"{differ} differ, where {limit} are to be the same"
     return f"an error of {difference.absolute:.1e}, relative {difference.relative:.1e}, where {limit} is asked for"
 
 
@@ -110,18 +129,13 @@ def _cells(difference: Difference) -> tuple[str, ...]:
     errors = ("" if error is None else f"{error:.1e}" for error in (difference.absolute, difference.relative))
     tokens = "" if difference.choices is None else f"{difference.equal}/{difference.choices}"
     limit = _limit(difference.tolerance)
-    if not difference.pictures:
-        verdict = "skipped"
-    elif not limit:
-        verdict = "reported"
-    else:
-        verdict = "[green]within[/]" if difference.passed else "[bold red]departs[/]"
-    return *errors, tokens, limit, verdict
+    judgement = "[green]within[/]" if difference.passed else "[bold red]departs[/]"
+    return *errors, tokens, limit, judgement if limit else "reported"
 
 
 def _limit(tolerance: Tolerance) -> str:
     if tolerance.equal is not None:
-        return f"≥ {tolerance.equal:.0%}" if tolerance.equal < 1 else "all"
+        return f"≥ {100 * tolerance.equal:g}%" if tolerance.equal < 1 else "all"
     if tolerance.absolute is not None:
         return f"abs ≤ {tolerance.absolute:g}"
     return "" if tolerance.relative is None else f"rel ≤ {tolerance.relative:g}"

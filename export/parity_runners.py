@@ -32,8 +32,9 @@ from actvar.sampling import guide, sample
 PYTORCH, GRAPHS = "PyTorch", "graphs"
 TOKENS, PIXELS = "token_ids", "pixels"
 CHOICES = (KEPT, EXPERTS, TOKENS)
-FREE = "_free"
-"""Ends the name of what the reference gives at its own choices, beside what it gives at the other side's."""
+FREE, FORCED = "_free", "_forced"
+"""Ends the name of what the reference gives at its own selections, where the name alone is at the other side's, and the
+other way round: all but the drawn tokens are compared at the other side's."""
 
 Arrays = Mapping[str, np.ndarray]
 Slot = tuple[str, Shape]  # type and shape of an input
@@ -124,13 +125,15 @@ class EagerGraphRunner(_Runner):
         forced = self._selections(si, stacked(free.best))
         traced = run(forced) if forced else free
         logits_BLV, free_logits_BLV = guide(traced.logits_RLV, strength), guide(free.logits_RLV, strength)
-        ids_BL = sample(free_logits_BLV, given["uniform"], int(given["top_k"]), float(given["top_p"]))
+        limits = given["uniform"], int(given["top_k"]), float(given["top_p"])
+        ids_BL = sample(free_logits_BLV, *limits)
         drawn_BL = self._possible(TOKENS, ids_BL, self._model.config.vqvae.vocab_size)
         next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL if drawn_BL is None else drawn_BL, si)
         made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH, HIDDEN: traced.hidden_DRLC}
         made |= stacked(traced.best)
         if KEPT in self._choices or EXPERTS in self._choices:
             made |= {name + FREE: ids for name, ids in stacked(free.best).items()} | {LOGITS + FREE: free_logits_BLV}
+            made[TOKENS + FORCED] = sample(logits_BLV, *limits)
         if si + 1 < len(schedule):
             tokens_in_BLE = quantizer.tokens_in(next_f_hat_BEHH, si + 1)
             made |= {"new_kv": traced.new_kv_D2RhKd, "next_tokens_in": tokens_in_BLE}

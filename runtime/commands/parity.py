@@ -11,10 +11,13 @@ from rich.console import Console
 from actvar.config import PRESETS, Activation
 from actvar.errors import ActVARError, UsageError
 from actvar.files import written_whole
+from actvar.plans import PlanOptions
+from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.commands.console import progress_bar, say
 from actvar.runtime.extras import needs
-from actvar.runtime.sources import open_graphs, shipped_checkpoint
+from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.sources import open_engines, open_graphs, shipped_checkpoint
 
 EXAMPLES = """Examples:
 
@@ -24,10 +27,13 @@ actvar-trt parity --precision fp16 --pictures 100 --json parity.json
 
 actvar-trt parity --preset d16 --pictures 2 --batch-size 1
 
-actvar-trt parity --bundle bundles/mine-fp32 --checkpoint mine.safetensors"""
+actvar-trt parity --bundle bundles/mine-fp32 --checkpoint mine.safetensors
+
+actvar-trt parity --precision fp16 --backend tensorrt"""
 
 Preset: TypeAlias = Literal["mini", "d16", "d20", "d24", "d30", "d36"]
-Precision: TypeAlias = Literal["fp32", "fp16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
+Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
 
 
 def parity(
@@ -46,6 +52,13 @@ def parity(
     precision: Annotated[
         Precision | None, typer.Option(show_default="fp32", help="Of the graphs; PyTorch computes in fp32.")
     ] = None,
+    backend: Annotated[
+        Backend, typer.Option(help="What runs the graphs; for tensorrt engines are built from them.")
+    ] = "onnxruntime",
+    device: Annotated[
+        Device | None,
+        typer.Option(show_default="cpu; cuda for tensorrt", help="Where the graphs run; PyTorch runs on the CPU."),
+    ] = None,
     pictures: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many are compared.")] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the pictures.")] = 0,
@@ -53,6 +66,8 @@ def parity(
 ) -> None:
     """Compare each graph, and whole pictures, with PyTorch; the exit code is 1 if any lies outside its tolerance."""
     _refuse_contradictions(checkpoint, vqvae, preset, bundle, precision, json_file)
+    if backend == "tensorrt" and device == "cpu":
+        raise UsageError("--backend tensorrt needs a GPU, and --device cpu names none. Leave --device out.")
     with needs("export", "to compare graphs with PyTorch"):
         from actvar.checkpoint import load_model
         from actvar.export.onnx_export import export_bundle
@@ -71,11 +86,14 @@ def parity(
         if not bundle:
             with progress_bar("Exporting") as progress:
                 export_bundle(model, folder, precision or "fp32", source, progress, debug=True)
-        graphs = open_graphs(folder, batch_size, threads=0)
+        if backend == "tensorrt" and not bundle:
+            _build(folder, batch_size)
+        place: Device = device or ("cuda" if backend == "tensorrt" else "cpu")
+        graphs = _open(folder, batch_size, backend, place)
         if graphs.model != model.config:
             raise UsageError(f"--bundle {folder} is of another model than {source}. Name what it was exported from.")
         with progress_bar(f"Comparing {pictures} pictures") as progress:
-            report = check_parity(model, graphs, pictures, seed, progress)
+            report = check_parity(model, graphs, pictures, seed, f"{backend} on {place}", progress)
     Console().print(report.table())
     for line in filter(None, (report.first_flip, report.verdict)):
         typer.echo(line)
@@ -83,6 +101,28 @@ def parity(
         _write(json_file, report.to_json())
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _open(folder: Path, batch_size: int, backend: Backend, device: Device) -> Pipeline:
+    return open_engines(folder, batch_size) if backend == "tensorrt" else open_graphs(folder, batch_size, 0, device)
+
+
+def _build(folder: Path, batch_size: int) -> None:
+    """Engines of a bundle for this machine's GPU, for batches of up to this many pictures.
+
+    Raises:
+        UsageError: these are too many.
+        EngineError: there is no engine library, or it refused a graph.
+    """
+    with needs("export", "to build engines"):
+        from actvar.export.engine_builder import build_plans
+        from actvar.export.engine_library import choose_target
+    try:
+        options = PlanOptions(batch=(1, batch_size, batch_size))
+    except ValueError as error:
+        raise UsageError(f"--batch-size {batch_size}: {error}.") from None
+    with progress_bar("Building engines") as progress:
+        build_plans(folder, choose_target(None, None), options, progress=progress)
 
 
 def _refuse_contradictions(
