@@ -125,8 +125,9 @@ def bundle_to_build(model: ModelChoice, bundle: Path | None, precision: str | No
 
 def _of_checkpoint(model: ModelChoice, path: Path, bundle: Path | None, precision: str) -> Path:
     with needs("export", "to export a model"):
-        from actvar.checkpoint import load_model, open_model
-        from actvar.export.onnx_export import export_bundle
+        from actvar.checkpoint import open_model
+        from actvar.export.binder import bind
+        from actvar.export.onnx_export import export_graphs
 
     stored, source = open_model(path, model.vqvae), f"checkpoint {path.name}"
     activation = model.activation.of(stored.config)
@@ -134,17 +135,21 @@ def _of_checkpoint(model: ModelChoice, path: Path, bundle: Path | None, precisio
         stored = open_model(path, model.vqvae, activation)
         source += ", router and selector random" if stored.fresh else ""
     folder = bundle or Path("bundles") / f"{path.stem}-{precision}"
-    if _is_there(folder, stored.config, precision):
-        if (there := read_manifest(folder).source) != source:
-            raise UsageError(
-                f"{folder} holds the weights of: {there}. Give it those of this checkpoint with "
-                f"`actvar-trt bind --bundle {folder} --checkpoint {path}`, or name another --bundle."
-            )
-        return folder
-    if stored.fresh:
-        say("This checkpoint is dense: its router and selector are random, and only show size and speed.")
-    with progress_bar(f"Exporting to {folder}") as progress:
-        export_bundle(load_model(path, model.vqvae, activation), folder, precision, source, progress)
+    if not _is_there(folder, stored.config, precision):
+        with progress_bar(f"Exporting graphs to {folder}") as progress:
+            export_graphs(stored.config, folder, precision, f"no weights yet, {path.name}", progress)
+    there = read_manifest(folder)
+    if there.weights.entry is None:
+        if stored.fresh:
+            say("This checkpoint is dense: its router and selector are random, and only show size and speed.")
+        fresh = bool(stored.fresh)
+        with progress_bar(f"Writing the weights of {path.name}") as progress:
+            bind(folder, path, model.vqvae, random_router=fresh, bundle_rates=not fresh, progress=progress)
+    elif there.source != source:
+        raise UsageError(
+            f"{folder} holds the weights of: {there.source}. Give it those of this checkpoint with "
+            f"`actvar-trt bind --bundle {folder} --checkpoint {path}`, or name another --bundle."
+        )
     return folder
 
 
