@@ -490,12 +490,14 @@ def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def get(precision: str) -> Path:
         from actvar.export.engine_builder import build_plans
-        from actvar.export.engine_library import choose_target
+        from actvar.export.engine_library import choose_target, installed
+        from actvar.runtime.gpu import first_gpu
 
         if precision not in made:
             folder = tmp_path_factory.mktemp("on-gpu") / "bundle"
             export_bundle(vivid_model(replace(MINI, class_names=(), num_classes=5)), folder, precision, "a test")
-            build_plans(folder, choose_target(None, None), PlanOptions((1, 2, 4)))
+            architectures = None if installed(TENSORRT) else [first_gpu().capability]
+            build_plans(folder, choose_target(None, architectures), PlanOptions((1, 2, 4)))
             made[precision] = folder
         return made[precision]
 
