@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx
 import pytest
+from plugin_build import plugin_library_path
 from small_models import small_config
 
 from actvar.bundle import Manifest, graph_names, read_manifest, write_manifest
@@ -328,7 +329,34 @@ def test_a_bundle_that_cannot_be_written_is_said(bundle, target, monkeypatch):
         build_plans(bundle, target, OPTIONS, ["condition"])
 
 
-# ---- the library
+# ---- the libraries
+
+
+@pytest.mark.slow
+def test_with_the_plugin_library_our_operators_become_plugins(bundle, target, monkeypatch):
+    """All of them, in the active scales alone; the plans of dense graphs stay as they are."""
+    library = plugin_library_path()
+    monkeypatch.setenv("ACTVAR_PLUGIN_LIBRARY", str(library))
+    assert rebuilt(bundle, target) == set(ACTIVE)
+    plans = read_plans(plan_folder(bundle, target))
+    assert plans.plugin_library == hash_file(library).sha256
+    for graph in ACTIVE:
+        plan = plans.plans[graph]
+        expected = lower(bundle / f"{graph}.onnx", plan.plugins).plugins
+        assert plan.plugins == expected and plan.layers["PLUGIN_V3"] == sum(expected.values()) == 4 * MODEL.depth
+        assert plan.bodies == {}
+
+
+def test_a_plugin_library_that_is_none_is_said(bundle, target, tmp_path, monkeypatch):
+    """It is loaded by a worker: what cannot be loaded, or ends its process, is an error with the log's words."""
+    (tmp_path / "library.so").write_text("no library")
+    monkeypatch.setenv("ACTVAR_PLUGIN_LIBRARY", str(tmp_path / "library.so"))
+    shutil.rmtree(plan_folder(bundle, target))
+    with pytest.raises(EngineError, match=r"library\.so cannot be loaded"):
+        build_plans(bundle, target, OPTIONS, ["condition"])
+    monkeypatch.setenv("ACTVAR_PLUGIN_LIBRARY", str(tmp_path / "nothing.so"))
+    with pytest.raises(UsageError, match=r"nothing\.so, which is no file"):
+        build_plans(bundle, target, OPTIONS, ["condition"])
 
 
 def test_the_default_is_every_capability_that_our_graphs_run_on():
