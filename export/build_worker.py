@@ -90,6 +90,9 @@ def main() -> None:
         except ActVARError as error:
             tell(failure=str(error), of_engine=isinstance(error, EngineError))
             sys.exit(1)
+        except OSError as error:
+            tell(failure=f"{error.filename or job.plan} cannot be written: {error.strerror or error}", of_engine=True)
+            sys.exit(1)
         tell(result=asdict(result))
 
 
@@ -232,7 +235,7 @@ def _timing_cache(config: Any, path: str | None) -> Any:
     if path is None:
         return None
     known = Path(path).read_bytes() if Path(path).is_file() else b""
-    cache = config.create_timing_cache(known)
+    cache = config.create_timing_cache(known)  # an empty one, if these bytes are no cache of this library's
     config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
 

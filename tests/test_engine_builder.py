@@ -23,6 +23,8 @@ from small_models import small_config
 from actvar.bundle import Manifest, graph_names, read_manifest, write_manifest
 from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.errors import BundleError, EngineError, UsageError
+from actvar.export.build_processes import Task, run_tasks
+from actvar.export.build_worker import BuildJob, BuildResult
 from actvar.export.engine_builder import build_plans
 from actvar.export.engine_library import capabilities, choose_target, library_path, load_engine
 from actvar.export.lowering import lower
@@ -387,6 +389,29 @@ def test_the_parser_finds_its_library_by_the_name_it_looks_for(tmp_path, monkeyp
     assert library_path("tensorrt") is None
 
 
+@pytest.mark.parametrize("known", [None, b"not a timing cache"])
+def test_a_timing_cache_is_kept_and_may_be_damaged(built, tmp_path, known):
+    """TensorRT's, for the GPU at hand; TensorRT-RTX has the same calls, and times nothing."""
+    spec, cache = read_manifest(built).graphs["condition"], tmp_path / "cache"
+    if known:
+        cache.write_bytes(known)
+    shapes = {tensor.name: [tensor.sized(n) for n in (1, 2, 4)] for tensor in spec.inputs if "B" in tensor.shape}
+    plan, log, graph = (str(tmp_path / name) for name in ("plan", "log", "condition.onnx"))
+    shutil.copy(built / "condition.onnx", graph)
+    file, weights = (spec.entry.bytes, spec.entry.sha256), tuple(spec.weights)
+    job = BuildJob("tensorrt-rtx", ("8.9",), graph, *file, weights, shapes, plan, None, None, None, str(cache))
+    outcomes: list[object] = []
+    run_tasks(
+        [Task("condition", job, Path(plan), Path(log))], 1, dict(os.environ), quiet, lambda _, o: outcomes.append(o)
+    )
+    assert isinstance(outcomes[0], BuildResult) and "timing cache" in Path(log).read_text()
+    assert cache.read_bytes() not in (b"", known)
+
+
+def quiet(graph: str, share: float) -> None:
+    """Progress that nobody follows."""
+
+
 # ---- kill -9
 
 KILLS, SEED = 20, 3
@@ -400,9 +425,9 @@ class Build:
         self.bundle, self.mark = bundle, f"ACTVAR_TEST_MARK={mark}".encode()
         command = "from actvar.runtime.cli import main; main()"
         options = ["--bundle", str(bundle), "--gpu-arch", "8.9", "--batch", "1:2:4", "--jobs", "2"]
-        environment, quiet = {**os.environ, "ACTVAR_TEST_MARK": mark}, subprocess.DEVNULL
+        environment, nowhere = {**os.environ, "ACTVAR_TEST_MARK": mark}, subprocess.DEVNULL
         words = [sys.executable, "-c", command, "build", *options]
-        self.process = subprocess.Popen(words, env=environment, stdout=quiet, stderr=quiet)
+        self.process = subprocess.Popen(words, env=environment, stdout=nowhere, stderr=nowhere)
 
     def under_way(self) -> float:
         """Wait until the first file is written; returns when that was."""
