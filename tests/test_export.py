@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from small_models import small_config, vivid_model
 
 from actvar.bundle import Manifest, graph_names, read_manifest, verify
@@ -138,6 +141,52 @@ def test_fp16_graphs_keep_the_residual_stream_and_the_choices_in_fp32(exported, 
     assert np.mean(same) > 0.95
 
 
+class GatherElements(OpRun):
+    """Along the last axis, which onnx 1.23's own takes for a different one."""
+
+    def _run(self, x: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray]:
+        return (np.take_along_axis(x, indices, axis),)
+
+
+def test_bf16_graphs_compute_what_the_eager_model_does(exported):
+    """By ONNX's own interpreter, as ONNX Runtime's CPU has no bfloat16: eight bits, so logits to 1e-2 in the mean.
+
+    As in fp16 only keys and values leave a graph in few bits, and only matrices are multiplied in them.
+    """
+    bundle = exported("four experts", "bf16")
+    recordings = dict(record(bundle.model, CLASSES, SAMPLING, seed=5))
+    same = []
+    for graph, spec in bundle.manifest.graphs.items():
+        assert {t.name for t in (*spec.inputs, *spec.outputs) if t.dtype == "bfloat16"} <= {"past_kv", "new_kv"}
+        interpreter = ReferenceEvaluator(str(bundle.folder / spec.entry.file), new_ops=[GatherElements])
+        types = {**{t.name: t.dtype for t in spec.inputs}, "past_kv": ml_dtypes.bfloat16}
+        inputs = {t.name: recordings[graph].inputs[t.name].astype(types[t.name]) for t in spec.inputs}
+        names, expected = [t.name for t in spec.outputs], recordings[graph].outputs
+        for name, result in zip(names, interpreter.run(names, inputs), strict=True):
+            if name in ("token_ids", "kept", "experts"):
+                same.extend((result == expected[name]).ravel())
+            elif name in ("modulation", "new_kv", "hidden", "logits", "image"):
+                error = np.linalg.norm(result.astype(np.float32) - expected[name]) / np.linalg.norm(expected[name])
+                assert error < 1e-2, (graph, name)
+    assert np.mean(same) > 0.95
+
+
+def test_a_bf16_bundle_holds_matrices_in_bfloat16_and_convolutions_in_fp16(exported):
+    """Conv has no bfloat16 in opset 20. The values are the model's, rounded to nearest."""
+    bundle = exported("four experts", "bf16")
+    types: dict[str, set[str]] = {}
+    for name, stored in bundle.manifest.weights.tensors.items():
+        types.setdefault(stored.dtype, set()).add(name)
+    assert all(name.startswith("var.blocks.") for name in types["bfloat16"])
+    assert all(name.startswith(("vqvae.decoder.", "vqvae.post_quant_conv.")) for name in types["float16"])
+    assert {"var.blocks.1.ffn.router.weight", "var.head.weight", "vqvae.decoder.norm_out.weight"} <= types["float32"]
+    name = "var.blocks.1.ffn.fc1.weight"
+    stored, weight = bundle.manifest.weights.tensors[name], bundle.model.state_dict()[name]
+    data = (bundle.folder / "weights.bin").read_bytes()[stored.offset : stored.offset + stored.length]
+    found = np.frombuffer(data, ml_dtypes.bfloat16).reshape(stored.shape)
+    np.testing.assert_array_equal(found, weight.numpy().astype(ml_dtypes.bfloat16))
+
+
 def test_the_inside_of_a_graph_is_an_output_only_when_asked_for(tmp_path, exported):
     """It is large, and nothing but a comparison reads it; what is not left out is no choice."""
     debug = exported("four experts")
@@ -163,7 +212,7 @@ def test_a_resize_is_a_product_with_a_matrix_on_either_side(before, after, mode)
 # ---- the files
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_graph_passes_the_full_checker(exported, name, precision):
     """On the files, as others read them; custom operators are covered by their bodies."""
