@@ -163,6 +163,9 @@ def _parsed(trt: Any, builder: Any, logger: Any, lowered: Lowered) -> Any:
 
 def _config(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # what a graph has in fp32 decides tokens: head, selector, router
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # a run that allocates could not be recorded
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job.engine == RTX and job.capabilities:
         listed = capabilities(trt)
         config.num_compute_capabilities = len(job.capabilities)

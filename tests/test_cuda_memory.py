@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 
-cuda_memory = pytest.importorskip("actvar.runtime.backends.cuda_memory", reason="needs cuda-python")
+cuda_memory = pytest.importorskip("actvar.runtime.backends.cuda_memory", reason="needs cuda-bindings")
 
 from cuda.bindings import runtime as real  # noqa: E402
 from gpu_on_host import IN_CAPTURE, NAME, HostCuda  # noqa: E402
@@ -163,7 +163,7 @@ def test_a_real_gpu_is_described_as_its_driver_does():
     ("driver", "error", "message"),
     [
         (0, "cudaErrorInsufficientDriver", "There is no NVIDIA driver here"),
-        (12040, "cudaErrorInsufficientDriver", r"knows CUDA 12\.4, and cuda-python brings 13\.0.*cuda-python==12\.\*"),
+        (12040, "cudaErrorInsufficientDriver", r"knows CUDA 12\.4, and cuda-bindings brings 13\.0.*cuda-bindings==12\.\*"),
         (13000, "cudaErrorNoDevice", "lists no GPU. See to CUDA_VISIBLE_DEVICES"),
     ],
 )

@@ -1,7 +1,7 @@
 """An NVIDIA GPU's memory, its streams, and work that was recorded on them; see `memory.py` for what is asked of them.
 
-Works on the first GPU that the process may use (CUDA_VISIBLE_DEVICES), through cuda-python; no PyTorch. The errors of
-CUDA leave as ours. Not yet run on a GPU.
+Works on the first GPU that the process may use (CUDA_VISIBLE_DEVICES), through cuda-bindings (cuda-python). No PyTorch.
+The errors of CUDA leave as ours. Not yet run on a GPU.
 """
 
 import gc
@@ -40,7 +40,7 @@ def device_info() -> DeviceInfo:
     """The first GPU that this process may use.
 
     Raises:
-        ActVARError: there is none, or its driver is too old for the CUDA that cuda-python brings.
+        ActVARError: there is none, or its driver is too old for the CUDA that cuda-bindings brings.
     """
     count = cudart.cudaGetDeviceCount()
     if count[0] in (cudart.cudaError_t.cudaErrorInsufficientDriver, cudart.cudaError_t.cudaErrorNoDevice):
@@ -208,8 +208,8 @@ def _what_is_missing() -> str:
         return "There is no NVIDIA driver here, so no GPU can be used. Install one, or draw with --device cpu."
     if int(known.partition(".")[0]) < int(needed.partition(".")[0]):
         return (
-            f"The NVIDIA driver knows CUDA {known}, and cuda-python brings {needed}. "
-            f"Update the driver, or: pip install 'cuda-python=={known.partition('.')[0]}.*'."
+            f"The NVIDIA driver knows CUDA {known}, and cuda-bindings brings {needed}. "
+            f"Update the driver, or: pip install 'cuda-bindings=={known.partition('.')[0]}.*'."
         )
     return "The NVIDIA driver lists no GPU. See to CUDA_VISIBLE_DEVICES, or draw with --device cpu."
 

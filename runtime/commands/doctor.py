@@ -60,7 +60,7 @@ def findings() -> list[Finding]:
         _package("Polygraphy", "polygraphy", f"{_INSTALL}[export]', for the parity command"),
         _engine("TensorRT", "tensorrt", "pip install tensorrt, to build engines for the GPU at hand and to run them"),
         _engine("TensorRT-RTX", "tensorrt_rtx", f"{_INSTALL}[tensorrt-rtx]', to build engines anywhere"),
-        _package("cuda-python", "cuda-python", f"{_INSTALL}[tensorrt-rtx]', to run engines"),
+        _package("CUDA for Python", "cuda-bindings", f"{_INSTALL}[tensorrt-rtx]', to run engines"),
         _plugins(),
         _cache(),
     ]
