@@ -1,0 +1,75 @@
+"""What a case is given, what it leaves, and the two ways in which it may end before its end."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actvar.errors import ActVARError
+from actvar.files import written_whole
+from actvar.plans import Gpu
+from actvar.runtime.gpu import first_gpu
+
+
+class Skipped(Exception):
+    """A case cannot be run here; the text says what is missing."""
+
+
+class Departure(ActVARError):
+    """A result is not what it must be."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie.
+
+    Args:
+        work: what was prepared, unpacked.
+        out: the JSON of the steps so far.
+        official_var: a checkout of official VAR, if there is one.
+    """
+
+    work: Path
+    out: Path
+    official_var: Path | None = None
+
+    def bundle(self, name: str) -> Path:
+        """A bundle that was prepared."""
+        return self.work / "bundles" / name
+
+    def findings(self, step: str) -> dict[str, dict[str, Any]]:
+        """What the cases of an earlier step found, by case."""
+        try:
+            cases = json.loads((self.out / f"{step}.json").read_bytes())["cases"]
+        except FileNotFoundError:
+            return {}
+        return {case["case"]: case.get("findings", {}) for case in cases}
+
+
+class Report:
+    """The answer of a case; every addition is on disk before the next thing is tried."""
+
+    def __init__(self, path: Path):
+        self._path, self._findings = path, dict[str, Any]()
+
+    def add(self, **findings: Any) -> None:
+        """Write down what was found."""
+        self._findings |= findings
+        self.end("under way")
+
+    def end(self, state: str, **why: str) -> None:
+        """Write down how it ended."""
+        with written_whole(self._path) as file:
+            file.write((json.dumps({"state": state, **why, "findings": self._findings}, indent=1) + "\n").encode())
+
+
+def the_gpu() -> Gpu:
+    """The GPU at hand.
+
+    Raises:
+        Skipped: there is none.
+    """
+    gpu = first_gpu()
+    if gpu is None:
+        raise Skipped("There is no NVIDIA GPU.")
+    return gpu

@@ -1,0 +1,65 @@
+"""Step: what machine this is, and how fast its GPU copies memory."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from statistics import median
+
+from gpu.case import Places, Report, Skipped
+
+_QUERY = "name,driver_version,memory.total,memory.used,compute_cap,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
+_COPIED = 1 << 31  # bytes: many times what any cache holds
+_COPIES = 20
+
+
+def run(case: str, places: Places, report: Report) -> None:
+    """Ask the machine."""
+    report.add(system=platform.platform(), cores=os.cpu_count(), cpu=_cpu(), memory=_host_memory())
+    if not shutil.which("nvidia-smi"):
+        raise Skipped("There is no nvidia-smi, and so no NVIDIA GPU.")
+    report.add(nvidia_smi=_said("nvidia-smi"), gpu=_said("nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"))
+    if shutil.which("nvcc"):
+        report.add(nvcc=_said("nvcc", "--version"))
+    try:
+        import torch
+    except ImportError as error:
+        raise Skipped(f"PyTorch cannot be loaded ({error}), so no copy was timed.") from None
+    report.add(torch=torch.__version__, torch_cuda=torch.version.cuda)
+    if not torch.cuda.is_available():
+        raise Skipped("PyTorch sees no GPU, so no copy was timed.")
+    properties = torch.cuda.get_device_properties(0)
+    report.add(multiprocessors=properties.multi_processor_count, l2_bytes=getattr(properties, "L2_cache_size", None))
+    report.add(copy_bytes_per_second=_copy_speed())
+
+
+def _copy_speed() -> float:
+    """Bytes read plus bytes written in a second, of a large copy on the GPU: the median of twenty."""
+    import torch
+
+    source = torch.randint(256, (_COPIED,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(_COPIES + 3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1e3)
+    return 2 * _COPIED / median(seconds[3:])
+
+
+def _said(*command: str) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return (done.stdout + done.stderr).strip().splitlines()
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "unknown")
+
+
+def _host_memory() -> str:
+    return Path("/proc/meminfo").read_text().splitlines()[0].partition(":")[2].strip()

@@ -1,0 +1,49 @@
+"""What a run of all steps found, in lines for people: what became of each case, and how the times compare."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gpu.step_runner import line
+from gpu.steps import COMPILED, LATENCY_BATCH, OFFICIAL, OURS, THROUGHPUT_BATCH
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def summary(records: Records) -> str:
+    """The whole text."""
+    lines = [line(record["step"], case) for record in records for case in record["cases"]]
+    found = {(record["step"], case["case"]): case.get("findings", {}) for record in records for case in record["cases"]}
+    answers = [
+        f"{way}: {'runs' if answer['runs'] else 'does not run'}"
+        for (step, way), answer in found.items()
+        if step == "rtx_answer" and "runs" in answer
+    ]
+    return "\n".join([*lines, *(["", "Plans on this GPU. " + "; ".join(answers)] if answers else []), *ratios(found)])
+
+
+def ratios(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> Iterator[str]:
+    """How many times as fast as official VAR, eager and compiled, we are, where both were measured."""
+    timed = {case: figures for (step, case), figures in found.items() if step == "timings"}
+    for case, figures in timed.items():
+        preset, _, who = case.partition("-")
+        for batch in (LATENCY_BATCH, THROUGHPUT_BATCH):
+            ours = figures.get(f"batch_{batch}")
+            if who not in OURS or not ours:
+                continue
+            seconds, outside = ours["seconds"]["median"], ours["share_outside_engines"]
+            parts = [f"{case}, batch {batch}: {seconds * 1e3:.2f} ms, {outside:.1%} of it outside engines"]
+            parts.append(f"{_speed(ours, batch):.2f} pictures a second")
+            for peer in (OFFICIAL, COMPILED):
+                if theirs := timed.get(f"{preset}-{peer}", {}).get(f"batch_{batch}"):
+                    parts.append(f"{_speed(ours, batch) / _speed(theirs, batch):.2f} × {peer}")
+            floor = figures.get("weights_floor", {}).get("seconds")
+            if floor and batch == LATENCY_BATCH:
+                parts.append(f"{seconds / floor:.2f} × the time to read the weights")
+            yield "; ".join(parts)
+
+
+def _speed(figures: Mapping[str, Any], batch: int) -> float:
+    """Pictures a second: of single batches where latency counts, of several under way where throughput does."""
+    if batch == LATENCY_BATCH:
+        return batch / float(figures["seconds"]["median"])
+    return float(figures["pictures_per_second"]["median"])
