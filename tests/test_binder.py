@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from actvar.export.binder import bind, bind_random
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
+from actvar.runtime.cli import main
 from actvar.runtime.pipeline import Order
 from actvar.runtime.sources import open_graphs
 
@@ -213,7 +215,8 @@ def test_progress_rises_to_one(bound):
     assert shares[-1] == pytest.approx(1)
 
 
-def test_a_plan_that_was_built_once_serves_both(tmp_path):
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_plan_that_was_built_once_serves_both(tmp_path, precision):
     """Built by TensorRT-RTX before there are weights; after each binding there is nothing to build."""
     pytest.importorskip("tensorrt_rtx")
     pytest.importorskip("onnx_graphsurgeon")
@@ -223,11 +226,11 @@ def test_a_plan_that_was_built_once_serves_both(tmp_path):
 
     def build(told: list[float]) -> dict[str, bytes]:
         target = choose_target("tensorrt-rtx", ["8.9"])
-        plans = build_plans(tmp_path / "bundle", target, PlanOptions((1, 1, 2)), ["scale_02"], progress=told.append)
-        assert set(plans.plans) == {"scale_02"}
+        plans = build_plans(tmp_path / "bundle", target, PlanOptions((1, 1, 2)), ["scale_04"], progress=told.append)
+        assert set(plans.plans) == {"scale_04"}
         return contents(tmp_path / "bundle" / "plans")
 
-    export_graphs(ACTIVE, tmp_path / "bundle", "fp16", "none")
+    export_graphs(ACTIVE, tmp_path / "bundle", precision, "none")
     told: list[float] = []
     built = build(told)
     assert told
@@ -236,6 +239,63 @@ def test_a_plan_that_was_built_once_serves_both(tmp_path):
         told = []
         assert build(told) == built
         assert told == []
+
+
+# ---- as a command
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`actvar-trt bind` in this process: its code, what it printed, and what it said."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["actvar-trt", "bind", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
+def test_the_command_binds_in_place_or_to_a_new_folder(bound, command):
+    code, out, err = command("--bundle", bound.bundle, "--checkpoint", bound.second)
+    assert (code, read_manifest(bound.bundle).source) == (0, "checkpoint 1.safetensors")
+    assert f"{bound.bundle}: " in out and out.endswith(" MB of weights, fp32, checkpoint 1.safetensors\n")
+    assert "See what is in it: actvar-trt inspect" in err
+    new = bound.bundle.parent / "new"
+    code, out, err = command("--bundle", bound.bundle, "--random", "--out", new)
+    assert (code, read_manifest(new).source) == (0, "random weights")
+    assert "draws nothing that means anything" in err
+    assert read_manifest(bound.bundle).source == "checkpoint 1.safetensors"
+
+
+def test_the_command_says_that_a_router_is_random(bound, command):
+    path = checkpoint(bound.first.parent / "dense.safetensors", vivid_model(ACTIVE.dense()))
+    code, out, err = command("--bundle", bound.bundle, "--checkpoint", path)
+    assert (code, out) == (1, "")
+    assert "--random-router draws them at random, which only shows size and speed" in err
+    code, out, err = command("--bundle", bound.bundle, "--checkpoint", path, "--random-router")
+    assert code == 0
+    assert "its router and selector are random, and only show size and speed" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "Give one of them"),
+        (("--random", "--checkpoint", "x.pth"), "Give one of them"),
+        (("--random", "--vqvae", "x.pth"), "--vqvae belongs to a --checkpoint"),
+        (("--random", "--bundle-rates"), "--bundle-rates belongs to a --checkpoint"),
+    ],
+)
+def test_the_command_refuses_options_that_contradict_each_other(bound, command, options, message):
+    before = bound.contents()
+    code, out, err = command("--bundle", bound.bundle, *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert bound.contents() == before
 
 
 # ---- what does not fit
