@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -67,12 +68,17 @@ class HostMemory:
     def free(self, buffer: Any) -> None:
         """Nothing to do: numpy's own."""
 
+    def execute(self, call: Callable[[int], int], captured: bool) -> int:
+        """Make a call, which takes a stream and returns an error or 0."""
+        assert not captured, "only a GPU captures"
+        return call(0)
+
 
 class DeviceMemory:
     """Buffers of the first GPU."""
 
     def __init__(self):
-        self.runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+        self.runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings")
 
     def checked(self, result: tuple) -> Any:
         """The value of a call of cuda-python."""
@@ -99,6 +105,20 @@ class DeviceMemory:
         self.checked(self.runtime.cudaMemcpy(content.ctypes.data, buffer[0], len(content), kind))
         return content
 
+    def execute(self, call: Callable[[int], int], captured: bool) -> int:
+        """Make a call, which takes a stream and returns an error or 0; captured, it runs when its graph is launched."""
+        if not captured:
+            return call(0)
+        stream = self.checked(self.runtime.cudaStreamCreate())
+        self.checked(
+            self.runtime.cudaStreamBeginCapture(stream, self.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal)
+        )
+        code = call(int(stream))
+        graph = self.checked(self.runtime.cudaStreamEndCapture(stream))
+        self.checked(self.runtime.cudaGraphLaunch(self.checked(self.runtime.cudaGraphInstantiate(graph, 0)), stream))
+        self.checked(self.runtime.cudaStreamSynchronize(stream))
+        return code
+
     def free(self, buffer: Any) -> None:
         """Give it back."""
         self.checked(self.runtime.cudaFree(buffer[0]))
@@ -113,6 +133,7 @@ class Kernels:
 
     library: ctypes.CDLL
     memory: HostMemory | DeviceMemory
+    captured: bool = False  # every call goes into a CUDA graph of its own
 
     def set_order(self, seed: int) -> None:
         """On the host: which order the threads of a block run in."""
@@ -141,7 +162,7 @@ class Kernels:
         call = getattr(self.library, function)
         call.restype = ctypes.c_int
         try:
-            code = call(*values, ctypes.c_void_p(None))
+            code = self.memory.execute(lambda stream: call(*values, ctypes.c_void_p(stream)), self.captured)
             if code:
                 raise KernelError(code)
             contents = {place: self.memory.copy_out(buffer) for place, buffer in buffers.items()}

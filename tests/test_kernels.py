@@ -143,16 +143,21 @@ def test_route_orders_special_values_as_torch_does(kernels):
     assert kernels.route(scores, 5).tolist() == [sum(1 << e for e in best(row, 5)) for row in scores]
 
 
+def gray_code(bits: int) -> list[int]:
+    """All numbers of so many bits, each differing in one bit from the one before."""
+    return [0] if bits == 0 else gray_code(bits - 1) + [1 << (bits - 1) | n for n in reversed(gray_code(bits - 1))]
+
+
 @pytest.mark.parametrize("tokens", [1, 255, 256, 1000])
-@pytest.mark.parametrize(("experts", "slices"), [(16, 1), (16, 2), (16, 4), (32, 4), (5, 4), (3, 3), (32, 1)])
+@pytest.mark.parametrize(("experts", "slices"), [(16, 1), (16, 2), (16, 4), (32, 4), (5, 4), (3, 3), (32, 1), (32, 32)])
 def test_order_sorts_the_tokens_of_each_slice_by_its_first_eight_experts(kernels, tokens, experts, slices):
-    """Stable, and every token once: a token that is lost or doubled would be a wrong picture."""
+    """In the Gray code, stable, and every token once: a token that is lost or doubled would be a wrong picture."""
     masks = kernels.route(random(tokens, experts), (experts + 1) // 2)
     size = -(-experts // slices)
-    order = kernels.order(masks, experts, slices)
+    order, code = kernels.order(masks, experts, slices), gray_code(8)
     for s in range(slices):
         members = range(s * size, min((s + 1) * size, experts, s * size + 8))
-        keys = [sum((int(mask) >> e & 1) << (e - s * size) for e in members) for mask in masks]
+        keys = [code.index(sum((int(mask) >> e & 1) << (e - s * size) for e in members)) for mask in masks]
         assert order[s].tolist() == sorted(range(tokens), key=lambda i: keys[i])
 
 
@@ -190,7 +195,14 @@ def assert_close(result: np.ndarray, expected: np.ndarray) -> None:
 )
 @pytest.mark.parametrize(
     ("tokens", "width", "hidden", "experts", "active"),
-    [(1, 8, 8, 4, 1), (127, 40, 24, 4, 3), (150, 64, 16, 16, 12), (33, 200, 8, 32, 5), (130, 24, 168, 3, 2)],
+    [
+        (1, 8, 8, 4, 1),
+        (127, 40, 24, 4, 3),
+        (150, 64, 16, 16, 12),
+        (33, 200, 8, 32, 5),
+        (130, 24, 160, 3, 2),
+        (20, 160, 128, 2, 1),
+    ],
 )
 def test_routed_ffn_is_the_sum_of_each_tokens_experts(kernels, dtype, tactic, tokens, width, hidden, experts, active):
     """Every tactic, on sizes that fill no tile: rows, columns and slabs all end inside one."""
@@ -198,6 +210,52 @@ def test_routed_ffn_is_the_sum_of_each_tokens_experts(kernels, dtype, tactic, to
     given = weights(experts, hidden, width, dtype)
     result = kernels.routed_ffn(x, scores, *given, active=active, tactic=tactic)
     assert_close(result, reference(x, scores, *given, active))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [FP32, FP16, BFLOAT16], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "width", "hidden", "experts", "active"),
+    [
+        (1, 256, 64, 16, 12),
+        (127, 2304, 576, 16, 12),
+        (254, 1024, 256, 16, 12),
+        (4097, 1280, 320, 16, 4),
+        (4097, 1920, 480, 16, 12),
+        (1500, 1536, 192, 32, 16),
+        (300, 768, 768, 4, 4),
+    ],
+)
+def test_routed_ffn_at_the_sizes_of_real_models(tokens, width, hidden, experts, active, dtype):
+    """The stand-in for CUDA would take hours. The reference is float64 too, one matrix product per expert."""
+    kernels = Kernels(ctypes.CDLL(str(kernel_library_path())), DeviceMemory())
+    x, scores = random(tokens, width, seed=1, dtype=dtype), random(tokens, experts, seed=2)
+    given = weights(experts, hidden, width, dtype)
+    w1, b1, w2, b2 = (array.astype(np.float64) for array in given)
+    chosen = scores.argsort(axis=1).argsort(axis=1) >= experts - active
+    expected = np.tile(b2, (tokens, 1))
+    for e in range(experts):
+        h = x[chosen[:, e]].astype(np.float64) @ w1[e].T + b1[e]
+        expected[chosen[:, e]] += (0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))) @ w2[e]
+    for tactic in (0, *TACTICS):
+        assert_close(kernels.routed_ffn(x, scores, *given, active=active, tactic=tactic), expected)
+
+
+@pytest.mark.gpu
+def test_all_kernels_can_be_captured():
+    """Into a CUDA graph, whose replay gives what the calls gave: nothing allocates and nothing waits inside."""
+    library = ctypes.CDLL(str(kernel_library_path()))
+    called, captured = Kernels(library, DeviceMemory()), Kernels(library, DeviceMemory(), captured=True)
+    x, scores, given = random(500, 64, dtype=FP16), random(500, 16, seed=1), weights(16, 16, 64, FP16)
+    rows, indices = x.reshape(5, 100, 64), called.select(random(5, 100), 40)[0]
+    calls = [
+        lambda kernels: kernels.select(random(5, 100), 40)[1],
+        lambda kernels: kernels.gather(rows, indices),
+        lambda kernels: kernels.scatter(rows, indices, rows[:, :40]),
+        *(lambda kernels, t=t: kernels.routed_ffn(x, scores, *given, active=12, tactic=t) for t in TACTICS),
+    ]
+    for call in calls:
+        assert call(captured).tobytes() == call(called).tobytes()
 
 
 @pytest.mark.parametrize("tactic", TACTICS)

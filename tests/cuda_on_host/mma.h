@@ -1,5 +1,5 @@
-// Stands in for the toolkit's header of this name. Each lane holds whole operands and its own part of the sums: the
-// elements lane * 8 to lane * 8 + 7 of the square.
+// Stands in for the toolkit's header of this name. Each lane holds whole operands and its own part of the sums: eight
+// elements of one row, of another row than a kernel could guess, as the real places are unknown to it too.
 
 #pragma once
 
@@ -29,7 +29,7 @@ struct fragment<accumulator, 16, 16, 16, T> {
     T values[8];
 };
 
-inline int first_element() { return cuda_on_host::thread_index() % cuda_on_host::kWarp * 8; }
+inline int first_element() { return (cuda_on_host::thread_index() * 5 + 3) % cuda_on_host::kWarp * 8; }
 
 template <typename T>
 void fill_fragment(fragment<accumulator, 16, 16, 16, T>& to, T value) {

@@ -21,7 +21,8 @@ ACTVAR_EXPORT cudaError_t actvarExpertRoute(float const* scores, int tokens, int
 // The workspace of actvarExpertOrder in bytes.
 ACTVAR_EXPORT std::size_t actvarExpertOrderWorkspace(int tokens, int slices) noexcept;
 
-// The tokens in an order for each slice of the experts: sorted by the bits of the slice's first eight experts, stable.
+// The tokens in an order for each slice of the experts, in which neighbours use the same ones: sorted by the Gray code
+// whose bit j is the use of the slice's expert j, for its first eight; stable.
 //
 // Slice s holds the experts from s * size to (s + 1) * size - 1, with size = experts / slices rounded up.
 //
