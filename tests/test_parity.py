@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from polygraphy.comparator import IterationResult
 from small_models import small_config, vivid_model
 
-from actvar.bundle import GraphSpec, graph_names, read_manifest, write_manifest
+from actvar.bundle import graph_names, read_manifest, write_manifest
 from actvar.checkpoint import load_model, save_model
 from actvar.config import MINI, Activation, Sampling
 from actvar.export.onnx_export import export_bundle
@@ -121,7 +121,7 @@ def test_every_output_of_every_graph_is_compared(report, graphs):
 def test_fp16_is_judged_by_shares_and_its_pictures_are_only_reported(model, bundles):
     """In fp16 choices do flip: the report says how many, holds numbers to 1e-2, and does not condemn the pictures."""
     report = check_parity(model, open_graphs(bundles("fp16"), batch_size=2, threads=1), pictures=2)
-    least = {"token_ids": 0.99, "kept": 0.97, "experts": 0.97}
+    least = {"token_ids": 0.99, "kept": 0.99, "experts": 0.99}
     for (graph, output), difference in report.found.items():
         if graph == CHAIN or output.endswith(("_free", "_forced")):
             assert difference.passed
@@ -278,7 +278,7 @@ def change_constant(folder: Path, graph: str, name: str) -> None:
     constant.CopyFrom(numpy_helper.from_array(values, constant.name))
     path.write_bytes(proto.SerializeToString())
     spec = manifest.graphs[graph]
-    graphs = {**manifest.graphs, graph: GraphSpec(hash_file(path), spec.inputs, spec.outputs)}
+    graphs = {**manifest.graphs, graph: replace(spec, entry=hash_file(path))}
     write_manifest(folder, replace(manifest, graphs=graphs))
 
 
