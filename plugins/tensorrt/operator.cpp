@@ -71,7 +71,8 @@ std::string bind(Operator const& op, Argument const& argument, nvinfer1::Dims co
             std::string known = number(size);
             for (Attribute const& attribute : op.attributes)
                 if (attribute.letter == letters[i]) known = std::string(attribute.name) + " = " + known;
-            return described(argument) + " has " + letters[i] + " = " + number(given) + ", and elsewhere it is " + known;
+            return described(argument) + " has " + letters[i] + " = " + number(given) + ", and elsewhere it is " +
+                   known;
         }
         size = given;
     }

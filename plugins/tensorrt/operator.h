@@ -1,7 +1,7 @@
 // What an operator is: names, types, shapes, and the kernel behind it. Everything that differs between the plugins.
 //
 // Shapes are letters, as in export/operators.py: R rows, L tokens, K kept tokens, C width, N experts, E hidden neurons
-// of an expert, A active experts. A letter that appears twice is the same number twice; an attribute may be a letter too.
+// of an expert, A active experts. A letter that appears twice is one number; an attribute may be a letter too.
 
 #pragma once
 
@@ -94,7 +94,7 @@ std::string bind(Operator const& op, Argument const& argument, nvinfer1::Dims co
 std::string bind_all(Operator const& op, std::vector<std::int32_t> const& attributes,
                      std::vector<nvinfer1::Dims> const& inputs, Sizes& sizes);
 
-// "at most 4", "is 5": the pieces of every message about a number.
+// A number in a message.
 std::string number(std::int64_t value);
 
 }  // namespace actvar

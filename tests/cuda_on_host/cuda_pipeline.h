@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -29,6 +32,10 @@ inline Pipeline& pipeline() {
 }  // namespace cuda_on_host
 
 inline void __pipeline_memcpy_async(void* to, void const* from, std::size_t bytes, std::size_t zeros = 0) {
+    if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % bytes != 0) {
+        std::fprintf(stderr, "an asynchronous copy is not aligned\n");
+        std::abort();
+    }
     cuda_on_host::pipeline().batches.back().push_back({to, from, bytes, zeros});
     std::memset(to, 0xFF, bytes);  // NaN until the copy is waited for
 }

@@ -72,7 +72,8 @@ T atomicOr(T* to, T value) {
 }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
     gridDim = config->gridDim;
     blockDim = config->blockDim;
     for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)

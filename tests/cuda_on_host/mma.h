@@ -6,6 +6,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <type_traits>
 
 #include "fibers.h"
@@ -31,6 +34,14 @@ struct fragment<accumulator, 16, 16, 16, T> {
 
 inline int first_element() { return (cuda_on_host::thread_index() * 5 + 3) % cuda_on_host::kWarp * 8; }
 
+// What WMMA asks of an address and of the distance between rows.
+template <typename T>
+void check_square(T const* address, unsigned stride) {
+    if (reinterpret_cast<std::uintptr_t>(address) % 32 == 0 && stride * sizeof(T) % 16 == 0) return;
+    std::fprintf(stderr, "a square is not aligned\n");
+    std::abort();
+}
+
 template <typename T>
 void fill_fragment(fragment<accumulator, 16, 16, 16, T>& to, T value) {
     for (T& element : to.values) element = value;
@@ -38,6 +49,7 @@ void fill_fragment(fragment<accumulator, 16, 16, 16, T>& to, T value) {
 
 template <typename Use, typename T, typename Layout>
 void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout>& to, T const* from, unsigned stride) {
+    check_square(from, stride);
     for (unsigned row = 0; row < 16; ++row)
         for (unsigned column = 0; column < 16; ++column)
             to.values[row][column] = static_cast<float>(
@@ -58,7 +70,8 @@ void mma_sync(fragment<accumulator, 16, 16, 16, float>& to, fragment<matrix_a, 1
 
 inline void store_matrix_sync(float* to, fragment<accumulator, 16, 16, 16, float> const& from, unsigned stride,
                               layout_t) {
-    unsigned const row = static_cast<unsigned>(first_element()) / 16, column = static_cast<unsigned>(first_element()) % 16;
+    check_square(to, stride);
+    auto const first = static_cast<unsigned>(first_element()), row = first / 16, column = first % 16;
     for (unsigned i = 0; i < 8; ++i) to[row * stride + column + i] = from.values[i];
 }
 

@@ -70,7 +70,7 @@ public:
         }
     }
 
-    // Calls write(row, column, values[kRun]) for the whole tile. `memory` is free again: all threads are through with it.
+    // Calls write(row, column, values[kRun]) for the whole tile. All threads must be through with `memory`.
     template <typename Write>
     __device__ void drain(Memory& memory, Write write) {
         constexpr int kStride = kSquare + 4;
@@ -112,8 +112,8 @@ private:
         for (int j = 0; j < kAcross; ++j) {
             int const column = first_column() + j * kSquare;
             fragment<matrix_b, kSquare, kSquare, kSquare, T, Layout> b;
-            load_matrix_sync(
-                b, weights + (kOrder == Weights::kByColumn ? column * kStride + k : k * kStride + column), kStride);
+            int const place = kOrder == Weights::kByColumn ? column * kStride + k : k * kStride + column;
+            load_matrix_sync(b, weights + place, kStride);
 #pragma unroll
             for (int i = 0; i < kDown; ++i) mma_sync(sums_[i][j], a[i], b, sums_[i][j]);
         }
@@ -139,8 +139,8 @@ public:
         for (int k = 0; k < kSlab; ++k)
             for (int v = 0; v < kRun; ++v) {
                 int const column = first_column() + v;
-                float const weight = weights[kOrder == Weights::kByColumn ? column * kStride + k : k * kStride + column];
-                for (int i = 0; i < kDown; ++i) sums_[i][v] += tokens[row(i) * Memory::kSlabStride + k] * weight;
+                int const place = kOrder == Weights::kByColumn ? column * kStride + k : k * kStride + column;
+                for (int i = 0; i < kDown; ++i) sums_[i][v] += tokens[row(i) * Memory::kSlabStride + k] * weights[place];
             }
     }
 

@@ -18,8 +18,9 @@
 // x        [rows, length, width]  dtype, device
 // indices  [rows, keep]           int64, in 0..length-1; for any other nothing is read, and the token is zeros
 // kept     [rows, keep, width]    dtype; must not overlap x
-ACTVAR_EXPORT cudaError_t actvarTokenGather(void const* x, std::int64_t const* indices, void* kept, int rows, int length,
-                                            int keep, int width, ActvarDtype dtype, cudaStream_t stream) noexcept;
+ACTVAR_EXPORT cudaError_t actvarTokenGather(void const* x, std::int64_t const* indices, void* kept, int rows,
+                                            int length, int keep, int width, ActvarDtype dtype,
+                                            cudaStream_t stream) noexcept;
 
 // y = x, then y[r, indices[r, k]] = updated[r, k]
 //
