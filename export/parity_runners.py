@@ -65,6 +65,11 @@ class _Runner(BaseRunner):
         raise NotImplementedError
 
 
+def _inputs(spec: GraphSpec) -> dict[str, Slot]:
+    """Of a graph; polygraphy passes half precision on as fp32, as numpy has no bfloat16."""
+    return {t.name: ("float32" if t.dtype in _HALF else t.dtype, t.shape) for t in spec.inputs}
+
+
 class EagerGraphRunner(_Runner):
     """One graph's function, evaluated in fp32 by the modules of the model.
 
@@ -76,7 +81,7 @@ class EagerGraphRunner(_Runner):
     Args:
         model: in evaluation mode, on the CPU.
         graph: one of `graph_names(model.config)`.
-        spec: the graph's inputs; where it reads half precision, this reads fp32.
+        spec: the graph's inputs.
         choices: what the other side has chosen: those of `CHOICES` that it gave. What is no possible choice is not
             made, and the numbers depart.
     """
@@ -86,7 +91,7 @@ class EagerGraphRunner(_Runner):
         self._model, self._graph, self._spec, self._choices = model, graph, spec, choices
 
     def inputs(self) -> dict[str, Slot]:
-        return {t.name: ("float32" if t.dtype in _HALF else t.dtype, t.shape) for t in self._spec.inputs}
+        return _inputs(self._spec)
 
     @torch.no_grad()
     def run(self, inputs: Arrays) -> Arrays:
@@ -166,21 +171,22 @@ class EngineGraphRunner(_Runner):
         self._engine, self._graph = engine, graph
 
     def inputs(self) -> dict[str, Slot]:
-        return {t.name: (t.dtype, t.shape) for t in self._engine.manifest.graphs[self._graph].inputs}
+        return _inputs(self._engine.manifest.graphs[self._graph])
 
     def run(self, inputs: Arrays) -> Arrays:
-        given = {name: self._engine.upload(array) for name, array in inputs.items() if name != "past_kv"}
-        if "past_kv" in inputs:
-            given["past_kv"] = self._past(inputs["past_kv"])
+        dtypes = {tensor.name: tensor.dtype for tensor in self._engine.manifest.graphs[self._graph].inputs}
+        given = {name: self._engine.upload(inputs[name], dtype) for name, dtype in dtypes.items() if name != "past_kv"}
+        if "past_kv" in dtypes:
+            given["past_kv"] = self._past(inputs["past_kv"], dtypes["past_kv"])
         outputs = self._engine.run(self._graph, given)
         return {name: self._engine.download(tensor) for name, tensor in outputs.items()}
 
-    def _past(self, past_D2RhTd: np.ndarray) -> protocol.Tensor:
+    def _past(self, past_D2RhTd: np.ndarray, dtype: str) -> protocol.Tensor:
         """The engine's own cache, filled as the scales before would leave it: where it lies is the engine's affair."""
         model = self._engine.manifest.model
         si = graph_names(model).index(self._graph) - 1
         cache = self._engine.kv_cache(past_D2RhTd.shape[2] // 2)
-        cache.append(self._engine.upload(past_D2RhTd[..., : model.cached_tokens[si], :]))
+        cache.append(self._engine.upload(past_D2RhTd[..., : model.cached_tokens[si], :], dtype))
         return cache.past
 
 

@@ -66,8 +66,8 @@ class Engine(GraphRunner, Protocol):
     def lanes(self) -> int:
         """Chains that may be under way at a time; the launch of one more waits for the oldest."""
 
-    def upload(self, array: np.ndarray) -> Tensor:
-        """Bring an array to where the graphs run."""
+    def upload(self, array: np.ndarray, dtype: str = "") -> Tensor:
+        """Bring an array to where the graphs run, as this type of a bundle if it is named."""
 
     def download(self, tensor: Tensor) -> np.ndarray:
         """Bring a tensor back, as an array of its own; waits for the runs that make it."""
