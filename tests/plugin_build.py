@@ -44,3 +44,10 @@ def plugin_library_path() -> Path:
     if not path.exists():
         pytest.skip("needs the headers of TensorRT: the build left the plugins out")
     return path
+
+
+def tensorrt_headers() -> Path:
+    """The folder with NvInferRuntime.h that the build found; skips where there is none."""
+    plugin_library_path()
+    cache_lines = (BUILD / "CMakeCache.txt").read_text(encoding="utf-8").splitlines()
+    return next(Path(line.partition("=")[2]) for line in cache_lines if line.startswith("TENSORRT_INCLUDE_DIR:"))

@@ -1,0 +1,110 @@
+// Takes a plugin through what TensorRT does with one: create, serialise, create again, attach, ask, enqueue.
+//
+// For tests of the plugins on the host, linked to the kernels over cuda_on_host; see test_plugin_calls.py.
+
+#include <NvInferRuntime.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count);
+extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
+
+namespace {
+
+using namespace nvinfer1;
+
+class Log : public ILogger, public ILoggerFinder {
+public:
+    void log(Severity, char const* message) noexcept override { text += std::string(message) + "\n"; }
+    ILogger* findLogger() override { return this; }
+    std::string text;
+};
+
+Log the_log;
+
+IPluginCreatorV3One* find(char const* name) {
+    std::int32_t count = 0;
+    IPluginCreatorInterface* const* const creators = getCreators(count);
+    for (std::int32_t i = 0; i < count; ++i) {
+        auto* const creator = static_cast<IPluginCreatorV3One*>(creators[i]);
+        if (std::strcmp(creator->getPluginName(), name) == 0) return creator;
+    }
+    return nullptr;
+}
+
+template <typename Capability>
+Capability* as(IPluginV3& plugin, PluginCapabilityType type) {
+    return static_cast<Capability*>(plugin.getCapabilityInterface(type));
+}
+
+}  // namespace
+
+struct Tensor {
+    void* data;
+    int type;  // nvinfer1::DataType
+    int rank;
+    std::int64_t dims[8];
+};
+
+// The plugin's workspace gets `poison` in every byte. Returns the number of the step that failed, 0 for none; what was
+// logged is in `messages`, of `size` bytes.
+extern "C" int runPlugin(char const* name, int attributes, char const* const* names, std::int32_t const* values,
+                         int tactic, int inputs, Tensor const* tensors, Tensor const* output, int poison,
+                         char* messages, std::size_t size) {
+    setLoggerFinder(&the_log);
+    the_log.text.clear();
+    auto const finish = [&](int step) {
+        std::strncpy(messages, the_log.text.c_str(), size - 1);
+        return step;
+    };
+    std::vector<PluginField> fields;
+    for (int i = 0; i < attributes; ++i) fields.emplace_back(names[i], &values[i], PluginFieldType::kINT32, 1);
+    PluginFieldCollection const given{static_cast<std::int32_t>(fields.size()), fields.data()};
+    IPluginCreatorV3One* const creator = find(name);
+    if (creator == nullptr) return finish(1);
+    std::unique_ptr<IPluginV3> const built(creator->createPlugin("built", &given, TensorRTPhase::kBUILD));
+    if (built == nullptr) return finish(2);
+
+    std::vector<DataType> types;
+    std::vector<PluginTensorDesc> descriptions;
+    std::vector<DynamicPluginTensorDesc> bounds;
+    std::vector<void const*> addresses;
+    for (int i = 0; i <= inputs; ++i) {
+        Tensor const& tensor = i < inputs ? tensors[i] : *output;
+        Dims dims{};
+        dims.nbDims = tensor.rank;
+        std::memcpy(dims.d, tensor.dims, sizeof tensor.dims);
+        descriptions.push_back({dims, static_cast<DataType>(tensor.type), TensorFormat::kLINEAR, 1.0f});
+        bounds.push_back({descriptions.back(), dims, dims, dims});
+        types.push_back(static_cast<DataType>(tensor.type));
+        addresses.push_back(tensor.data);
+    }
+    auto* const build = as<IPluginV3OneBuild>(*built, PluginCapabilityType::kBUILD);
+    DataType output_type{};
+    if (build->getOutputDataTypes(&output_type, 1, types.data(), inputs) != 0) return finish(3);
+    if (output_type != types.back()) return finish(4);
+    for (int i = 0; i <= inputs; ++i)
+        if (!build->supportsFormatCombination(i, bounds.data(), inputs, 1)) return finish(5);
+    if (build->configurePlugin(bounds.data(), inputs, &bounds.back(), 1) != 0) return finish(6);
+    std::vector<char> workspace(build->getWorkspaceSize(bounds.data(), inputs, &bounds.back(), 1) + 512,
+                                static_cast<char>(poison));
+    auto const start = reinterpret_cast<std::uintptr_t>(workspace.data());
+    auto* const aligned = reinterpret_cast<void*>((start + 255) / 256 * 256);
+
+    auto* const planned = as<IPluginV3OneRuntime>(*built, PluginCapabilityType::kRUNTIME);
+    PluginFieldCollection const* const serialised = planned->getFieldsToSerialize();
+    std::unique_ptr<IPluginV3> const loaded(creator->createPlugin("loaded", serialised, TensorRTPhase::kRUNTIME));
+    if (loaded == nullptr) return finish(7);
+    std::unique_ptr<IPluginV3> const attached(
+        as<IPluginV3OneRuntime>(*loaded, PluginCapabilityType::kRUNTIME)->attachToContext(nullptr));
+    auto* const run = as<IPluginV3OneRuntime>(*attached, PluginCapabilityType::kRUNTIME);
+    if (run->setTactic(tactic) != 0) return finish(8);
+    if (run->onShapeChange(descriptions.data(), inputs, &descriptions.back(), 1) != 0) return finish(9);
+    void* const outputs[] = {output->data};
+    if (run->enqueue(descriptions.data(), &descriptions.back(), addresses.data(), outputs, aligned, nullptr) != 0)
+        return finish(10);
+    return finish(0);
+}

@@ -1,0 +1,139 @@
+"""A plugin's life as TensorRT leads it, on the host: what reaches the kernels, and what comes back.
+
+The real TensorRT-RTX builds with the plugins without a GPU (test_plugins.py) but runs none; here a small driver calls
+them, linked to the kernels over the stand-in for CUDA, and the results are those of the operators' references.
+"""
+
+import ctypes
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from import_tree import ROOT
+from kernel_library import host_library, toolkit_headers
+from plugin_build import tensorrt_headers
+
+from actvar.export.operators import OPERATORS
+
+TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int64): 8}  # nvinfer1::DataType
+ATTRIBUTES_STEP, TYPES_STEP, SHAPES_STEP, TACTIC_STEP = 2, 3, 6, 8
+
+
+class Tensor(ctypes.Structure):
+    """The driver's Tensor."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("type", ctypes.c_int), ("rank", ctypes.c_int), ("dims", ctypes.c_int64 * 8)]
+
+    @staticmethod
+    def of(array: np.ndarray) -> "Tensor":
+        """Of an array that outlives it."""
+        return Tensor(array.ctypes.data, TYPES[array.dtype], array.ndim, (ctypes.c_int64 * 8)(*array.shape))
+
+
+@cache
+def driver() -> ctypes.CDLL:
+    """The plugins and tests/plugin_driver.cpp, linked to the kernels on the host."""
+    kernels, headers = Path(host_library()._name), tensorrt_headers()
+    library = kernels.with_name(f"plugin_driver-{os.getpid()}.so")
+    sources = [*sorted((ROOT / "plugins" / "tensorrt").glob("*.cpp")), ROOT / "tests" / "plugin_driver.cpp"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", f"-Wl,-rpath,{kernels.parent}"]
+    includes = ["-isystem", str(headers), "-isystem", str(toolkit_headers())]
+    command = [os.environ.get("CXX", "g++"), *flags, *includes, *map(str, sources), str(kernels), "-o", str(library)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    try:
+        return ctypes.CDLL(str(library))
+    finally:
+        library.unlink()
+
+
+def run(
+    name: str, inputs: list[np.ndarray], output: np.ndarray, tactic: int = 0, **attributes: int
+) -> tuple[int, str, np.ndarray]:
+    """The step that failed or 0, what was logged, and the output, which is poisoned before."""
+    inputs = [aligned(array) for array in inputs]
+    result = aligned(np.frombuffer(b"\xff" * output.nbytes, output.dtype).reshape(output.shape))
+    messages = ctypes.create_string_buffer(4096)
+    step = driver().runPlugin(
+        name.encode(),
+        len(attributes),
+        (ctypes.c_char_p * max(len(attributes), 1))(*(key.encode() for key in attributes)),
+        (ctypes.c_int32 * max(len(attributes), 1))(*attributes.values()),
+        tactic,
+        len(inputs),
+        (Tensor * len(inputs))(*map(Tensor.of, inputs)),
+        ctypes.byref(Tensor.of(result)),
+        0xFF,
+        messages,
+        ctypes.c_size_t(len(messages)),
+    )
+    return step, messages.value.decode(), result
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy at an address that is a multiple of 16, as every engine has it."""
+    buffer = np.empty(array.nbytes + 16, np.uint8)
+    start = -buffer.ctypes.data % 16
+    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def random(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
+    """Normal values."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def ffn_inputs(dtype: type = np.float32) -> list[np.ndarray]:
+    """x, scores, w1, b1, w2, b2, for 16 experts of 8 neurons."""
+    shapes = (2, 70, 24), (2, 70, 16), (16, 8, 24), (16, 8), (16, 8, 24), (24,)
+    scales = 1, 1, 0.2, 0.5, 0.1, 0.5
+    arrays = [random(*shape, seed=i) * scale for i, (shape, scale) in enumerate(zip(shapes, scales, strict=True))]
+    return [a.astype(np.float32 if i == 1 else dtype) for i, a in enumerate(arrays)]
+
+
+def test_select_gather_and_scatter_are_their_references():
+    """Bitwise: each input arrives where the kernel expects it."""
+    scores, x = random(3, 50), random(3, 50, 12, seed=1, dtype=np.float16)
+    indices = OPERATORS["ActVarTokenSelect"].reference(scores, keep=31)
+    updated = random(3, 31, 12, seed=2, dtype=np.float16)
+    cases = {
+        "ActVarTokenSelect": ([scores], {"keep": 31}),
+        "ActVarTokenGather": ([x, indices], {}),
+        "ActVarTokenScatter": ([x, indices, updated], {}),
+    }
+    for name, (inputs, attributes) in cases.items():
+        expected = OPERATORS[name].reference(*inputs, **attributes)
+        step, messages, result = run(name, inputs, expected, **attributes)
+        assert (step, messages) == (0, "")
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("tactic", range(9))
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_routed_ffn_is_its_reference_under_every_tactic(dtype, tactic):
+    """Tactic 0, which TensorRT knows as the default, and all that are offered; the workspace is what was asked for."""
+    inputs = ffn_inputs(dtype)
+    exact = OPERATORS["ActVarRoutedFFN"].reference(
+        *(array.astype(np.float32) for array in inputs), experts=16, active=5
+    )
+    step, messages, result = run("ActVarRoutedFFN", inputs, exact.astype(dtype), tactic, experts=16, active=5)
+    assert (step, messages) == (0, "")
+    np.testing.assert_allclose(result, exact, rtol=0, atol=1e-5 if dtype == np.float32 else 4e-3)
+
+
+def test_faults_end_before_a_kernel_runs():
+    """At the step where TensorRT would hear of them, each with its message."""
+    inputs = ffn_inputs()
+    step, messages, _ = run("ActVarRoutedFFN", inputs, inputs[0], experts=16)
+    assert step == ATTRIBUTES_STEP and "needs the attribute active" in messages
+    wrong = [*inputs[:2], inputs[2].astype(np.float16), *inputs[3:]]
+    step, messages, _ = run("ActVarRoutedFFN", wrong, inputs[0], experts=16, active=5)
+    assert step == TYPES_STEP and "w1 must be fp32, and is fp16" in messages
+    step, messages, _ = run("ActVarRoutedFFN", inputs, inputs[0], experts=8, active=5)
+    assert step == SHAPES_STEP and "has N = 16, and elsewhere it is experts = 8" in messages
+    step, messages, _ = run("ActVarRoutedFFN", inputs, inputs[0], 9, experts=16, active=5)
+    assert step == TACTIC_STEP and "has no tactic 9" in messages
