@@ -140,7 +140,8 @@ public:
             for (int v = 0; v < kRun; ++v) {
                 int const column = first_column() + v;
                 int const place = kOrder == Weights::kByColumn ? column * kStride + k : k * kStride + column;
-                for (int i = 0; i < kDown; ++i) sums_[i][v] += tokens[row(i) * Memory::kSlabStride + k] * weights[place];
+                for (int i = 0; i < kDown; ++i)
+                    sums_[i][v] += tokens[row(i) * Memory::kSlabStride + k] * weights[place];
             }
     }
 
