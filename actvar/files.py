@@ -47,9 +47,12 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         OSError: the lock's file cannot be written.
     """
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # no link: it could lead out of the folder
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 @contextmanager

@@ -90,7 +90,9 @@ def test_the_pristine_bundle_and_checkpoint_draw(run: Run, bundle: Path, checkpo
         (("--class", "1", "--top-p", "1.5"), "top-p must lie in (0, 1], got 1.5"),
         (("--class", "1", "--cfg", "nan"), "cfg must be 0 or more, got nan"),
         (("--class", "1", "--count", "0"), "--count"),
-        (("--class", "1", "--backend", "tensorrt"), "--backend"),
+        (("--class", "1", "--backend", "tvm"), "--backend"),
+        (("--class", "1", "--backend", "tensorrt", "--device", "cpu"), "--device cpu"),
+        (("--class", "1", "--backend", "torch", "--device", "cuda"), "--device"),
         ((), "--class"),
     ],
 )
