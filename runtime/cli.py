@@ -11,7 +11,7 @@ import typer
 
 from actvar import __version__
 from actvar.errors import ActVARError
-from actvar.runtime.commands import bind, build, doctor, export_bundle, generate, inspect_bundle, parity
+from actvar.runtime.commands import bench, bind, build, doctor, export_bundle, generate, inspect_bundle, parity
 from actvar.runtime.train_cli import app as train_app
 
 NAME = "actvar-trt"
@@ -30,6 +30,7 @@ app.command(epilog=build.EXAMPLES)(build.build)
 app.command(epilog=bind.EXAMPLES)(bind.bind)
 app.command(epilog=inspect_bundle.EXAMPLES)(inspect_bundle.inspect)
 app.command(epilog=parity.EXAMPLES)(parity.parity)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(train_app, name="train")
 

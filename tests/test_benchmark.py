@@ -1,0 +1,405 @@
+"""`actvar-trt bench`: turns are fair, ratios are taken within a round, and each contestant keeps to its own process.
+
+How fast anything is, is not tested: that is what the command is for.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from xml.dom import minidom
+
+import pytest
+import torch
+from small_models import small_config, vivid_model
+
+from actvar.bundle import graph_names
+from actvar.checkpoint import save_model
+from actvar.config import Activation, ModelConfig
+from actvar.errors import ActVARError
+from actvar.export.onnx_export import export_bundle
+from actvar.runtime.backends.torch_peers import Where, open_network
+from actvar.runtime.bench_plot import plot
+from actvar.runtime.bench_process import Setting, started
+from actvar.runtime.bench_report import BenchReport
+from actvar.runtime.benchmark import Contestant, Drawn, Kind, Opening, Plan, Spread, baseline, measure, ratios, savings
+from actvar.runtime.cli import main
+from actvar.runtime.graph_times import GraphDrawer, Lap, TimedEngine
+from actvar.runtime.machine import Machine
+from actvar.runtime.pipeline import Order
+from actvar.runtime.sources import open_graphs
+
+DENSE = small_config()
+ACTIVE = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
+
+
+def contestant(name: str, kind: Kind = "graphs", model: ModelConfig = DENSE, path: Path = Path()) -> Contestant:
+    return Contestant(name, kind, model, "fp32", path, "onnxruntime" if kind == "graphs" else "torch")
+
+
+class Clock:
+    """Workers whose draws take what a script says, and a list of whose turn it was."""
+
+    def __init__(self, seconds: dict[str, list[float]]):
+        self._left = {name: list(times) for name, times in seconds.items()}
+        self.turns: list[tuple[str, int, bool]] = []
+        self.processes: list[str] = []
+
+    @contextmanager
+    def start(self, contestant: Contestant) -> Iterator["Scripted"]:
+        self.processes.append(contestant.name)
+        yield Scripted(self, contestant)
+        self.processes.append(f"end of {contestant.name}")
+
+    def take(self, name: str, pictures: int, looked_into: bool) -> float:
+        self.turns.append((name, pictures, looked_into))
+        return self._left[name].pop(0)
+
+
+class Scripted:
+    """Of each draw, a tenth is outside, and half of the rest is the decoder's."""
+
+    opening = Opening(0.25, 0.5)
+
+    def __init__(self, clock: Clock, of: Contestant):
+        self._clock, self._of = clock, of
+
+    def draw(self, pictures: int, looked_into: bool) -> Drawn:
+        seconds = self._clock.take(self._of.name, pictures, looked_into)
+        share = 0.45 * seconds
+        laps = Lap("scale_01", 1, 1 + share), Lap("decoder", 1 + share, 1 + 2 * share)
+        return Drawn(1, 1 + seconds, 1000 * pictures, laps if looked_into else ())
+
+
+TIMES = {"a": [9, 9, 9, 2, 4, 20, 40], "b": [9, 9, 9, 1, 1, 10, 10]}
+"""Fresh, two warm-ups, and in either round a draw for the time and one looked into."""
+
+
+def scripted(contestants: list[Contestant], times: dict[str, list[float]] = TIMES, rounds: int = 2):
+    clock = Clock(times)
+    measured = measure(contestants, Plan((1,), rounds, 1), clock.start, lambda _: 0.75)
+    return clock, measured
+
+
+def test_every_round_begins_with_another_one():
+    """Whoever always went second would always find the caches that the first one left."""
+    clock, _ = scripted([contestant("a"), contestant("b")])
+    fresh, warm, rounds = clock.turns[:2], clock.turns[2:6], clock.turns[6:]
+    assert [turn[0] for turn in fresh] == ["a", "b"]
+    assert [turn[0] for turn in warm] == ["a", "a", "b", "b"]
+    assert [(name, looked) for name, _, looked in rounds] == [
+        *(("a", False), ("b", False), ("a", True), ("b", True)),
+        *(("b", False), ("a", False), ("b", True), ("a", True)),
+    ]
+    assert clock.processes[:4] == ["a", "end of a", "b", "end of b"]  # a fresh one is alone
+    assert clock.processes[4:6] == ["a", "b"]  # the others stay to the end
+
+
+def test_a_ratio_is_of_one_round():
+    """The machine's mood in a round is in both times and cancels; warm-ups and fresh processes do not count."""
+    times = {"a": [9, 9, 9, 2, 7, 20, 7], "b": [9, 9, 9, 1, 7, 5, 7]}
+    _, (a, b) = scripted([contestant("a"), contestant("b")], times)
+    assert (a.seconds[1], b.seconds[1]) == ([2, 20], [1, 5])
+    spread = ratios(a, b, 1)
+    assert spread.values == (2.0, 4.0)
+    assert (spread.lower, spread.median, spread.upper) == (2.5, 3.0, 3.5)
+
+
+def test_a_spread_is_median_and_quartiles():
+    spread = Spread.of([5, 1, 4, 2, 3])
+    assert (spread.lower, spread.median, spread.upper, spread.values) == (2, 3, 4, (5, 1, 4, 2, 3))
+
+
+def test_time_saved_is_held_against_operations_saved():
+    """Of the transformer, as the decoder saves nothing: counted here by hand for one block's share."""
+    dense, active = contestant("dense"), contestant("active", model=ACTIVE)
+    times = {"dense": [9, 9, 9, 9, 10, 9, 10], "active": [9, 9, 9, 9, 8, 9, 6]}
+    _, measured = scripted([dense, active], times)
+    (saving,) = savings(measured)
+    assert saving.time.values == pytest.approx((0.2, 0.4))
+    assert 0 < saving.operations < 1
+    assert saving.realised.values == pytest.approx((0.2 / saving.operations, 0.4 / saving.operations))
+
+
+def test_no_saving_without_a_dense_twin():
+    """Another precision, another shape or another backend would be compared with something else."""
+    active = contestant("active", model=ACTIVE)
+    others = [
+        replace(contestant("half"), precision="fp16"),
+        contestant("deeper", model=small_config(depth=3)),
+        contestant("eager", "eager"),
+    ]
+    for other in others:
+        times = {name: [1.0] * 7 for name in ("active", other.name)}
+        assert savings(scripted([active, other], times)[1]) == []
+
+
+def test_official_var_is_the_baseline_where_it_takes_part():
+    """Then PyTorch, then the dense graphs; and only ever one of the same dense model."""
+    graphs, active = contestant("dense"), contestant("active", model=ACTIVE)
+    eager, official = contestant("eager", "eager"), contestant("official", "official")
+    deeper = contestant("deeper", model=small_config(depth=3))
+    for group, wanted in (
+        ([deeper, active, graphs, eager, official], "official"),
+        ([deeper, active, graphs, eager], "eager"),
+        ([deeper, active, graphs], "dense"),
+        ([deeper, active], "active"),
+    ):
+        times = {one.name: [1.0] * 7 for one in group}
+        _, measured = scripted(group, times)
+        of = next(figures for figures in measured if figures.contestant is active)
+        assert baseline(of, measured).contestant.name == wanted
+        assert baseline(measured[0], measured) is measured[0]
+
+
+def test_progress_ends_near_one():
+    """The bar counts the draws that there will be: a wrong sum would stop short, or go on beyond the end."""
+    told: list[float] = []
+    times = {name: [1.0] * 100 for name in "ab"}
+    clock = Clock(times)
+    plan = Plan((1, 4), 3, 2)
+    measure([contestant("a"), contestant("b")], plan, clock.start, lambda _: 0.75, told.append)
+    assert len(told) == len(clock.turns) == plan.draws(2)
+    assert told == sorted(told) and told[0] == 0 and told[-1] == 1 - 1 / plan.draws(2)
+    assert clock.turns.count(("a", 4, False)) == 2 + 3
+
+
+def test_a_report_holds_every_measurement():
+    """For a program: what a table leaves out; for a person: names that are no markup, and a drawing that is XML."""
+    _, measured = scripted(
+        [contestant("a", model=ACTIVE), contestant("b [<&>]", "official")], {"a": TIMES["a"], "b [<&>]": TIMES["b"]}
+    )
+    machine = Machine("a processor", 2, 2**34, "Linux", None, 0.1, {"python": "3"})
+    report = BenchReport("actvar-trt bench", machine, "cpu", 2, Plan((1,), 2, 1), tuple(measured))
+    content = json.loads(report.to_json())
+    first, second = content["contestants"]
+    assert second["name"] == "b [<&>]" and first["baseline"] == "b [<&>]"
+    batch = first["batches"]["1"]
+    assert batch["seconds"]["values"] == [2, 20] and batch["ratio"]["values"] == [2, 2]
+    assert batch["graphs"]["decoder"]["values"] == pytest.approx([0.45 * 4, 0.45 * 40])
+    assert batch["outside"]["values"] == pytest.approx([0.4, 4])
+    assert batch["peak_bytes"] == 1000
+    assert first["cold_start"]["first_scale"]["median"] == pytest.approx(1 + 0.45 * 9)
+    assert first["cold_start"]["command"]["values"] == [0.75] and second["cold_start"]["command"] is None
+    assert first["operations"]["scale_04"] < second["operations"]["scale_04"]
+    assert (content["threads"], content["machine"]["cpu"]) == (2, "a processor")
+    names = [node.firstChild.data for node in minidom.parseString(plot(report)).getElementsByTagName("text")]
+    assert "b [<&>], fp32" in names and any("a processor" in name for name in names)
+    assert len(report.tables()) == 3
+
+
+# ---- the real thing, small
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small VAR and its ActVAR, each in a bundle, and the VAR's checkpoint."""
+    folder = tmp_path_factory.mktemp("bench")
+    for name, config in (("dense", DENSE), ("active", ACTIVE)):
+        export_bundle(vivid_model(config), folder / name, "fp32", "a test")
+    save_model(vivid_model(DENSE), folder / "dense.safetensors", torch.float32)
+    return folder
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return Setting(1, "cpu", 2, tmp_path)
+
+
+def test_a_look_at_the_clock_changes_no_picture(bundles: Path):
+    """And every graph of the chain is seen once, one after another."""
+    source = open_graphs(bundles / "active", 2, 1)
+    engine = TimedEngine(source.engine)
+    orders = [Order(3, 0), Order(1, 5)]
+    plain = source.draw(orders, ACTIVE.sampling, 7)
+    for seen, unseen in zip(replace(source, engine=engine).draw(orders, ACTIVE.sampling, 7), plain, strict=True):
+        assert (seen.pixels_HW3 == unseen.pixels_HW3).all()
+    assert [lap.graph for lap in engine.laps] == list(graph_names(ACTIVE))
+    moments = [moment for lap in engine.laps for moment in (lap.began, lap.ended)]
+    assert moments == sorted(moments)
+
+
+def test_a_draw_that_nobody_looks_into_takes_the_engine_as_it_is(bundles: Path):
+    """On a GPU a watched chain is not the replayed one."""
+    source = open_graphs(bundles / "dense", 2, 1)
+    drawer = GraphDrawer(source)
+    assert drawer.draw(0, 2, looked_into=False) == []
+    assert len(drawer.draw(2, 1, looked_into=True)) == len(graph_names(DENSE))
+
+
+def test_a_worker_tells_when_and_how_much(bundles: Path, setting: Setting):
+    """Times are seconds since the process started, in order; the peak only grows."""
+    with started(contestant("dense", path=bundles / "dense"), setting) as worker:
+        first, second = worker.draw(1, True), worker.draw(2, False)
+        opening = worker.opening
+    assert 0 < opening.imported < opening.opened < first.began < first.ended < second.began
+    assert all(first.began <= lap.began <= lap.ended <= first.ended for lap in first.laps)
+    assert 0 < first.outside < first.seconds and second.laps == ()
+    assert 10e6 < first.peak_bytes <= second.peak_bytes
+
+
+def test_what_a_worker_cannot_open_is_told(bundles: Path, setting: Setting):
+    with (
+        started(contestant("the lost one", path=bundles / "nowhere"), setting) as worker,
+        pytest.raises(ActVARError, match=r"the lost one cannot draw: .*nowhere is not a folder"),
+    ):
+        worker.draw(1, False)
+
+
+def test_a_worker_that_is_killed_is_told(bundles: Path, setting: Setting):
+    """The system ends processes that take too much memory, without a word."""
+    with started(contestant("dense", path=bundles / "dense"), setting) as worker:
+        worker.draw(1, False)
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(ActVARError, match="dense cannot draw: its process ended with the code -9"):
+            worker.draw(1, False)
+
+
+def test_a_peer_is_seen_by_scales_too(bundles: Path):
+    """The same names as the graphs', so that they can stand in one table."""
+    drawer = open_network(bundles / "dense.safetensors", False, Where(torch.get_num_threads(), "cpu", "fp32"))
+    assert [lap.graph for lap in drawer.draw(0, 2, looked_into=True)] == list(graph_names(DENSE))
+    assert drawer.draw(2, 1, looked_into=False) == []
+
+
+MODELS = """
+import torch, dist
+from huggingface_hub import PyTorchModelHubMixin
+print("a constructor that prints")
+
+class Hub(PyTorchModelHubMixin):
+    pass
+
+class Quantizer(torch.nn.Module):
+    def get_next_autoregressive_input(self, si):
+        return si
+
+class Vae(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.quantize = Quantizer()
+        self.conv = torch.nn.Conv2d(3, 3, 1)
+        self.conv.weight.data.fill_(torch.nan)
+    def fhat_to_img(self, f_hat):
+        return self.conv(f_hat)
+
+class Var(torch.nn.Module):
+    def __init__(self, vae, **choices):
+        super().__init__()
+        self.vae, self.choices = (vae,), choices
+    def autoregressive_infer_cfg(self, B, label_B, g_seed, cfg, top_k, top_p):
+        print("and so does drawing")
+        assert label_B.tolist() == [g_seed % 5] and self.choices["depth"] == 2 and dist.get_device() == "cpu"
+        for si in self.choices["patch_nums"]:
+            self.vae[0].quantize.get_next_autoregressive_input(si)
+        return self.vae[0].fhat_to_img(torch.zeros(B, 3, 8, 8))
+
+def build_vae_var(device, **choices):
+    vae = Vae()
+    return vae, Var(vae, **choices)
+"""
+DIST = """
+import torch
+def get_device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that keeps to the interface of VAR's code, and to its manners: it prints, and it picks its device."""
+    folder = tmp_path / "VAR"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "__init__.py").write_text(MODELS)
+    (folder / "models" / "var.py").write_text("")
+    (folder / "dist.py").write_text(DIST)
+    return folder
+
+
+def test_official_var_draws_from_a_checkout(checkout: Path, setting: Setting):
+    """What it prints is not an answer; memory that it leaves as it was found does not become a picture."""
+    with started(contestant("official", "official", path=checkout), setting) as worker:
+        drawn = worker.draw(1, True)
+        assert worker.draw(1, False).laps == ()
+    assert [lap.graph for lap in drawn.laps] == list(graph_names(DENSE))[1:]
+
+
+def test_a_checkout_of_something_else_is_told(checkout: Path, setting: Setting):
+    (checkout / "models" / "__init__.py").write_text("")
+    with (
+        started(contestant("official", "official", path=checkout), setting) as worker,
+        pytest.raises(ActVARError, match="is not as VAR's was in 2024"),
+    ):
+        worker.draw(1, True)
+
+
+# ---- the command
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """`actvar-trt bench` in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["actvar-trt", "bench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capfd.readouterr()
+        assert "Traceback" not in said.err
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
+def test_one_command_leaves_one_report(command, bundles: Path):
+    """Table, JSON and drawing, of the dense and the active bundle side by side."""
+    named = ["--bundle", bundles / "dense", "--bundle", bundles / "active"]
+    code, out, err = command(*named, "--peers", "none", "--rounds", 2, "--starts", 1, "--threads", 1)
+    assert code == 0, err
+    for name in ("bench.json", "bench.txt", "bench.svg"):
+        assert f"bench/{name}" in out
+    content = json.loads(Path("bench/bench.json").read_text())
+    assert [one["name"] for one in content["contestants"]] == ["dense, onnxruntime", "active, onnxruntime"]
+    assert [saving["active"] for saving in content["savings"]] == ["active, onnxruntime"]
+    dense = content["contestants"][0]
+    assert list(dense["batches"]["1"]["graphs"]) == list(graph_names(DENSE))
+    assert dense["cold_start"]["command"]["median"] > dense["cold_start"]["imported"]["median"] > 0
+    assert "dense, onnxruntime, fp32" in out and Path("bench/bench.txt").read_text().count("\n") > 20
+    minidom.parse("bench/bench.svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "1,x"], "--batch must be whole numbers"),
+        (["--batch", "0,1"], "--batch must be numbers of pictures from 1"),
+        (["--peers", "jax"], "--peers must be none, or some of eager,compile"),
+        (["--backend", "tensorrt", "--device", "cpu"], "--backend tensorrt needs a GPU"),
+        (["--fp16", "--bf16"], "exclude each other"),
+        (["--bundle", "{dense}", "--fp16"], "--bundle has its own precision"),
+        (["--bundle", "{dense}", "--preset", "d16"], "--bundle names what is there"),
+        (["--bundle", "{dense}", "--token-rates", "0.5"], "--bundle names what is there"),
+        (["--bundle", "{dense}", "--bundle", "{dense}"], "The same --bundle is named twice"),
+        (["--bundle", "{dense}", "--official-var", "."], "is no checkout of VAR: it has no models/__init__.py"),
+        (["--official-var", "VAR"], "Official VAR has no VQVAE of this shape"),
+        (["--out", "file"], "--out file cannot be a folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(
+    command, bundles: Path, checkout: Path, arguments: list[str], message: str
+):
+    """One line and code 2, before anything is exported or measured."""
+    Path("file").write_text("")
+    code, out, err = command(*(argument.format(dense=bundles / "dense") for argument in arguments))
+    assert (code, out) == (2, "")
+    assert message in err and len(err.splitlines()) == 1
+    assert not Path("cache").exists()
