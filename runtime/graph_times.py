@@ -78,9 +78,9 @@ class TimedEngine:
         """See `Engine`."""
         return self._engine.manifest
 
-    def upload(self, array: np.ndarray) -> Tensor:
+    def upload(self, array: np.ndarray, dtype: str = "") -> Tensor:
         """See `Engine`."""
-        return self._engine.upload(array)
+        return self._engine.upload(array, dtype)
 
     def download(self, tensor: Tensor) -> np.ndarray:
         """See `Engine`."""
