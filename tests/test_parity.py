@@ -27,6 +27,7 @@ from actvar.export.recording import record
 from actvar.files import hash_file
 from actvar.models.actvar import ActVAR
 from actvar.runtime.cli import main
+from actvar.runtime.commands import parity as parity_command
 from actvar.runtime.pipeline import Pipeline
 from actvar.runtime.sources import open_graphs
 
@@ -408,6 +409,14 @@ def test_a_wrong_option_is_refused_before_anything_is_done(command, arguments, e
     code, said = command(*arguments)
     assert code == 2
     assert expected in said and "Traceback" not in said
+
+
+def test_engines_are_not_built_where_there_is_no_gpu_to_run_them(command, monkeypatch):
+    """An export and a build of minutes, to end in a refusal."""
+    monkeypatch.setattr(parity_command, "first_gpu", lambda: None)
+    code, said = command("--backend", "tensorrt")
+    assert code == 2
+    assert "--backend tensorrt needs an NVIDIA GPU, and there is none" in said
 
 
 def test_a_bundle_of_another_model_is_refused(command, small_checkpoint, bundles):

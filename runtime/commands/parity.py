@@ -16,6 +16,7 @@ from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.commands.console import progress_bar, say
 from actvar.runtime.extras import needs
+from actvar.runtime.gpu import first_gpu
 from actvar.runtime.pipeline import Pipeline
 from actvar.runtime.sources import open_engines, open_graphs, shipped_checkpoint
 
@@ -68,6 +69,8 @@ def parity(
     _refuse_contradictions(checkpoint, vqvae, preset, bundle, precision, json_file)
     if backend == "tensorrt" and device == "cpu":
         raise UsageError("--backend tensorrt needs a GPU, and --device cpu names none. Leave --device out.")
+    if backend == "tensorrt" and first_gpu() is None:
+        raise UsageError("--backend tensorrt needs an NVIDIA GPU, and there is none. Take --backend onnxruntime.")
     with needs("export", "to compare graphs with PyTorch"):
         from actvar.checkpoint import load_model
         from actvar.export.onnx_export import export_bundle
