@@ -30,9 +30,9 @@ class DoubledEngine:
         """See `Engine`."""
         return self._engine.lanes
 
-    def upload(self, array: np.ndarray) -> Tensor:
+    def upload(self, array: np.ndarray, dtype: str = "") -> Tensor:
         """See `Engine`."""
-        return self._engine.upload(array)
+        return self._engine.upload(array, dtype)
 
     def download(self, tensor: Tensor) -> np.ndarray:
         """See `Engine`."""

@@ -11,7 +11,7 @@ _COMMAND = (sys.executable, "-c", "from actvar.runtime.cli import main; main()",
 
 def run(case: str, places: Places, report: Report) -> None:
     """Run it, and take over its JSON."""
-    if subprocess.run([*_COMMAND, "--help"], capture_output=True, check=False).returncode:
+    if "kernels" not in subprocess.run([*_COMMAND[:-1], "--help"], capture_output=True, text=True, check=False).stdout:
         raise Skipped("This version has no `actvar-trt bench kernels`.")
     figures = places.work / "kernels.json"
     done = subprocess.run([*_COMMAND, "--json", str(figures)], check=False)
