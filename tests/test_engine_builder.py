@@ -1,16 +1,10 @@
 """Plans from graphs, by the real TensorRT-RTX, which builds without a GPU: what is built, kept, refused and left."""
 
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +15,7 @@ from plugin_build import plugin_library_path
 from small_models import small_config
 
 from actvar.bundle import Manifest, graph_names, read_manifest, write_manifest
-from actvar.config import PRESETS, Activation, ModelConfig
+from actvar.config import PRESETS, Activation
 from actvar.errors import BundleError, EngineError, UsageError
 from actvar.export.build_processes import Task, run_tasks
 from actvar.export.build_worker import BuildJob, BuildResult
@@ -410,95 +404,3 @@ def test_a_timing_cache_is_kept_and_may_be_damaged(built, tmp_path, known):
 
 def quiet(graph: str, share: float) -> None:
     """Progress that nobody follows."""
-
-
-# ---- kill -9
-
-KILLS, SEED = 20, 3
-TINY = ModelConfig(1, small_config((1, 2)).schedule, 5, False, MODEL.vqvae, Activation(4, (2,), (0.5,), (0.5,)))
-
-
-class Build:
-    """The command in a process of its own; it and its workers bear a mark in their environment."""
-
-    def __init__(self, bundle: Path, mark: str) -> None:
-        self.bundle, self.mark = bundle, f"ACTVAR_TEST_MARK={mark}".encode()
-        command = "from actvar.runtime.cli import main; main()"
-        options = ["--bundle", str(bundle), "--gpu-arch", "8.9", "--batch", "1:2:4", "--jobs", "2"]
-        environment, nowhere = {**os.environ, "ACTVAR_TEST_MARK": mark}, subprocess.DEVNULL
-        words = [sys.executable, "-c", command, "build", *options]
-        self.process = subprocess.Popen(words, env=environment, stdout=nowhere, stderr=nowhere)
-
-    def under_way(self) -> float:
-        """Wait until the first file is written; returns when that was."""
-        while not (self.bundle / "plans").exists():
-            assert self.process.poll() is None
-            time.sleep(0.001)
-        return time.monotonic()
-
-    def complete(self) -> float:
-        """Let it end; returns how long it built."""
-        started = self.under_way()
-        assert self.process.wait() == 0
-        return time.monotonic() - started
-
-    def kill(self) -> bool:
-        """kill -9 the command alone; returns whether it was still at work."""
-        self.process.send_signal(signal.SIGKILL)
-        return self.process.wait() == -signal.SIGKILL
-
-    def alive(self) -> list[str]:
-        """The processes that bear the mark."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has ended, or is another user's
-                if self.mark in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(folder.name)
-        return found
-
-
-def what_was_made(folder: Path) -> dict[str, Any]:
-    """All that two builds share: files by name, and the manifest but for timings; the plans that it names are whole.
-
-    TensorRT-RTX numbers a plan's values differently from build to build, so two plans of one graph differ in a few
-    bytes, and their hashes with them.
-    """
-    manifest = read_plans(folder)
-    for plan in manifest.plans.values():
-        read_plan(folder, plan)
-    plans = {
-        graph: (plan.graph_sha256, dict(plan.layers), dict(plan.plugins), dict(plan.bodies))
-        for graph, plan in manifest.plans.items()
-    }
-    files = sorted(path.name for path in folder.iterdir())
-    return {"manifest": replace(manifest, plans={}), "plans": list(plans.items()), "files": files}
-
-
-@pytest.mark.slow
-def test_a_build_that_is_killed_at_any_moment_is_completed_by_the_next(tmp_path, target):
-    """kill -9 at twenty moments, spread over a build: no worker outlives it, and the same command makes it whole."""
-    pristine = tmp_path / "pristine"
-    export_graphs(TINY, pristine, "fp32", "a test")
-    whole = Path(shutil.copytree(pristine, tmp_path / "whole"))
-    length = Build(whole, "whole").complete()
-    expected = what_was_made(plan_folder(whole, target))
-    assert [graph for graph, _ in expected["plans"]] == list(graph_names(TINY))
-
-    moments, met, left_with = random.Random(SEED), 0, set[int]()
-    for kill in range(KILLS):
-        bundle = Path(shutil.copytree(pristine, tmp_path / f"killed-{kill}"))
-        folder = plan_folder(bundle, target)
-        build = Build(bundle, f"kill-{kill}")
-        build.under_way()
-        time.sleep(length * (kill + moments.random()) / KILLS)
-        met += build.kill()
-        deadline = time.monotonic() + 2
-        while build.alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert build.alive() == []
-        left_with.add(len(what_was_made(folder)["plans"]) if (folder / "manifest.json").exists() else 0)
-        Build(bundle, f"again-{kill}").complete()
-        assert what_was_made(folder) == expected, f"kill {kill}"
-        assert read_manifest(bundle) == read_manifest(pristine)
-        shutil.rmtree(bundle)
-    assert met >= KILLS // 2 and len(left_with) > 1, "the kills must have met builds that were under way"
