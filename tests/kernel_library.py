@@ -19,11 +19,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from import_tree import ROOT
+from plugin_build import kernel_library_path
 
 KERNELS, ON_HOST = ROOT / "plugins" / "kernels", ROOT / "tests" / "cuda_on_host"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, BFLOAT16: 2}
 INVALID_VALUE, MISALIGNED_ADDRESS = 1, 716  # cudaErrorInvalidValue, cudaErrorMisalignedAddress
+EPSILON = 1e-6  # the model's, under the root of LayerNorm
 MARGIN, POISON = 256, 0xFF  # bytes before and after every tensor, and what they and all outputs hold: NaN, -1
 
 
@@ -192,6 +194,25 @@ class Kernels:
         arguments = [x, indices, updated, None, rows, length, keep, width, DTYPES[x.dtype]]
         return self.run("actvarTokenScatter", arguments, {3: (x.shape, x.dtype)})[0]
 
+    def gather_norm(
+        self, x: np.ndarray, indices: np.ndarray, scale: np.ndarray, shift: np.ndarray, dtype: np.dtype
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The chosen tokens, and what modulated LayerNorm makes of them, of this dtype."""
+        (rows, length, width), keep = x.shape, indices.shape[1]
+        sizes = [rows, length, keep, width, ctypes.c_float(EPSILON), DTYPES[dtype]]
+        outputs = {4: ((rows, keep, width), x.dtype), 5: ((rows, keep, width), dtype)}
+        kept, normed = self.run("actvarTokenGatherNorm", [x, indices, scale, shift, None, None, *sizes], outputs)
+        return kept, normed
+
+    def scatter_gated(
+        self, x: np.ndarray, indices: np.ndarray, kept: np.ndarray, gamma: np.ndarray, change: np.ndarray
+    ) -> np.ndarray:
+        """x with the chosen tokens replaced by kept + gamma * change."""
+        (rows, length, width), keep = x.shape, indices.shape[1]
+        sizes = [rows, length, keep, width, DTYPES[change.dtype]]
+        arguments = [x, indices, kept, gamma, change, None, *sizes]
+        return self.run("actvarTokenScatterGated", arguments, {5: (x.shape, x.dtype)})[0]
+
     def route(self, scores: np.ndarray, active: int) -> np.ndarray:
         """Masks."""
         tokens, experts = scores.shape
@@ -271,3 +292,10 @@ def host_library() -> ctypes.CDLL:
         assert built.returncode == 0, built.stderr
         fresh.replace(library)
     return ctypes.CDLL(str(library))
+
+
+def kernels_on(where: str) -> Kernels:
+    """The kernels on the "host" or on the "gpu"; skips where they cannot be built."""
+    if where == "host":
+        return Kernels(host_library(), HostMemory())
+    return Kernels(ctypes.CDLL(str(kernel_library_path())), DeviceMemory())

@@ -12,13 +12,11 @@ from kernel_library import (
     INVALID_VALUE,
     MISALIGNED_ADDRESS,
     DeviceMemory,
-    HostMemory,
     KernelError,
     Kernels,
     Shape,
-    host_library,
+    kernels_on,
 )
-from plugin_build import kernel_library_path
 
 FP32, FP16 = np.dtype(np.float32), np.dtype(np.float16)
 TOLERANCE = {FP32: 2e-5, FP16: 4e-3, BFLOAT16: 3e-2}  # of results of about 1; rounded hidden values and outputs
@@ -28,9 +26,7 @@ TACTICS = range(1, 8)
 @pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
 def kernels(request) -> Kernels:
     """The library and the memory that it works on."""
-    if request.param == "host":
-        return Kernels(host_library(), HostMemory())
-    return Kernels(ctypes.CDLL(str(kernel_library_path())), DeviceMemory())
+    return kernels_on(request.param)
 
 
 def random(*shape: int, levels: int = 0, seed: int = 0, dtype: np.dtype = FP32) -> np.ndarray:
@@ -228,7 +224,7 @@ def test_routed_ffn_is_the_sum_of_each_tokens_experts(kernels, dtype, tactic, to
 )
 def test_routed_ffn_at_the_sizes_of_real_models(tokens, width, hidden, experts, active, dtype):
     """The stand-in for CUDA would take hours. The reference is float64 too, one matrix product per expert."""
-    kernels = Kernels(ctypes.CDLL(str(kernel_library_path())), DeviceMemory())
+    kernels = kernels_on("gpu")
     x, scores = random(tokens, width, seed=1, dtype=dtype), random(tokens, experts, seed=2)
     given = weights(experts, hidden, width, dtype)
     w1, b1, w2, b2 = (array.astype(np.float64) for array in given)
@@ -244,14 +240,17 @@ def test_routed_ffn_at_the_sizes_of_real_models(tokens, width, hidden, experts, 
 @pytest.mark.gpu
 def test_all_kernels_can_be_captured():
     """Into a CUDA graph, whose replay gives what the calls gave: nothing allocates and nothing waits inside."""
-    library = ctypes.CDLL(str(kernel_library_path()))
-    called, captured = Kernels(library, DeviceMemory()), Kernels(library, DeviceMemory(), captured=True)
+    called = kernels_on("gpu")
+    captured = Kernels(called.library, DeviceMemory(), captured=True)
     x, scores, given = random(500, 64, dtype=FP16), random(500, 16, seed=1), weights(16, 16, 64, FP16)
     rows, indices = x.reshape(5, 100, 64), called.select(random(5, 100), 40)[0]
+    whole = random(5, 100, 64), indices, random(5, 40, 64), random(5, 64)
     calls = [
         lambda kernels: kernels.select(random(5, 100), 40)[1],
         lambda kernels: kernels.gather(rows, indices),
         lambda kernels: kernels.scatter(rows, indices, rows[:, :40]),
+        lambda kernels: kernels.gather_norm(rows.astype(FP32), indices, *random(2, 5, 64), FP16)[1],
+        lambda kernels: kernels.scatter_gated(*whole, rows[:, :40]),
         *(lambda kernels, t=t: kernels.routed_ffn(x, scores, *given, active=12, tactic=t) for t in TACTICS),
     ]
     for call in calls:

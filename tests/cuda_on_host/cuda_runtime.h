@@ -7,6 +7,8 @@
 #include <vector_types.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "fibers.h"
 
@@ -39,6 +41,14 @@ inline unsigned __shfl_sync(unsigned, unsigned value, int lane) {
     unsigned const result = cuda_on_host::lane_value(lane);
     __syncwarp();
     return result;
+}
+
+inline float __shfl_xor_sync(unsigned mask, float value, int lanes) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits = __shfl_sync(mask, bits, cuda_on_host::thread_index() % cuda_on_host::kWarp ^ lanes);
+    std::memcpy(&value, &bits, sizeof bits);
+    return value;
 }
 
 inline unsigned __ballot_sync(unsigned, int holds) {

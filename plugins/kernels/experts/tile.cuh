@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "number.cuh"
+#include "../number.cuh"
 
 namespace actvar {
 

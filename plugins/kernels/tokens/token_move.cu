@@ -6,13 +6,10 @@
 #include "token_move.h"
 
 #include "../launch.cuh"
+#include "token.cuh"
 
 namespace actvar {
 namespace {
-
-constexpr int kWarp = 32;
-constexpr int kTokens = 8;  // per block
-constexpr int kThreads = kTokens * kWarp;
 
 template <typename Unit>
 __device__ void copy_token(Unit* to, Unit const* from, int units, int lane) {
@@ -38,25 +35,17 @@ template <typename Unit>
 __global__ void __launch_bounds__(kThreads)
     scatter_kernel(Unit const* x, std::int64_t const* indices, Unit const* updated, Unit* y, int blocks_per_row,
                    int length, int keep, int units) {
-    __shared__ int place[kTokens];  // of each of the block's tokens in `updated`, or -1
+    __shared__ int places[kTokens];
     int const lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     std::int64_t const row = blockIdx.x / static_cast<unsigned>(blocks_per_row);
     int const first = static_cast<int>(blockIdx.x % static_cast<unsigned>(blocks_per_row)) * kTokens;
-    if (threadIdx.x < kTokens) place[threadIdx.x] = -1;
-    __syncthreads();
-    for (int k = static_cast<int>(threadIdx.x); k < keep; k += kThreads) {
-        std::int64_t const offset = indices[row * keep + k] - first;
-        if (offset >= 0 && offset < kTokens) atomicMax(&place[offset], k);
-    }
-    __syncthreads();
+    find_places(places, indices + row * keep, keep, first);
     int const token = first + warp;
     if (token >= length) return;
     std::int64_t const whole = row * length + token;
-    Unit const* const from = place[warp] < 0 ? x + whole * units : updated + (row * keep + place[warp]) * units;
+    Unit const* const from = places[warp] < 0 ? x + whole * units : updated + (row * keep + places[warp]) * units;
     copy_token(y + whole * units, from, units, lane);
 }
-
-bool aligned(void const* address) { return reinterpret_cast<std::uintptr_t>(address) % sizeof(uint4) == 0; }
 
 bool valid(int rows, int length, int keep, int width, ActvarDtype dtype) {
     return rows >= 0 && length >= 0 && keep >= 0 && width >= 0 && actvarBytes(dtype) > 0;
