@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+# Of `make wheel`.
+CMAKE_ARGS ?=
 
 BIN     := $(VENV)/bin
 # Byte-compiling all of torch takes longer than unpacking it; Python compiles what is imported, when it is.
@@ -13,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install test lint format typecheck clean
+.PHONY: help demo install test lint format typecheck wheel clean
 
 help:
 	@echo 'make demo       environment, model, and a picture of class 88'
@@ -22,6 +24,8 @@ help:
 	@echo 'make lint       ruff: rules and formatting'
 	@echo 'make format     ruff: mend both where it can'
 	@echo 'make typecheck  mypy'
+	@echo 'make wheel      dist/: a wheel with the CUDA library inside; needs nvcc, and TensorRT'"'"'s headers for the plugins:'
+	@echo '                CMAKE_ARGS="-DTENSORRT_ROOT=/path/to/sdk" or any other argument of cmake'
 	@echo 'make clean      remove build products and caches; $(VENV), runs/ and bundles/ stay'
 	@echo
 	@echo 'PYTHON=python3.12  makes the environment with that interpreter (now: $(PYTHON))'
@@ -47,6 +51,13 @@ format: $(VENV)/.installed-dev
 
 typecheck: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# Of the build tree only the libraries go into the wheel; setup.py says which.
+wheel: | $(VENV)/.created
+	cmake -S . -B build $(CMAKE_ARGS)
+	cmake --build build --parallel $$(nproc)
+	ACTVAR_WHEEL_LIBRARIES='$(CURDIR)/build/plugins' \
+	  $(BIN)/python -m pip wheel --disable-pip-version-check --no-deps -w dist .
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
