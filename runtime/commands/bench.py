@@ -45,7 +45,7 @@ actvar-trt bench --preset d16 --token-rates 0.5,0.5 --expert-rates 0.5,0.5 --pee
 actvar-trt bench --bundle bundles/d20-fp16 --bundle bundles/actvar-d20-fp16 --backend tensorrt"""
 
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
-_PAGE = 150  # characters a line of the tables in a file
+_PAGE = 150  # characters a line of the tables where there is no terminal to fit them into
 
 
 def bench(
@@ -103,8 +103,9 @@ def bench(
     if machine.load > machine.cores / 2:
         say(f"This machine is busy, with a load of {machine.load:.1f}: the figures will say more about that.")
     report = _report(contestants, plan, machine, device, threads or usable_cores())
+    console = Console() if sys.stdout.isatty() else Console(width=_PAGE)
     for table in report.tables():
-        Console().print(table)
+        console.print(table)
     _write(out, report)
 
 
