@@ -45,6 +45,16 @@ def pytest_report_header() -> list[str]:
     return [f"engines: {engines}", f"GPU: {gpu() or 'none'}"]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have measured and recorded (`record_property("figure", ...)`), so that a log shows it."""
+    reports = terminalreporter.getreports("passed")
+    figures = [text for report in reports for name, text in report.user_properties if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+        for text in figures:
+            terminalreporter.line(text)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `gpu` where there is none."""
     if any(item.get_closest_marker("gpu") for item in items) and not gpu():
