@@ -21,8 +21,9 @@ from typing import Any
 from actvar.bundle import EXPORT_AGAIN
 from actvar.errors import ActVARError, BundleError, EngineError
 from actvar.export.engine_library import RTX, capabilities, load_engine
+from actvar.export.fused_operators import ALL_OPERATORS
 from actvar.export.lowering import Lowered, lower
-from actvar.export.operators import OPERATORS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from actvar.export.operators import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from actvar.files import FileEntry, locked, read_verified, written_whole
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -146,7 +147,7 @@ def _load_plugins(trt: Any, job: BuildJob) -> tuple[str, ...]:
     registry = trt.get_plugin_registry()
     if registry.load_library(job.plugin_library) is None:
         raise EngineError(f"The plugin library {job.plugin_library} cannot be loaded")
-    return tuple(name for name in OPERATORS if registry.get_creator(name, PLUGIN_VERSION, PLUGIN_NAMESPACE))
+    return tuple(name for name in ALL_OPERATORS if registry.get_creator(name, PLUGIN_VERSION, PLUGIN_NAMESPACE))
 
 
 def _parsed(trt: Any, builder: Any, logger: Any, lowered: Lowered) -> Any:

@@ -17,7 +17,7 @@ import onnx_graphsurgeon
 from actvar import __version__
 from actvar.bundle import MANIFEST_FILE, Manifest, read_manifest
 from actvar.errors import ActVARError, BundleError, EngineError, UsageError
-from actvar.export import build_worker, lowering, operators
+from actvar.export import build_worker, fused_operators, fusion, lowering, operators
 from actvar.export.build_processes import Task, last_lines, run_tasks
 from actvar.export.build_worker import BuildJob, BuildResult
 from actvar.export.engine_library import library_path
@@ -211,6 +211,6 @@ def _weighted(sizes: Mapping[str, int], progress: Callable[[float], None]) -> Ca
 
 def _recipe() -> str:
     digest = hashlib.sha256()
-    for module in (build_worker, lowering, operators):
+    for module in (build_worker, lowering, fusion, operators, fused_operators):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """From an exported graph to the one that a TensorRT engine is built from (DESIGN, Sec. 2).
 
 Works on a graph's form and never looks into the weights file: the weights become inputs, and of our operators those
-stay that a plugin stands ready for.
+stay that a plugin stands ready for, some of them fused with what stands around them (`fusion.py`).
 """
 
 from collections import Counter
@@ -19,7 +19,9 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from actvar.bundle import EXPORT_AGAIN
 from actvar.errors import BundleError, UsageError
-from actvar.export.operators import DOMAIN, OPERATORS
+from actvar.export.fused_operators import ALL_OPERATORS
+from actvar.export.fusion import fuse
+from actvar.export.operators import DOMAIN
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,21 @@ def lower(path_or_model: Path | str | onnx.ModelProto, plugins: Collection[str] 
 
     Args:
         path_or_model: the graph; a model is not changed.
-        plugins: our operators that the engine has a plugin for.
+        plugins: our operators that the engine has a plugin for; a fused one takes the place of the plain one.
 
     Raises:
         UsageError: a plugin is for none of our operators.
         BundleError: the graph cannot be read, or uses an operator that is not known here.
     """
-    unknown = sorted(set(plugins) - set(OPERATORS))
+    unknown = sorted(set(plugins) - set(ALL_OPERATORS))
     if unknown:
-        raise UsageError(f"No operator is called {unknown[0]}. A plugin may be for one of {', '.join(OPERATORS)}.")
+        raise UsageError(f"No operator is called {unknown[0]}. A plugin may be for one of {', '.join(ALL_OPERATORS)}.")
     model = path_or_model if isinstance(path_or_model, onnx.ModelProto) else _loaded(Path(path_or_model))
     with G_LOGGER.suppress():  # it would print that numpy has no bfloat16
         graph = gs.import_onnx(model)
         weights = weights_to_inputs(graph, model)
         fold_ranges(graph)
+        fuse(graph, plugins)
         bodies = replace_by_bodies(graph, plugins)
         kept = keep_as_plugins(graph)
         lowered = gs.export_onnx(graph)
@@ -125,7 +128,7 @@ def keep_as_plugins(graph: gs.Graph) -> dict[str, int]:
 
 def _body(node: gs.Node) -> list[gs.Node]:
     """The nodes of an operator's static body, between the node's own inputs and outputs, named below the node."""
-    function = OPERATORS[node.op].static_function(node.attrs)
+    function = ALL_OPERATORS[node.op].static_function(node.attrs)
     inputs, outputs = list(node.inputs), list(node.outputs)
     node.inputs.clear()
     node.outputs.clear()

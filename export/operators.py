@@ -21,6 +21,7 @@ from onnx import helper, parser
 
 DOMAIN, DOMAIN_VERSION = "actvar", 1
 PLUGIN_NAMESPACE, PLUGIN_VERSION = "actvar", "1"
+PLUGIN = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Operator:
         body: the same computation in standard operators, as text in ONNX's own syntax.
         static_body: the same where all sizes but R are known before it runs: no loop, no size that depends on data.
             Its text reads `@name` where an attribute's number stands.
-        reference: the same computation in numpy; takes the inputs, then the attributes by name.
+        reference: the same computation in numpy; takes the inputs, then the attributes by name. Returns one array, or
+            a tuple of all outputs.
     """
 
     name: str
@@ -43,15 +45,16 @@ class Operator:
     attributes: dict[str, str]
     body: str
     static_body: str
-    reference: Callable[..., np.ndarray]
+    reference: Callable[..., Any]
 
-    def node(self, inputs: Sequence[str], output: str, name: str, **attributes: int) -> onnx.NodeProto:
-        """A node of a graph."""
-        if len(inputs) != len(self.inputs) or set(attributes) != set(self.attributes):
+    def node(self, inputs: Sequence[str], output: str, name: str, *more: str, **attributes: int) -> onnx.NodeProto:
+        """A node of a graph; `more` are the outputs after the first."""
+        outputs = (output, *more)
+        counts = len(inputs) == len(self.inputs) and len(outputs) == len(self.outputs)
+        if not counts or set(attributes) != set(self.attributes):
             raise TypeError(f"{self.name} takes {list(self.inputs)} and the attributes {list(self.attributes)}")
-        plugin = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
-        values: dict[str, Any] = {**attributes, **plugin}
-        return helper.make_node(self.name, inputs, [output], name=name, domain=DOMAIN, **values)
+        values: dict[str, Any] = {**attributes, **PLUGIN}
+        return helper.make_node(self.name, inputs, outputs, name=name, domain=DOMAIN, **values)
 
     def function(self) -> onnx.FunctionProto:
         """The body, to be added to every model that uses the operator."""
@@ -69,7 +72,7 @@ class Operator:
         return self._parsed(body)
 
     def _parsed(self, body: str) -> onnx.FunctionProto:
-        attributes = ", ".join((*self.attributes, "plugin_namespace", "plugin_version"))
+        attributes = ", ".join((*self.attributes, *PLUGIN))
         signature = f"{self.name} <{attributes}> ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})"
         return parser.parse_function(f'<opset_import: ["" : 20], domain: "{DOMAIN}"> {signature} {{ {body} }}')
 
@@ -204,7 +207,7 @@ _STATIC_SELECT = """
 
 # As `_SCATTER`, without Range: a row's number is how many rows stand before it. ScatterElements would need no row
 # numbers, but an int64 index for each of a token's C values, which is more to read than the tokens are.
-_STATIC_SCATTER = """
+STATIC_SCATTER = """
     first_axis = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
     last_axis = Constant <value_ints = [-1]> ()
@@ -280,7 +283,7 @@ OPERATORS = {
             outputs={"y": "[R, L, C], of x's type: x with these tokens in their places"},
             attributes={},
             body=_SCATTER,
-            static_body=_STATIC_SCATTER,
+            static_body=STATIC_SCATTER,
             reference=scatter_reference,
         ),
         Operator(

@@ -4,6 +4,7 @@
 
 #include <NvInferRuntime.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -49,11 +50,10 @@ struct Tensor {
     std::int64_t dims[8];
 };
 
-// The plugin's workspace gets `poison` in every byte. Returns the number of the step that failed, 0 for none; what was
+// `tensors` are the inputs, then the outputs. The plugin's workspace gets `poison` in every byte. Returns the number of the step that failed, 0 for none; what was
 // logged is in `messages`, of `size` bytes.
 extern "C" int runPlugin(char const* name, int attributes, char const* const* names, std::int32_t const* values,
-                         int tactic, int inputs, Tensor const* tensors, Tensor const* output, int poison,
-                         char* messages, std::size_t size) {
+                         int tactic, int inputs, int outputs, Tensor const* tensors, int poison, char* messages, std::size_t size) {
     setLoggerFinder(&the_log);
     the_log.text.clear();
     auto const finish = [&](int step) {
@@ -71,9 +71,9 @@ extern "C" int runPlugin(char const* name, int attributes, char const* const* na
     std::vector<DataType> types;
     std::vector<PluginTensorDesc> descriptions;
     std::vector<DynamicPluginTensorDesc> bounds;
-    std::vector<void const*> addresses;
-    for (int i = 0; i <= inputs; ++i) {
-        Tensor const& tensor = i < inputs ? tensors[i] : *output;
+    std::vector<void*> addresses;
+    for (int i = 0; i < inputs + outputs; ++i) {
+        Tensor const& tensor = tensors[i];
         Dims dims{};
         dims.nbDims = tensor.rank;
         std::memcpy(dims.d, tensor.dims, sizeof tensor.dims);
@@ -83,13 +83,15 @@ extern "C" int runPlugin(char const* name, int attributes, char const* const* na
         addresses.push_back(tensor.data);
     }
     auto* const build = as<IPluginV3OneBuild>(*built, PluginCapabilityType::kBUILD);
-    DataType output_type{};
-    if (build->getOutputDataTypes(&output_type, 1, types.data(), inputs) != 0) return finish(3);
-    if (output_type != types.back()) return finish(4);
-    for (int i = 0; i <= inputs; ++i)
-        if (!build->supportsFormatCombination(i, bounds.data(), inputs, 1)) return finish(5);
-    if (build->configurePlugin(bounds.data(), inputs, &bounds.back(), 1) != 0) return finish(6);
-    std::vector<char> workspace(build->getWorkspaceSize(bounds.data(), inputs, &bounds.back(), 1) + 512,
+    std::vector<DataType> output_types(static_cast<std::size_t>(outputs));
+    if (build->getNbOutputs() != outputs ||
+        build->getOutputDataTypes(output_types.data(), outputs, types.data(), inputs) != 0)
+        return finish(3);
+    if (!std::equal(output_types.begin(), output_types.end(), types.begin() + inputs)) return finish(4);
+    for (int i = 0; i < inputs + outputs; ++i)
+        if (!build->supportsFormatCombination(i, bounds.data(), inputs, outputs)) return finish(5);
+    if (build->configurePlugin(bounds.data(), inputs, &bounds[inputs], outputs) != 0) return finish(6);
+    std::vector<char> workspace(build->getWorkspaceSize(bounds.data(), inputs, &bounds[inputs], outputs) + 512,
                                 static_cast<char>(poison));
     auto const start = reinterpret_cast<std::uintptr_t>(workspace.data());
     auto* const aligned = reinterpret_cast<void*>((start + 255) / 256 * 256);
@@ -102,9 +104,9 @@ extern "C" int runPlugin(char const* name, int attributes, char const* const* na
         as<IPluginV3OneRuntime>(*loaded, PluginCapabilityType::kRUNTIME)->attachToContext(nullptr));
     auto* const run = as<IPluginV3OneRuntime>(*attached, PluginCapabilityType::kRUNTIME);
     if (run->setTactic(tactic) != 0) return finish(8);
-    if (run->onShapeChange(descriptions.data(), inputs, &descriptions.back(), 1) != 0) return finish(9);
-    void* const outputs[] = {output->data};
-    if (run->enqueue(descriptions.data(), &descriptions.back(), addresses.data(), outputs, aligned, nullptr) != 0)
+    if (run->onShapeChange(descriptions.data(), inputs, &descriptions[inputs], outputs) != 0) return finish(9);
+    if (run->enqueue(descriptions.data(), &descriptions[inputs], addresses.data(), &addresses[inputs], aligned,
+                     nullptr) != 0)
         return finish(10);
     return finish(0);
 }

@@ -7,18 +7,20 @@ them, linked to the kernels over the stand-in for CUDA, and the results are thos
 import ctypes
 import os
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from import_tree import ROOT
-from kernel_library import host_library, toolkit_headers
+from kernel_library import BFLOAT16, host_library, toolkit_headers
 from plugin_build import tensorrt_headers
 
+from actvar.export.fused_operators import ALL_OPERATORS, FUSED
 from actvar.export.operators import OPERATORS
 
-TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int64): 8}  # nvinfer1::DataType
+TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, BFLOAT16: 7, np.dtype(np.int64): 8}  # nvinfer1::DataType
 ATTRIBUTES_STEP, TYPES_STEP, SHAPES_STEP, TACTIC_STEP = 2, 3, 6, 8
 
 
@@ -54,8 +56,16 @@ def run(
     name: str, inputs: list[np.ndarray], output: np.ndarray, tactic: int = 0, **attributes: int
 ) -> tuple[int, str, np.ndarray]:
     """The step that failed or 0, what was logged, and the output, which is poisoned before."""
+    step, messages, results = run_all(name, inputs, [output], tactic, **attributes)
+    return step, messages, results[0]
+
+
+def run_all(
+    name: str, inputs: list[np.ndarray], outputs: Sequence[np.ndarray], tactic: int = 0, **attributes: int
+) -> tuple[int, str, list[np.ndarray]]:
+    """As `run`, of any number of outputs."""
     inputs = [aligned(array) for array in inputs]
-    result = aligned(np.frombuffer(b"\xff" * output.nbytes, output.dtype).reshape(output.shape))
+    results = [aligned(np.frombuffer(b"\xff" * o.nbytes, o.dtype).reshape(o.shape)) for o in outputs]
     messages = ctypes.create_string_buffer(4096)
     step = driver().runPlugin(
         name.encode(),
@@ -64,13 +74,13 @@ def run(
         (ctypes.c_int32 * max(len(attributes), 1))(*attributes.values()),
         tactic,
         len(inputs),
-        (Tensor * len(inputs))(*map(Tensor.of, inputs)),
-        ctypes.byref(Tensor.of(result)),
+        len(results),
+        (Tensor * (len(inputs) + len(results)))(*map(Tensor.of, [*inputs, *results])),
         0xFF,
         messages,
         ctypes.c_size_t(len(messages)),
     )
-    return step, messages.value.decode(), result
+    return step, messages.value.decode(), results
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -110,6 +120,34 @@ def test_select_gather_and_scatter_are_their_references():
         step, messages, result = run(name, inputs, expected, **attributes)
         assert (step, messages) == (0, "")
         np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(("dtype", "to", "atol"), [(np.float32, 1, 4e-6), (np.float16, 10, 4e-3), (BFLOAT16, 16, 0.04)])
+def test_fused_gather_and_scatter_are_their_references(dtype, to, atol):
+    """Two outputs, of which one's type is an attribute; and an input whose type no other input has."""
+    x, indices = random(3, 50, 12), np.sort(random(3, 50, seed=1).argsort(axis=1)[:, :31], axis=1)
+    scale, shift = random(3, 1, 12, seed=2), random(3, 1, 12, seed=3)
+    expected = FUSED["ActVarTokenGatherNorm"].reference(x, indices, scale, shift, to=to)
+    step, messages, (kept, normed) = run_all("ActVarTokenGatherNorm", [x, indices, scale, shift], expected, to=to)
+    assert (step, messages) == (0, "")
+    np.testing.assert_array_equal(kept, expected[0])
+    np.testing.assert_allclose(normed.astype(np.float32), expected[1].astype(np.float32), rtol=0, atol=atol)
+
+    inputs = [x, indices, kept, scale, normed]
+    scattered = FUSED["ActVarTokenScatterGated"].reference(*inputs)
+    step, messages, result = run("ActVarTokenScatterGated", inputs, scattered)
+    assert (step, messages) == (0, "")
+    np.testing.assert_allclose(result, scattered, rtol=0, atol=2e-6)
+
+
+def test_every_operator_of_ours_has_its_plugin_here():
+    """An operator that the lowering may leave in a graph, and no plugin for it, would end a build."""
+    for name, operator in ALL_OPERATORS.items():
+        nothing = np.zeros(1, np.float32)
+        step, messages, _ = run_all(
+            name, [], [nothing] * len(operator.outputs), **dict.fromkeys(operator.attributes, 1)
+        )
+        assert step == TYPES_STEP and f"{name}: takes {len(operator.inputs)} inputs, not 0." in messages
 
 
 @pytest.mark.parametrize("tactic", range(9))

@@ -7,8 +7,9 @@
 // The creators of all plugins.
 ACTVAR_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count) {
     static actvar::Creator select(actvar::kTokenSelect), gather(actvar::kTokenGather), scatter(actvar::kTokenScatter),
-        ffn(actvar::kRoutedFfn);
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&select, &gather, &scatter, &ffn};
+        gather_norm(actvar::kTokenGatherNorm), scatter_gated(actvar::kTokenScatterGated), ffn(actvar::kRoutedFfn);
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&select,      &gather,        &scatter,
+                                                                  &gather_norm, &scatter_gated, &ffn};
     count = static_cast<std::int32_t>(sizeof creators / sizeof *creators);
     return creators;
 }

@@ -16,9 +16,11 @@ std::string type_name(DataType type) {
     }
 }
 
+constexpr char kNamedType = 'T';
+
 std::string wanted(Type type, DataType values) {
     switch (type) {
-        case Type::kScores: return "fp32";
+        case Type::kFp32: return "fp32";
         case Type::kIndices: return "int64";
         default: return type_fits(Type::kValues, values, values) ? type_name(values) : "fp32, fp16 or bf16";
     }
@@ -37,7 +39,7 @@ std::string described(Argument const& argument) {
 
 bool type_fits(Type type, DataType given, DataType values) {
     switch (type) {
-        case Type::kScores: return given == DataType::kFLOAT;
+        case Type::kFp32: return given == DataType::kFLOAT;
         case Type::kIndices: return given == DataType::kINT64;
         default:
             return given == values &&
@@ -45,17 +47,39 @@ bool type_fits(Type type, DataType given, DataType values) {
     }
 }
 
-std::string type_fault(Operator const& op, DataType const* types, int count) {
+std::optional<DataType> named_type(Operator const& op, std::vector<std::int32_t> const& attributes) {
+    for (std::size_t i = 0; i < op.attributes.size(); ++i) {
+        if (op.attributes[i].letter != kNamedType) continue;
+        switch (attributes[i]) {
+            case 1: return DataType::kFLOAT;
+            case 10: return DataType::kHALF;
+            case 16: return DataType::kBF16;
+        }
+    }
+    return std::nullopt;
+}
+
+DataType values_type(Operator const& op, std::vector<std::int32_t> const& attributes, DataType const* types) {
+    for (std::size_t i = 0; i < op.inputs.size(); ++i)
+        if (op.inputs[i].type == Type::kValues) return types[i];
+    return named_type(op, attributes).value_or(DataType::kFLOAT);
+}
+
+std::string type_fault(Operator const& op, std::vector<std::int32_t> const& attributes, DataType const* types,
+                       int count) {
     if (count != static_cast<int>(op.inputs.size()))
         return "takes " + number(static_cast<std::int64_t>(op.inputs.size())) + " inputs, not " + number(count);
-    DataType const* values = nullptr;
+    DataType const values = values_type(op, attributes, types);
     for (int i = 0; i < count; ++i) {
         Argument const& input = op.inputs[static_cast<std::size_t>(i)];
-        if (values == nullptr && input.type == Type::kValues) values = &types[i];
-        DataType const like = values == nullptr ? types[i] : *values;
-        if (!type_fits(input.type, types[i], like))
-            return std::string(input.name) + " must be " + wanted(input.type, like) + ", and is " + type_name(types[i]);
+        if (!type_fits(input.type, types[i], values))
+            return std::string(input.name) + " must be " + wanted(input.type, values) + ", and is " +
+                   type_name(types[i]);
     }
+    for (std::size_t i = 0; i < op.attributes.size(); ++i)
+        if (op.attributes[i].letter == kNamedType && !named_type(op, attributes))
+            return std::string(op.attributes[i].name) + " must be 1 (fp32), 10 (fp16) or 16 (bf16), and is " +
+                   number(attributes[i]);
     return "";
 }
 
@@ -66,6 +90,10 @@ std::string bind(Operator const& op, Argument const& argument, nvinfer1::Dims co
     for (std::size_t i = 0; i < letters.size(); ++i) {
         std::int64_t const given = dims.d[i];
         if (given < 0) continue;
+        if (letters[i] == '1') {
+            if (given == 1) continue;
+            return described(argument) + " has " + number(given) + " where it must have 1";
+        }
         std::int64_t& size = sizes[letters[i]];
         if (size >= 0 && size != given) {
             std::string known = number(size);

@@ -1,7 +1,8 @@
 // What an operator is: names, types, shapes, and the kernel behind it. Everything that differs between the plugins.
 //
 // Shapes are letters, as in export/operators.py: R rows, L tokens, K kept tokens, C width, N experts, E hidden neurons
-// of an expert, A active experts. A letter that appears twice is one number; an attribute may be a letter too.
+// of an expert, A active experts; 1 is itself. A letter that appears twice is one number; an attribute may be a letter
+// too, and the attribute T names the type of values that no input has, by ONNX's number.
 
 #pragma once
 
@@ -9,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,7 +31,7 @@ private:
 };
 
 enum class Type {
-    kScores,   // fp32
+    kFp32,     // whatever the others are
     kIndices,  // int64
     kValues,   // fp32, fp16 or bf16: the same for all of an operator
 };
@@ -51,7 +53,7 @@ struct Call {
     nvinfer1::DataType values;
     int tactic;
     void const* const* inputs;
-    void* output;
+    void* const* outputs;
     void* workspace;
     std::size_t workspace_bytes;
     cudaStream_t stream;
@@ -61,7 +63,7 @@ struct Operator {
     char const* name;
     std::vector<Attribute> attributes;
     std::vector<Argument> inputs;
-    Argument output;
+    std::vector<Argument> outputs;
 
     // What is wrong with the sizes that are known, beyond letters that disagree; empty if nothing is.
     std::string (*fault)(Sizes const& sizes);
@@ -75,16 +77,24 @@ struct Operator {
     cudaError_t (*launch)(Call const& call);
 };
 
-// The four of them.
-extern Operator const kTokenSelect, kTokenGather, kTokenScatter, kRoutedFfn;
+// All of them.
+extern Operator const kTokenSelect, kTokenGather, kTokenScatter, kTokenGatherNorm, kTokenScatterGated, kRoutedFfn;
 
 // "x [R, L, C]", for messages.
 std::string described(Argument const& argument);
 
-// What is wrong with the types of all inputs; empty if nothing is.
-std::string type_fault(Operator const& op, nvinfer1::DataType const* types, int count);
+// The type that the attribute T names; none where an operator has no such attribute, or where it names another type.
+std::optional<nvinfer1::DataType> named_type(Operator const& op, std::vector<std::int32_t> const& attributes);
 
-// Whether an argument may have this type, given that of the first kValues argument before it, or its own.
+// The type of an operator's values, given those of all inputs.
+nvinfer1::DataType values_type(Operator const& op, std::vector<std::int32_t> const& attributes,
+                               nvinfer1::DataType const* types);
+
+// What is wrong with the types of all inputs, or with the one that is named; empty if nothing is.
+std::string type_fault(Operator const& op, std::vector<std::int32_t> const& attributes,
+                       nvinfer1::DataType const* types, int count);
+
+// Whether an argument may have this type, given that of the operator's values.
 bool type_fits(Type type, nvinfer1::DataType given, nvinfer1::DataType values);
 
 // Fills in the letters of one shape. Returns what is wrong with it; empty if nothing is.

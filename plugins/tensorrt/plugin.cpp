@@ -25,12 +25,16 @@ Result guarded(char const* name, Result otherwise, Function function) noexcept {
     }
 }
 
+// get(description) of each.
 template <typename Descriptions, typename Get>
-std::vector<Dims> all_dims(Descriptions const* descriptions, std::int32_t count, Get get) {
-    std::vector<Dims> dims;
-    for (std::int32_t i = 0; i < count; ++i) dims.push_back(get(descriptions[i]));
-    return dims;
+auto each(Descriptions const* descriptions, std::size_t count, Get get) {
+    std::vector<decltype(get(descriptions[0]))> values;
+    for (std::size_t i = 0; i < count; ++i) values.push_back(get(descriptions[i]));
+    return values;
 }
+
+Dims dims_of(PluginTensorDesc const& tensor) { return tensor.dims; }
+Dims most_of(DynamicPluginTensorDesc const& tensor) { return tensor.max; }
 
 Dims known_dims(DimsExprs const& given) {
     Dims dims{};
@@ -80,37 +84,40 @@ std::int32_t Plugin::report(std::string const& fault) const {
     return kFailure;
 }
 
-DataType Plugin::values_type(PluginTensorDesc const* in) const {
-    for (std::size_t i = 0; i < op_.inputs.size(); ++i)
-        if (op_.inputs[i].type == Type::kValues) return in[i].type;
-    return DataType::kFLOAT;
-}
-
-std::int32_t Plugin::getOutputDataTypes(DataType* types, std::int32_t, DataType const* given,
+std::int32_t Plugin::getOutputDataTypes(DataType* types, std::int32_t outputs, DataType const* given,
                                         std::int32_t inputs) const noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
-        types[0] = op_.output.type == Type::kIndices ? DataType::kINT64 : given[0];
-        return report(type_fault(op_, given, inputs));
+        std::string const fault = type_fault(op_, attributes_, given, inputs);
+        if (!fault.empty()) return report(fault);
+        for (std::int32_t i = 0; i < outputs; ++i) {
+            Type const type = op_.outputs[static_cast<std::size_t>(i)].type;
+            types[i] = type == Type::kIndices ? DataType::kINT64
+                       : type == Type::kFp32  ? DataType::kFLOAT
+                                              : values_type(op_, attributes_, given);
+        }
+        return kSuccess;
     });
 }
 
-std::int32_t Plugin::getOutputShapes(DimsExprs const* given, std::int32_t inputs, DimsExprs const*, std::int32_t,
-                                     DimsExprs* shapes, std::int32_t, IExprBuilder& builder) noexcept {
+std::int32_t Plugin::getOutputShapes(DimsExprs const* given, std::int32_t, DimsExprs const*, std::int32_t,
+                                     DimsExprs* shapes, std::int32_t outputs, IExprBuilder& builder) noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
         Sizes sizes;
-        std::string const fault = bind_all(op_, attributes_, all_dims(given, inputs, known_dims), sizes);
+        std::string const fault = bind_all(op_, attributes_, each(given, op_.inputs.size(), known_dims), sizes);
         if (!fault.empty()) return report(fault);
-        std::string_view const letters = op_.output.shape;
-        shapes[0].nbDims = static_cast<std::int32_t>(letters.size());
-        for (std::size_t place = 0; place < letters.size(); ++place) {
-            if (sizes.known(letters[place])) {
-                shapes[0].d[place] = builder.constant(sizes[letters[place]]);
-                continue;
-            }
+        auto const size = [&](char letter) {
+            if (sizes.known(letter)) return builder.constant(sizes[letter]);
+            IDimensionExpr const* expression = nullptr;
             for (std::size_t i = 0; i < op_.inputs.size(); ++i) {
-                std::size_t const found = std::string_view(op_.inputs[i].shape).find(letters[place]);
-                if (found != std::string_view::npos) shapes[0].d[place] = given[i].d[found];
+                std::size_t const found = std::string_view(op_.inputs[i].shape).find(letter);
+                if (found != std::string_view::npos) expression = given[i].d[found];
             }
+            return expression;
+        };
+        for (std::int32_t i = 0; i < outputs; ++i) {
+            std::string_view const letters = op_.outputs[static_cast<std::size_t>(i)].shape;
+            shapes[i].nbDims = static_cast<std::int32_t>(letters.size());
+            for (std::size_t place = 0; place < letters.size(); ++place) shapes[i].d[place] = size(letters[place]);
         }
         return kSuccess;
     });
@@ -119,32 +126,35 @@ std::int32_t Plugin::getOutputShapes(DimsExprs const* given, std::int32_t inputs
 bool Plugin::supportsFormatCombination(std::int32_t place, DynamicPluginTensorDesc const* tensors, std::int32_t inputs,
                                        std::int32_t) noexcept {
     PluginTensorDesc const& tensor = tensors[place].desc;
-    Argument const& argument = place < inputs ? op_.inputs[static_cast<std::size_t>(place)] : op_.output;
-    DataType values = tensor.type;
-    for (std::int32_t i = place - 1; i >= 0; --i)
+    Argument const& argument = place < inputs ? op_.inputs[static_cast<std::size_t>(place)]
+                                              : op_.outputs[static_cast<std::size_t>(place - inputs)];
+    // Only what stands before `place` is set yet.
+    DataType values = named_type(op_, attributes_).value_or(tensor.type);
+    for (std::int32_t i = std::min(place, inputs) - 1; i >= 0; --i)
         if (op_.inputs[static_cast<std::size_t>(i)].type == Type::kValues) values = tensors[i].desc.type;
     return tensor.format == TensorFormat::kLINEAR && type_fits(argument.type, tensor.type, values);
 }
 
-std::int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, std::int32_t inputs,
-                                     DynamicPluginTensorDesc const*, std::int32_t) noexcept {
+std::int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, std::int32_t, DynamicPluginTensorDesc const*,
+                                     std::int32_t) noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
         Sizes sizes;
-        auto const most = all_dims(in, inputs, [](DynamicPluginTensorDesc const& tensor) { return tensor.max; });
-        std::string const fault = bind_all(op_, attributes_, most, sizes);
+        std::string const fault = bind_all(op_, attributes_, each(in, op_.inputs.size(), most_of), sizes);
         return report(fault.empty() ? range_fault(sizes, op_) : fault);
     });
 }
 
-std::size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* in, std::int32_t inputs,
-                                     DynamicPluginTensorDesc const*, std::int32_t) const noexcept {
+std::size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* in, std::int32_t, DynamicPluginTensorDesc const*,
+                                     std::int32_t) const noexcept {
     return guarded<std::size_t>(op_.name, 0, [&] {
         Sizes sizes;
-        auto const dims = all_dims(in, inputs, [](DynamicPluginTensorDesc const& tensor) { return tensor.max; });
-        if (report(bind_all(op_, attributes_, dims, sizes)) != kSuccess) return std::size_t{0};
+        std::size_t const count = op_.inputs.size();
+        if (report(bind_all(op_, attributes_, each(in, count, most_of), sizes)) != kSuccess) return std::size_t{0};
+        auto const types = each(in, count, [](DynamicPluginTensorDesc const& tensor) { return tensor.desc.type; });
+        DataType const values = values_type(op_, attributes_, types.data());
         std::size_t most = 0;
         for (int tactic = 1; tactic <= op_.tactics; ++tactic)
-            most = std::max(most, op_.workspace(sizes, values_type(&in[0].desc), tactic));
+            most = std::max(most, op_.workspace(sizes, values, tactic));
         return most;
     });
 }
@@ -160,12 +170,11 @@ std::int32_t Plugin::setTactic(std::int32_t tactic) noexcept {
     return kSuccess;
 }
 
-std::int32_t Plugin::onShapeChange(PluginTensorDesc const* in, std::int32_t inputs, PluginTensorDesc const*,
+std::int32_t Plugin::onShapeChange(PluginTensorDesc const* in, std::int32_t, PluginTensorDesc const*,
                                    std::int32_t) noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
         Sizes sizes;
-        auto const dims = all_dims(in, inputs, [](PluginTensorDesc const& tensor) { return tensor.dims; });
-        std::string const fault = bind_all(op_, attributes_, dims, sizes);
+        std::string const fault = bind_all(op_, attributes_, each(in, op_.inputs.size(), dims_of), sizes);
         return report(fault.empty() ? range_fault(sizes, op_) : fault);
     });
 }
@@ -174,13 +183,12 @@ std::int32_t Plugin::enqueue(PluginTensorDesc const* in, PluginTensorDesc const*
                              void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
         Sizes sizes;
-        auto const dims = all_dims(in, static_cast<std::int32_t>(op_.inputs.size()),
-                                   [](PluginTensorDesc const& tensor) { return tensor.dims; });
-        std::string const fault = bind_all(op_, attributes_, dims, sizes);
+        std::string const fault = bind_all(op_, attributes_, each(in, op_.inputs.size(), dims_of), sizes);
         if (!fault.empty()) return report(fault);
-        DataType const values = values_type(in);
+        auto const types = each(in, op_.inputs.size(), [](PluginTensorDesc const& tensor) { return tensor.type; });
+        DataType const values = values_type(op_, attributes_, types.data());
         std::size_t const bytes = op_.workspace(sizes, values, tactic_);
-        cudaError_t const error = op_.launch({sizes, values, tactic_, inputs, outputs[0], workspace, bytes, stream});
+        cudaError_t const error = op_.launch({sizes, values, tactic_, inputs, outputs, workspace, bytes, stream});
         return report(error == cudaSuccess ? "" : "CUDA error " + number(error));
     });
 }

@@ -33,7 +33,7 @@ public:
     char const* getPluginVersion() const noexcept override { return kVersion; }
     char const* getPluginNamespace() const noexcept override { return kNamespace; }
 
-    std::int32_t getNbOutputs() const noexcept override { return 1; }
+    std::int32_t getNbOutputs() const noexcept override { return static_cast<std::int32_t>(op_.outputs.size()); }
     std::int32_t getOutputDataTypes(nvinfer1::DataType* types, std::int32_t outputs, nvinfer1::DataType const* given,
                                     std::int32_t inputs) const noexcept override;
     std::int32_t getOutputShapes(nvinfer1::DimsExprs const* given, std::int32_t inputs,
@@ -64,9 +64,6 @@ public:
 private:
     // Logs a fault under the operator's name; returns TensorRT's code for failure, or for success if there is none.
     std::int32_t report(std::string const& fault) const;
-
-    // The type of the operator's values among those of all inputs.
-    nvinfer1::DataType values_type(nvinfer1::PluginTensorDesc const* in) const;
 
     Operator const& op_;
     std::vector<std::int32_t> attributes_;

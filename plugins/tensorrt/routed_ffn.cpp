@@ -43,8 +43,8 @@ std::size_t workspace(Sizes const& sizes, nvinfer1::DataType values, int tactic)
 cudaError_t launch(Call const& call) {
     ActvarRoutedFfnShape const shape = shape_of(call.sizes, call.values);
     return actvarRoutedFfn(&shape, plan_number(call.tactic), call.inputs[0], static_cast<float const*>(call.inputs[1]),
-                           call.inputs[2], call.inputs[3], call.inputs[4], call.inputs[5], call.output, call.workspace,
-                           call.workspace_bytes, call.stream);
+                           call.inputs[2], call.inputs[3], call.inputs[4], call.inputs[5], call.outputs[0],
+                           call.workspace, call.workspace_bytes, call.stream);
 }
 
 }  // namespace
@@ -53,12 +53,12 @@ Operator const kRoutedFfn{
     "ActVarRoutedFFN",
     {{"experts", 'N'}, {"active", 'A'}},
     {{"x", "RKC", Type::kValues},
-     {"scores", "RKN", Type::kScores},
+     {"scores", "RKN", Type::kFp32},
      {"w1", "NEC", Type::kValues},
      {"b1", "NE", Type::kValues},
      {"w2", "NEC", Type::kValues},
      {"b2", "C", Type::kValues}},
-    {"y", "RKC", Type::kValues},
+    {{"y", "RKC", Type::kValues}},
     fault,
     kActvarRoutedFfnTactics + 1,
     workspace,

@@ -2,7 +2,7 @@
 
 #include "../kernels/tokens/token_move.h"
 
-#include "operator.h"
+#include "tokens.h"
 #include "values.h"
 
 namespace actvar {
@@ -10,23 +10,15 @@ namespace {
 
 std::string nothing_wrong(Sizes const&) { return ""; }
 
-std::string scatter_fault(Sizes const& sizes) {
-    if (sizes.known('K') && sizes.known('L') && sizes['K'] > sizes['L'])
-        return number(sizes['K']) + " tokens cannot have different places in a row of " + number(sizes['L']);
-    return "";
-}
-
-std::size_t no_workspace(Sizes const&, nvinfer1::DataType, int) { return 0; }
-
 cudaError_t gather(Call const& call) {
-    return actvarTokenGather(call.inputs[0], static_cast<std::int64_t const*>(call.inputs[1]), call.output,
+    return actvarTokenGather(call.inputs[0], static_cast<std::int64_t const*>(call.inputs[1]), call.outputs[0],
                              call.sizes.number('R'), call.sizes.number('L'), call.sizes.number('K'),
                              call.sizes.number('C'), kernel_dtype(call.values), call.stream);
 }
 
 cudaError_t scatter(Call const& call) {
     return actvarTokenScatter(call.inputs[0], static_cast<std::int64_t const*>(call.inputs[1]), call.inputs[2],
-                              call.output, call.sizes.number('R'), call.sizes.number('L'), call.sizes.number('K'),
+                              call.outputs[0], call.sizes.number('R'), call.sizes.number('L'), call.sizes.number('K'),
                               call.sizes.number('C'), kernel_dtype(call.values), call.stream);
 }
 
@@ -36,7 +28,7 @@ Operator const kTokenGather{
     "ActVarTokenGather",
     {},
     {{"x", "RLC", Type::kValues}, {"indices", "RK", Type::kIndices}},
-    {"kept", "RKC", Type::kValues},
+    {{"kept", "RKC", Type::kValues}},
     nothing_wrong,
     1,
     no_workspace,
@@ -47,7 +39,7 @@ Operator const kTokenScatter{
     "ActVarTokenScatter",
     {},
     {{"x", "RLC", Type::kValues}, {"indices", "RK", Type::kIndices}, {"updated", "RKC", Type::kValues}},
-    {"y", "RLC", Type::kValues},
+    {{"y", "RLC", Type::kValues}},
     scatter_fault,
     1,
     no_workspace,

@@ -2,7 +2,7 @@
 
 #include "../kernels/tokens/token_select.h"
 
-#include "operator.h"
+#include "tokens.h"
 
 namespace actvar {
 namespace {
@@ -20,7 +20,8 @@ std::string fault(Sizes const& sizes) {
 
 cudaError_t launch(Call const& call) {
     return actvarTokenSelect(static_cast<float const*>(call.inputs[0]), call.sizes.number('R'), call.sizes.number('L'),
-                             call.sizes.number('K'), static_cast<std::int64_t*>(call.output), nullptr, call.stream);
+                             call.sizes.number('K'), static_cast<std::int64_t*>(call.outputs[0]), nullptr,
+                             call.stream);
 }
 
 }  // namespace
@@ -28,11 +29,11 @@ cudaError_t launch(Call const& call) {
 Operator const kTokenSelect{
     "ActVarTokenSelect",
     {{"keep", 'K'}},
-    {{"scores", "RL", Type::kScores}},
-    {"indices", "RK", Type::kIndices},
+    {{"scores", "RL", Type::kFp32}},
+    {{"indices", "RK", Type::kIndices}},
     fault,
     1,
-    [](Sizes const&, nvinfer1::DataType, int) -> std::size_t { return 0; },
+    no_workspace,
     launch,
 };
 
