@@ -22,6 +22,7 @@ from small_models import small_config, vivid_model
 
 from actvar.config import Activation
 from actvar.export.engine_library import RTX, installed, library_path
+from actvar.export.fused_operators import ALL_OPERATORS
 from actvar.export.lowering import lower
 from actvar.export.onnx_export import export_bundle
 from actvar.export.operators import DOMAIN, DOMAIN_VERSION, OPERATORS
@@ -79,13 +80,13 @@ def model_of(
     """A model of our nodes, with their bodies or without."""
     values = [helper.make_tensor_value_info(*value) for value in inputs]
     graph = helper.make_graph(nodes, "ours", values, [helper.make_tensor_value_info(output, dtype, None)])
-    functions = [operator.function() for operator in OPERATORS.values()] if bodies else []
+    functions = [operator.function() for operator in ALL_OPERATORS.values()] if bodies else []
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
     return helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
 
 
 def inputs_of(dtype: int = FP16, rows: int | str = R) -> dict[str, Input]:
-    """What the four operators read, by name."""
+    """What the operators read, by name."""
     inputs: list[Input] = [
         ("scores", FP32, [rows, L]),
         ("x", dtype, [rows, L, C]),
@@ -94,6 +95,10 @@ def inputs_of(dtype: int = FP16, rows: int | str = R) -> dict[str, Input]:
         ("b1", dtype, [N, E]),
         ("w2", dtype, [N, E, C]),
         ("b2", dtype, [C]),
+        ("rows", FP32, [rows, L, C]),
+        ("scale", FP32, [rows, 1, C]),
+        ("shift", FP32, [rows, 1, C]),
+        ("gamma", FP32, [rows, 1, C]),
     ]
     return {value[0]: value for value in inputs}
 
@@ -108,34 +113,55 @@ def sparse_block(dtype: int, bodies: bool) -> onnx.ModelProto:
         ),
         OPERATORS["ActVarTokenScatter"].node(["x", "indices", "updated"], "y", "scatter"),
     ]
-    return model_of(nodes, list(inputs_of(dtype, "R").values()), "y", dtype, bodies)
+    names = ["scores", "x", "logits", "w1", "b1", "w2", "b2"]
+    return model_of(nodes, [inputs_of(dtype, "R")[name] for name in names], "y", dtype, bodies)
+
+
+def fused_block(dtype: int, bodies: bool) -> onnx.ModelProto:
+    """The same with its ends fused, as the lowering leaves it: an fp32 residual around what is computed in `dtype`."""
+    nodes = [
+        OPERATORS["ActVarTokenSelect"].node(["scores"], "indices", "select", keep=K),
+        ALL_OPERATORS["ActVarTokenGatherNorm"].node(
+            ["rows", "indices", "scale", "shift"], "kept", "gather", "normed", to=dtype
+        ),
+        OPERATORS["ActVarRoutedFFN"].node(
+            ["normed", "logits", "w1", "b1", "w2", "b2"], "change", "ffn", experts=N, active=A
+        ),
+        ALL_OPERATORS["ActVarTokenScatterGated"].node(["rows", "indices", "kept", "gamma", "change"], "y", "scatter"),
+    ]
+    names = ["scores", "rows", "scale", "shift", "gamma", "logits", "w1", "b1", "w2", "b2"]
+    return model_of(nodes, [inputs_of(dtype, "R")[name] for name in names], "y", FP32, bodies)
 
 
 def test_the_library_loads_into_the_registry(rtx):
-    """All four operators, under the namespace and version that the nodes name."""
-    assert sorted(rtx.loaded["creators"]) == sorted([name, "1"] for name in OPERATORS)
+    """All operators, under the namespace and version that the nodes name."""
+    assert sorted(rtx.loaded["creators"]) == sorted([name, "1"] for name in ALL_OPERATORS)
     assert rtx.loaded["errors"] == []
 
 
 @pytest.mark.parametrize("bodies", [False, True], ids=["without bodies", "with bodies"])
+@pytest.mark.parametrize("block", [sparse_block, fused_block])
 @pytest.mark.parametrize("dtype", [FP32, FP16, BF16], ids=["fp32", "fp16", "bf16"])
-def test_our_nodes_become_plugins_and_build(rtx, dtype, bodies):
+def test_our_nodes_become_plugins_and_build(rtx, dtype, block, bodies):
     """Four layers and no other: a body beside the node must not win. The plan holds the attributes alone."""
-    shapes = {"scores": (R, L), "x": (R, L, C), "logits": (R, K, N)}
-    result = rtx.parse(sparse_block(dtype, bodies), shapes)
+    model, given = block(dtype, bodies), inputs_of(dtype)
+    shapes = {v.name: given[v.name][2] for v in model.graph.input if v.type.tensor_type.shape.dim[0].dim_param}
+    result = rtx.parse(model, shapes)
     assert result["errors"] == []
     assert result["layers"] == dict.fromkeys(["select", "gather", "ffn", "scatter"], "PLUGIN_V3")
     assert 0 < result["plan"] < 100_000
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_lowered_scale_of_a_small_model_builds_with_plugins(rtx, precision, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("plugins", [OPERATORS, ALL_OPERATORS], ids=["plain", "fused"])
+def test_a_lowered_scale_of_a_small_model_builds_with_plugins(rtx, plugins, precision, tmp_path):
     """From the exporter through the lowering: every node that the lowering left is a plugin in the network."""
     config = small_config(activation=Activation(4, (3, 4), (0.5, 0.75), (0.75, 0.5)))
     export_bundle(vivid_model(config), tmp_path / "bundle", precision, "a test")
     for scale in (3, 4):
-        lowered = lower(tmp_path / "bundle" / f"scale_{scale:02}.onnx", plugins=set(OPERATORS))
-        assert set(lowered.plugins) == set(OPERATORS)
+        lowered = lower(tmp_path / "bundle" / f"scale_{scale:02}.onnx", plugins=set(plugins))
+        plain = {"ActVarTokenGather", "ActVarTokenScatter"} if len(plugins) > len(OPERATORS) else set()
+        assert dict(lowered.plugins) == dict.fromkeys(set(plugins) - plain, config.depth)
         batch = 2
         shapes = {
             value.name: [
@@ -233,6 +259,57 @@ def test_scatter_says_what_is_wrong(rtx, indices, said):
     kept = indices[1][1]
     inputs: list[Input] = [("x", FP16, [R, L, C]), ("indices", *indices), ("updated", FP16, [R, kept, C])]
     assert said in refusal(rtx, node, inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "to", "said"),
+    [
+        ("ActVarTokenGatherNorm", {}, 7, "to must be 1 (fp32), 10 (fp16) or 16 (bf16), and is 7."),
+        ("ActVarTokenGatherNorm", {"rows": (FP16, [R, L, C])}, 10, "x must be fp32, and is fp16."),
+        ("ActVarTokenGatherNorm", {"scale": (FP32, [R, C])}, 10, "scale [R, 1, C] has 2 dimensions"),
+        ("ActVarTokenGatherNorm", {"shift": (FP32, [R, 6, C])}, 10, "shift [R, 1, C] has 6 where it must have 1"),
+        (
+            "ActVarTokenGatherNorm",
+            {"scale": (FP32, [R, 1, 64])},
+            10,
+            "scale [R, 1, C] has C = 64, and elsewhere it is 256",
+        ),
+        (
+            "ActVarTokenScatterGated",
+            {"change": (INT32, [R, K, C])},
+            None,
+            "change must be fp32, fp16 or bf16, and is int32",
+        ),
+        ("ActVarTokenScatterGated", {"kept": (FP16, [R, K, C])}, None, "kept must be fp32, and is fp16."),
+        (
+            "ActVarTokenScatterGated",
+            {"kept": (FP32, [R, 5, C])},
+            None,
+            "kept [R, K, C] has K = 5, and elsewhere it is 127",
+        ),
+    ],
+)
+def test_fused_operators_say_what_is_wrong(rtx, name, changed, to, said):
+    """By the operator's own names, whatever a graph calls its tensors."""
+    inputs = {
+        **inputs_of(),
+        "indices": ("indices", INT64, [R, K]),
+        "kept": ("kept", FP32, [R, K, C]),
+        "change": ("change", FP16, [R, K, C]),
+    }
+    gather = name == "ActVarTokenGatherNorm"
+    names = ["rows", "indices", *(["scale", "shift"] if gather else ["kept", "gamma", "change"])]
+    given = [(n, *changed.get(n, inputs[n][1:])) for n in names]
+    more, attributes = (["normed"], {"to": to}) if gather else ([], {})
+    assert said in refusal(rtx, ALL_OPERATORS[name].node(names, "y", "ours", *more, **attributes), given)
+
+
+def test_gather_norm_refuses_tokens_that_no_block_holds(rtx):
+    """Of more than 8,192 values; a model of depth 128 would have them."""
+    shapes = {"rows": [R, L, 8200], "indices": [R, K], "scale": [R, 1, 8200], "shift": [R, 1, 8200]}
+    given: list[Input] = [(n, INT64 if n == "indices" else FP32, shape) for n, shape in shapes.items()]
+    node = ALL_OPERATORS["ActVarTokenGatherNorm"].node(list(shapes), "y", "ours", "normed", to=1)
+    assert "a token has 8200 values, and at most 8192 are supported" in refusal(rtx, node, given)
 
 
 @pytest.mark.parametrize("value", [None, 3.5, [1, 2]], ids=["missing", "a float", "two integers"])
