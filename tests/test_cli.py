@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import gpu
 from PIL import Image
 from small_models import small_config, vivid_model
 
@@ -26,6 +27,7 @@ from actvar.errors import ActVARError
 from actvar.runtime.bundle_cache import Checkpoint, cache_folder, cached_bundle
 from actvar.runtime.cli import main
 from actvar.runtime.extras import needs
+from actvar.runtime.plugin_library import PLUGIN_VARIABLE
 
 NAMES = ("red-disc", "green-disc", "red-star", "green-star", "brown-crescent")
 MODEL = replace(small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))), class_names=NAMES)
@@ -444,8 +446,9 @@ def test_inspect_refuses_what_generate_refuses(command: Command, bundle: Path, t
     assert run.code == 1 and "scale_02.onnx" in run.err and run.out == ""
 
 
-def test_doctor_says_what_is_there_and_how_to_get_more(command: Command, checkpoint: Path):
+def test_doctor_says_what_is_there_and_how_to_get_more(command: Command, checkpoint: Path, monkeypatch):
     """Every engine is named, and what is missing comes with a way to install it."""
+    monkeypatch.setenv(PLUGIN_VARIABLE, "")  # as if none was built here
     command("generate", "--class", 1, "--checkpoint", checkpoint)
     run = command("doctor")
     assert run.code == 0
@@ -460,10 +463,21 @@ def test_doctor_says_what_is_there_and_how_to_get_more(command: Command, checkpo
         assert line(engine).startswith(" yes") or "pip install" in line(engine)
 
 
+def test_what_needs_a_gpu_says_so(command: Command, checkpoint: Path):
+    """One line each, before anything is exported or built for a device that is not there."""
+    if gpu():
+        pytest.skip("there is a GPU")
+    drawn = command("generate", "--class", 1, "--checkpoint", checkpoint, "--backend", "tensorrt")
+    assert drawn.code == 1 and "Traceback" not in drawn.err
+    assert "There is no NVIDIA driver here" in drawn.err or "TensorRT" in drawn.err
+    drawn = command("generate", "--class", 1, "--checkpoint", checkpoint, "--device", "cuda")
+    assert drawn.code == 1 and "is built for the CPU alone" in drawn.err
+
+
 def test_every_command_has_help_with_an_example(command: Command):
     """The first thing that is tried."""
     assert command("--help").out == command().out
-    for name in ("generate", "export", "inspect", "parity", "doctor", "train"):
+    for name in ("generate", "export", "build", "bind", "inspect", "parity", "bench", "doctor", "train"):
         run = command(name, "--help")
         assert run.code == 0 and f"actvar-trt {name}" in run.out.partition("Example")[2]
 
