@@ -11,7 +11,17 @@ import typer
 
 from actvar import __version__
 from actvar.errors import ActVARError
-from actvar.runtime.commands import bench, bind, build, doctor, export_bundle, generate, inspect_bundle, parity
+from actvar.runtime.commands import (
+    bench,
+    bench_kernels,
+    bind,
+    build,
+    doctor,
+    export_bundle,
+    generate,
+    inspect_bundle,
+    parity,
+)
 from actvar.runtime.train_cli import app as train_app
 
 NAME = "actvar-trt"
@@ -30,7 +40,10 @@ app.command(epilog=build.EXAMPLES)(build.build)
 app.command(epilog=bind.EXAMPLES)(bind.bind)
 app.command(epilog=inspect_bundle.EXAMPLES)(inspect_bundle.inspect)
 app.command(epilog=parity.EXAMPLES)(parity.parity)
-app.command(epilog=bench.EXAMPLES)(bench.bench)
+bench_app = typer.Typer()
+bench_app.callback(invoke_without_command=True, epilog=bench.EXAMPLES)(bench.bench)
+bench_app.command(epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)
+app.add_typer(bench_app, name="bench")
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(train_app, name="train")
 

@@ -1,20 +1,28 @@
-"""Step: the kernels' own benchmark, if this version has one (`actvar-trt bench kernels`)."""
+"""Step: the kernels' own benchmark, with masks that the mini model's router makes beside random ones."""
 
 import json
 import subprocess
 import sys
 
+from actvar.runtime.plugin_library import kernel_library
 from gpu.case import Departure, Places, Report, Skipped
+from gpu.prepare import ROOT
 
 _COMMAND = (sys.executable, "-c", "from actvar.runtime.cli import main; main()", "bench", "kernels")
 
 
 def run(case: str, places: Places, report: Report) -> None:
-    """Run it, and take over its JSON."""
-    if "kernels" not in subprocess.run([*_COMMAND[:-1], "--help"], capture_output=True, text=True, check=False).stdout:
-        raise Skipped("This version has no `actvar-trt bench kernels`.")
-    figures = places.work / "kernels.json"
-    done = subprocess.run([*_COMMAND, "--json", str(figures)], check=False)
+    """Record, run it, and take over its JSON."""
+    if kernel_library() is None:
+        raise Skipped("The kernels are not built here, and no library of them was carried.")
+    routing, out = places.work / "routing.npy", places.work / "kernels"
+    recorder = [sys.executable, str(ROOT / "benchmarks" / "kernel_routing.py"), "--out", str(routing)]
+    recorded = subprocess.run(recorder, check=False).returncode == 0
+    report.add(recorded_masks=recorded)
+    done = subprocess.run(
+        [*_COMMAND, "--out", str(out), *(["--routing", str(routing)] if recorded else [])], check=False
+    )
+    figures = out / "kernels.json"
     if figures.exists():
         report.add(kernels=json.loads(figures.read_bytes()))
     if done.returncode:

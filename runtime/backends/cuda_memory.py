@@ -113,6 +113,20 @@ class CudaStream:
         copied = cudart.cudaMemcpy2DAsync(target, target_pitch, source, width, width, rows, kind, self._stream)
         _checked(copied, "copying rows")
 
+    def copy(self, target: int, source: int, count: int) -> None:
+        """Copy bytes within the GPU's memory."""
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        _checked(cudart.cudaMemcpyAsync(target, source, count, kind, self._stream), "copying")
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """How long the GPU is at what `work` puts on this stream, by its own clock. Waits for it."""
+        begin, end = (_event() for _ in range(2))
+        _checked(cudart.cudaEventRecord(begin.event, self._stream), "marking a time")
+        work()
+        _checked(cudart.cudaEventRecord(end.event, self._stream), "marking a time")
+        _checked(cudart.cudaEventSynchronize(end.event), "the work that was timed")
+        return _checked(cudart.cudaEventElapsedTime(begin.event, end.event), "reading a time") / 1e3
+
     def wait(self) -> None:
         """See `Stream`."""
         _checked(cudart.cudaStreamSynchronize(self._stream), "the work before")
@@ -150,6 +164,19 @@ class CudaStream:
             if collects:
                 gc.enable()
         return _checked(cudart.cudaStreamEndCapture(self._stream), "ending a capture")
+
+
+@dataclass(frozen=True, eq=False)
+class _Event:
+    """A place in a stream's work."""
+
+    event: Any
+
+
+def _event() -> _Event:
+    event = _Event(_checked(cudart.cudaEventCreate(), "making an event"))
+    _at_end(event, cudart.cudaEventDestroy, event.event)
+    return event
 
 
 def _replay(graph: Any, stream: Any) -> Callable[[], None]:

@@ -49,6 +49,7 @@ _PAGE = 150  # characters a line of the tables where there is no terminal to fit
 
 
 def bench(
+    context: typer.Context,
     preset: Annotated[
         Preset | None,
         typer.Option(show_default="mini", help="A VAR of this shape and its ActVAR, both with random weights."),
@@ -88,6 +89,8 @@ def bench(
     Every contestant has a process of its own and as many threads; they take turns, and ratios are taken turn by turn.
     Leave the machine alone meanwhile.
     """
+    if context.invoked_subcommand:  # whose options are its own
+        return
     if backend == "tensorrt" and device == "cpu":
         raise UsageError("--backend tensorrt needs a GPU, and --device cpu names none. Leave --device out.")
     device = device or ("cuda" if backend == "tensorrt" else "cpu")
