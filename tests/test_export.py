@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from exported_graphs import GatherElements
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 from small_models import small_config, vivid_model
 
 from actvar.bundle import Manifest, graph_names, read_manifest, verify
@@ -139,13 +139,6 @@ def test_fp16_graphs_keep_the_residual_stream_and_the_choices_in_fp32(exported, 
         if "image" in results:
             np.testing.assert_allclose(results["image"], expected["image"], rtol=0, atol=2e-2)
     assert np.mean(same) > 0.95
-
-
-class GatherElements(OpRun):
-    """Along the last axis, which onnx 1.23's own takes for a different one."""
-
-    def _run(self, x: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray]:
-        return (np.take_along_axis(x, indices, axis),)
 
 
 def test_bf16_graphs_compute_what_the_eager_model_does(exported):

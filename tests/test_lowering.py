@@ -7,102 +7,27 @@ here. What a static body computes by itself is `test_static_bodies.py`'s.
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime
 import pytest
+from exported_graphs import CONFIGS, Exported, run
 from onnx import TensorProto, helper
-from small_models import small_config, vivid_model
 
 from actvar.bundle import WEIGHTS_FILE
-from actvar.config import MINI, Activation
 from actvar.errors import BundleError, UsageError
 from actvar.export.lowering import fold_ranges, lower, replace_by_bodies, weights_to_inputs
-from actvar.export.onnx_export import export_bundle
 from actvar.export.operators import DOMAIN, OPERATORS
-from actvar.runtime.graph_file import external_tensors
 
-CONFIGS = {
-    "mini": replace(MINI, class_names=(), num_classes=5, activation=Activation()),
-    "mini, one block": replace(MINI, depth=1, class_names=(), num_classes=5, activation=Activation()),
-    "four experts": small_config(activation=Activation(4, (2, 4), (0.5, 0.6), (0.75, 0.25))),
-    "eight experts, first scale": small_config(activation=Activation(8, (1, 3), (1.0, 0.4), (0.5, 0.5)), depth=1),
-    "32 experts": small_config(activation=Activation(32, (4,), (0.75,), (0.5,))),
-    "all scores equal": small_config(activation=Activation(8, (4,), (0.5,), (0.5,))),
-    "tokens alone": small_config(activation=Activation(4, (3,), (0.5,), (1.0,))),
-    "experts alone": small_config(activation=Activation(4, (3,), (1.0,), (0.5,))),
-    "all active": small_config(activation=Activation(4, (3, 4), (1.0, 1.0), (1.0, 1.0))),
-    "shared AdaLN": small_config(activation=Activation(4, (4,), (0.5,), (0.5,)), shared_adaln=True),
-}
 SMALL = [name for name in CONFIGS if name != "mini"]
 
 
-@dataclass(frozen=True)
-class Graph:
-    """One graph of a bundle."""
-
-    path: Path
-
-    @property
-    def model(self) -> onnx.ModelProto:
-        return onnx.load(self.path, load_external_data=False)
-
-    @property
-    def weights(self) -> dict[str, np.ndarray]:
-        """What the graph reads from the weights file."""
-        data = self.path.with_name(WEIGHTS_FILE).read_bytes()
-        return {
-            t.name: np.frombuffer(data, t.dtype, t.length // np.dtype(t.dtype).itemsize, t.offset).reshape(t.shape)
-            for t in external_tensors(self.path, WEIGHTS_FILE)
-        }
-
-    def inputs(self, batch: int) -> dict[str, np.ndarray]:
-        """Something for each input, of its type and shape."""
-        rng, found = np.random.default_rng(7), {}
-        known = {"cfg": 2.0, "top_k": 30, "top_p": 0.9, "class_ids": np.arange(batch)}
-        for value in self.model.graph.input:
-            dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            sizes = {"B": batch, "R": 2 * batch}
-            dims = [sizes.get(d.dim_param, d.dim_value) for d in value.type.tensor_type.shape.dim]
-            drawn = rng.random(dims) if value.name == "uniform" else rng.standard_normal(dims)
-            if value.name == "past_kv":
-                drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)  # keys are of unit length
-            found[value.name] = np.array(known.get(value.name, drawn), dtype)
-        return found
-
-
-def run(model: str | bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All outputs, by ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
-
-
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Callable[..., dict[str, Graph]]:
+def exported(tmp_path_factory) -> Exported:
     """Bundles by configuration, each made once: the graphs by name."""
-    made: dict[tuple[str, str], dict[str, Graph]] = {}
-
-    def get(name: str, precision: str = "fp32") -> dict[str, Graph]:
-        if (name, precision) not in made:
-            model, folder = vivid_model(CONFIGS[name]), tmp_path_factory.mktemp("bundles") / "bundle"
-            if name == "all scores equal":
-                for parameter, values in model.named_parameters():
-                    if "router" in parameter or "selector" in parameter:
-                        values.zero_()
-            manifest = export_bundle(model, folder, precision, "random weights, seed 0", debug=True)
-            made[name, precision] = {graph: Graph(folder / f"{graph}.onnx") for graph in manifest.graphs}
-        return made[name, precision]
-
-    return get
+    return Exported(tmp_path_factory)
 
 
 # ---- the lowered graph does what the exported graph does
