@@ -5,8 +5,8 @@ a tensor elsewhere PyTorch says that there is no such operator, as the model's o
 are what computes there. Shapes and dtypes are checked before anything is launched, by the same functions that answer
 for fake tensors in torch.export and torch.compile. There are no gradients.
 
-Meaning and argument order are those of the ONNX operators (operators.py). Letters in shapes: R rows, L tokens, K kept
-tokens, C width, N experts, de hidden neurons of an expert, A active experts.
+Meaning and argument order are those of the ONNX operators (operators.py, fused_operators.py). Letters in shapes: R
+rows, L tokens, K kept tokens, C width, N experts, de hidden neurons of an expert, A active experts.
 """
 
 import ctypes
@@ -18,11 +18,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from actvar.export.fused_operators import EPSILON
 from actvar.runtime.kernels import DTYPE_CODES, Kernels, RoutedFfnShape, open_kernels
 
 _CODES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
 _ALIGNMENT = 16  # of every address that the routed FFN takes, in bytes
-_LONGEST_ROW, _MOST_EXPERTS, _RUN = 1024, 32, 8
+_LONGEST_ROW, _WIDEST, _MOST_EXPERTS, _RUN = 1024, 8192, 32, 8
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,28 @@ class Launcher:
         with self.stream(x) as stream:
             addresses = x.data_ptr(), indices.data_ptr(), updated.data_ptr(), y.data_ptr()
             self.kernels.launch("actvarTokenScatter", *addresses, *_moved(x, indices), stream)
+        return y
+
+    def token_gather_norm(
+        self, x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """See `token_gather_norm`."""
+        kept, normed = _gathered_and_normed(x, indices, scale, shift, to)
+        given = [tensor.contiguous() for tensor in (x, indices, scale, shift)]
+        sizes = *x.shape[:2], *kept.shape[1:], EPSILON, _CODES[to]
+        with self.stream(x) as stream:
+            addresses = (tensor.data_ptr() for tensor in (*given, kept, normed))
+            self.kernels.launch("actvarTokenGatherNorm", *addresses, *sizes, stream)
+        return kept, normed
+
+    def token_scatter_gated(self, x: Tensor, indices: Tensor, kept: Tensor, gamma: Tensor, change: Tensor) -> Tensor:
+        """See `token_scatter_gated`."""
+        y = _scattered_with_gate(x, indices, kept, gamma, change)
+        given = [tensor.contiguous() for tensor in (x, indices, kept, gamma, change)]
+        sizes = *x.shape[:2], *kept.shape[1:], _CODES[change.dtype]
+        with self.stream(x) as stream:
+            addresses = (tensor.data_ptr() for tensor in (*given, y))
+            self.kernels.launch("actvarTokenScatterGated", *addresses, *sizes, stream)
         return y
 
     def routed_ffn(
@@ -111,6 +134,26 @@ def token_scatter(x: Tensor, indices: Tensor, updated: Tensor) -> Tensor:
     return _on_cuda().token_scatter(x, indices, updated)
 
 
+@torch.library.custom_op("actvar::token_gather_norm", mutates_args=(), device_types="cuda")
+def token_gather_norm(
+    x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The chosen tokens, and LayerNorm of them, modulated: x RLC, scale and shift R1C, all fp32 -> RKC fp32, RKC `to`.
+
+    Raises as `token_select` does.
+    """
+    return _on_cuda().token_gather_norm(x, indices, scale, shift, to)
+
+
+@torch.library.custom_op("actvar::token_scatter_gated", mutates_args=(), device_types="cuda")
+def token_scatter_gated(x: Tensor, indices: Tensor, kept: Tensor, gamma: Tensor, change: Tensor) -> Tensor:
+    """x with kept + gamma * change in place of the chosen tokens, fp32 but for change: RLC, RK, RKC, R1C, RKC -> RLC.
+
+    Raises as `token_select` does.
+    """
+    return _on_cuda().token_scatter_gated(x, indices, kept, gamma, change)
+
+
 @torch.library.custom_op("actvar::routed_ffn", mutates_args=(), device_types="cuda")
 def routed_ffn(
     x: Tensor, scores: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, experts: int, active: int
@@ -148,6 +191,30 @@ def _scattered(x: Tensor, indices: Tensor, updated: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+@token_gather_norm.register_fake
+def _gathered_and_normed(
+    x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    _expect_fp32_tokens(x, indices)
+    _expect(to in _CODES, f"to must be fp32, fp16 or bf16, and is {to}, for x", x)
+    rows, _, width = x.shape
+    _expect_like(x, "scale", scale, (rows, 1, width))
+    _expect_like(x, "shift", shift, (rows, 1, width))
+    shape = (*indices.shape, width)
+    return x.new_empty(shape), x.new_empty(shape, dtype=to)
+
+
+@token_scatter_gated.register_fake
+def _scattered_with_gate(x: Tensor, indices: Tensor, kept: Tensor, gamma: Tensor, change: Tensor) -> Tensor:
+    _expect_fp32_tokens(x, indices)
+    rows, _, width = x.shape
+    _expect_like(x, "kept", kept, (*indices.shape, width))
+    _expect_like(x, "gamma", gamma, (rows, 1, width))
+    right = change.shape == kept.shape and change.dtype in _CODES and change.device == x.device
+    _expect(right, "change must be shaped as kept, of fp32, fp16 or bf16, beside x", change)
+    return x.new_empty(x.shape)
+
+
 @routed_ffn.register_fake
 def _routed(
     x: Tensor, scores: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, experts: int, active: int
@@ -172,6 +239,12 @@ def _expect_tokens(x: Tensor, indices: Tensor) -> None:
     right = indices.ndim == 2 and indices.dtype == torch.int64 and indices.device == x.device
     _expect(right and indices.shape[0] == x.shape[0], "indices must be [R, K] of int64, with x's R, beside x", indices)
     _expect(indices.shape[1] <= x.shape[1], f"indices must be at most x's {x.shape[1]} in a row", indices)
+
+
+def _expect_fp32_tokens(x: Tensor, indices: Tensor) -> None:
+    _expect(x.dtype == torch.float32, "x must be of fp32", x)
+    _expect_tokens(x, indices)
+    _expect(x.shape[2] <= _WIDEST, f"x must have at most {_WIDEST} values in a token", x)
 
 
 def _expect_like(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -30,6 +30,8 @@ _FP16 = DTYPE_CODES["float16"]
 _ITEM = 2
 _SAMPLES, _SAMPLE_SECONDS, _MOST_REPEATS = 9, 5e-4, 64
 _SCRATCH = 32 << 20
+_BYTES_PER_VALUE = 16  # of x: three more inputs at most, none larger than x in fp32
+_EPSILON = 1e-6
 _DIFFERENT_ROWS = 4096  # of x; further ones repeat
 _CHECKED_TOKENS, _TOLERANCE = 4096, 0.02
 _MOST_PRODUCT = 8192
@@ -65,9 +67,9 @@ class KernelBench:
     # ---- kernels that move bytes
 
     def moves(self, widths: Sequence[int]) -> list[Moved]:
-        """Select, gather, scatter, route and order, each beside a copy."""
+        """Select, gather, scatter, the two fused with what stands around them, route and order, each beside a copy."""
         found = []
-        most = max(2 * max(ROWS) * max(length for length, _ in KEPT) * max(widths) * _ITEM, 1 << 20)
+        most = max(_BYTES_PER_VALUE * max(ROWS) * max(length for length, _ in KEPT) * max(widths), 1 << 20)
         source, target = self.memory.allocate(most), self.memory.allocate(most)
         for rows in ROWS:
             for length, keep in KEPT:
@@ -98,30 +100,44 @@ class KernelBench:
         self, sizes: tuple[int, int, int, int], indices: Block, source: Block, target: Block
     ) -> list[Moved]:
         rows, length, keep, width = sizes
+        x, modulation, kept, change = self._parts(source.address, sizes)
+        places, y, stream = indices.address, target.address, self.stream.handle
+        ends, moved, modulated = (*sizes, _FP16, stream), 8 * rows * keep, 4 * rows * width
+        calls = (
+            ("gather", 2 * _ITEM * rows * keep * width, "Gather", (x, places, y, *ends)),
+            ("scatter", 2 * _ITEM * rows * length * width, "Scatter", (x, places, kept, y, *ends)),
+            (
+                "gather + norm",
+                (4 + 4 + _ITEM) * rows * keep * width + 2 * modulated,
+                "GatherNorm",
+                (x, places, modulation, modulation, y, y + 4 * rows * keep * width, *sizes, _EPSILON, _FP16, stream),
+            ),
+            (
+                "gate + scatter",
+                (8 * length + _ITEM * keep) * rows * width + modulated,
+                "ScatterGated",
+                (x, places, kept, modulation, change, y, *ends),
+            ),
+        )
         shape = {"rows": rows, "length": length, "keep": keep, "width": width}
-        token, places = width * _ITEM, 8 * rows * keep
-        updated = source.address + rows * length * token
-        ends = *sizes, _FP16, self.stream.handle
-        gather = source.address, indices.address, target.address
-        scatter = source.address, indices.address, updated, target.address
         return [
             self._moved(
-                "gather",
+                name,
                 shape,
-                2 * rows * keep * token + places,
-                lambda: self.kernels.launch("actvarTokenGather", *gather, *ends),
+                size + moved,
+                lambda function=f"actvarToken{function}", given=given: self.kernels.launch(function, *given),  # type: ignore[misc]
                 source,
                 target,
-            ),
-            self._moved(
-                "scatter",
-                shape,
-                2 * rows * length * token + places,
-                lambda: self.kernels.launch("actvarTokenScatter", *scatter, *ends),
-                source,
-                target,
-            ),
+            )
+            for name, size, function, given in calls
         ]
+
+    def _parts(self, start: int, sizes: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """Where inputs lie that do not overlap: x, what modulates, kept tokens, what changes them; fp32 at most."""
+        rows, length, keep, width = sizes
+        modulation = start + 4 * rows * length * width
+        kept = modulation + 4 * rows * width
+        return start, modulation, kept, kept + 4 * rows * keep * width
 
     def _routes(self, tokens: int, source: Block, target: Block) -> list[Moved]:
         scores = self._uploaded(_scores(tokens, EXPERTS))

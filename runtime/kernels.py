@@ -17,11 +17,13 @@ DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2}
 TACTICS = range(1, 8)
 """Of the routed FFN; 0 chooses one by the shape."""
 
-_INT, _SIZE, _ADDRESS = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
+_INT, _FLOAT, _SIZE, _ADDRESS = ctypes.c_int, ctypes.c_float, ctypes.c_size_t, ctypes.c_void_p
 _LAUNCHERS = {
     "actvarTokenSelect": (_ADDRESS, _INT, _INT, _INT, _ADDRESS, _ADDRESS, _ADDRESS),
     "actvarTokenGather": (*(_ADDRESS,) * 3, *(_INT,) * 5, _ADDRESS),
     "actvarTokenScatter": (*(_ADDRESS,) * 4, *(_INT,) * 5, _ADDRESS),
+    "actvarTokenGatherNorm": (*(_ADDRESS,) * 6, *(_INT,) * 4, _FLOAT, _INT, _ADDRESS),
+    "actvarTokenScatterGated": (*(_ADDRESS,) * 6, *(_INT,) * 5, _ADDRESS),
     "actvarExpertRoute": (_ADDRESS, _INT, _INT, _INT, _ADDRESS, _ADDRESS),
     "actvarExpertOrder": (_ADDRESS, _INT, _INT, _INT, _ADDRESS, _ADDRESS, _ADDRESS),
     "actvarRoutedFfnPlanOf": (_ADDRESS, _INT, _ADDRESS),

@@ -23,7 +23,7 @@ from torch._subclasses import FakeTensorMode
 
 from actvar.errors import ActVARError, EngineError
 from actvar.export import torch_operators
-from actvar.export.operators import OPERATORS
+from actvar.export.fused_operators import ALL_OPERATORS
 from actvar.export.torch_operators import Launcher
 from actvar.runtime.kernels import open_kernels
 from actvar.runtime.plugin_library import PLUGIN_VARIABLE
@@ -33,7 +33,10 @@ NAMES = {
     "token_gather": "ActVarTokenGather",
     "token_scatter": "ActVarTokenScatter",
     "routed_ffn": "ActVarRoutedFFN",
+    "token_gather_norm": "ActVarTokenGatherNorm",
+    "token_scatter_gated": "ActVarTokenScatterGated",
 }
+ONNX_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
 R, L, K, C, N, DE = 2, 9, 5, 16, 4, 8
 
 
@@ -69,6 +72,19 @@ def arguments(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
         "token_gather": (x, indices),
         "token_scatter": (x, indices, random(R, K, C, device=device, dtype=dtype, seed=9)),
         "routed_ffn": (x[:, :K], random(R, K, N, device=device, seed=8), *weights, N, 3),
+        "token_gather_norm": (
+            x.float(),
+            indices,
+            *(random(R, 1, C, device=device, seed=seed) for seed in (5, 6)),
+            dtype,
+        ),
+        "token_scatter_gated": (
+            x.float(),
+            indices,
+            random(R, K, C, device=device, seed=5),
+            random(R, 1, C, device=device, seed=6),
+            random(R, K, C, device=device, dtype=dtype, seed=7),
+        ),
     }[name]
 
 
@@ -77,16 +93,27 @@ def operator(name: str):
     return getattr(torch.ops.actvar, name)
 
 
-def reference(name: str, given: tuple) -> np.ndarray:
+def in_fp32(value: object) -> object:
+    """A tensor as an array, of fp32 where it is a float; a type as ONNX's number; anything else as it is."""
+    if isinstance(value, Tensor):
+        return (value.float() if value.is_floating_point() else value).cpu().numpy()
+    return ONNX_TYPES[torch.float32] if isinstance(value, torch.dtype) else value
+
+
+def reference(name: str, given: tuple) -> tuple[np.ndarray, ...]:
     """What the ONNX operator's reference makes of the same arguments, in fp32."""
-    values = [v.float().cpu().numpy() if isinstance(v, Tensor) and v.is_floating_point() else v for v in given]
-    return OPERATORS[NAMES[name]].reference(*(v.cpu().numpy() if isinstance(v, Tensor) else v for v in values))
+    return several(ALL_OPERATORS[NAMES[name]].reference(*map(in_fp32, given)))
+
+
+def several(results: object) -> tuple:
+    """One result as one of several."""
+    return results if isinstance(results, tuple) else (results,)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_arguments_are_those_of_the_onnx_operator(name):
     """A node of a graph and an eager call are the same operator: its inputs, then its attributes, by the same names."""
-    meant = OPERATORS[NAMES[name]]
+    meant = ALL_OPERATORS[NAMES[name]]
     schema = operator(name).default._schema
     assert [argument.name for argument in schema.arguments] == [*meant.inputs, *meant.attributes]
 
@@ -96,14 +123,12 @@ def test_arguments_are_those_of_the_onnx_operator(name):
 def test_operators_compute_what_their_references_do(device, name, dtype):
     """Through torch.ops, by the kernels themselves."""
     given = arguments(name, device, dtype)
-    result = operator(name)(*given)
-    expected = reference(name, given)
-    assert result.shape == expected.shape
-    if name == "routed_ffn":
-        tolerance = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
-        np.testing.assert_allclose(result.float().cpu().numpy(), expected, rtol=0, atol=tolerance)
-    else:
-        np.testing.assert_array_equal(result.float().cpu().numpy(), expected.astype(np.float32))
+    results, expected = several(operator(name)(*given)), reference(name, given)
+    copies = name in ("token_select", "token_gather", "token_scatter")
+    tolerance = 0 if copies else {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.shape == wanted.shape
+        np.testing.assert_allclose(result.float().cpu().numpy(), wanted.astype(np.float32), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,10 +146,17 @@ def test_fake_tensors_have_the_references_shapes(name):
             torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="cuda") if isinstance(v, Tensor) else v
             for v in arguments(name)
         ]
-        result = operator(name)(*given)
-    assert mode is result.fake_mode and result.device.type == "cuda"
-    assert tuple(result.shape) == expected.shape
-    assert result.dtype == (torch.int64 if name == "token_select" else torch.float32)
+        results = several(operator(name)(*given))
+    for result, wanted in zip(results, expected, strict=True):
+        assert mode is result.fake_mode and result.device.type == "cuda"
+        assert tuple(result.shape) == wanted.shape
+        assert result.dtype == (torch.int64 if name == "token_select" else torch.float32)
+
+
+def test_the_fused_gather_gives_the_type_that_was_asked_for(device):
+    """And the kept tokens in fp32, whatever that is."""
+    kept, normed = operator("token_gather_norm")(*arguments("token_gather_norm", device, torch.bfloat16))
+    assert (kept.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
 
 
 def test_operators_can_be_exported(device):
@@ -169,6 +201,11 @@ def test_views_are_read_as_they_are(device):
         ("token_gather", 1, torch.zeros(R + 1, K, dtype=torch.int64), "with x's R"),
         ("token_scatter", 1, torch.zeros(R, L + 1, dtype=torch.int64), "at most x's 9 in a row"),
         ("token_scatter", 2, torch.zeros(R, K, C + 1), "updated must be [2, 5, 16]"),
+        ("token_gather_norm", 0, torch.zeros(R, L, C, dtype=torch.float16), "x must be of fp32"),
+        ("token_gather_norm", 2, torch.zeros(R, C), "scale must be [2, 1, 16]"),
+        ("token_gather_norm", 4, torch.float64, "to must be fp32, fp16 or bf16"),
+        ("token_scatter_gated", 3, torch.zeros(R, K, C), "gamma must be [2, 1, 16]"),
+        ("token_scatter_gated", 4, torch.zeros(R, K, C, dtype=torch.int32), "change must be shaped as kept"),
         ("routed_ffn", 1, torch.zeros(R, K, N + 1), "scores must be [2, 5, 4] of fp32"),
         ("routed_ffn", 2, torch.zeros(N, DE, C, dtype=torch.float16), "w1 must be [4, 8, 16] of x's torch.float32"),
         ("routed_ffn", 2, torch.zeros(N, 12, C), "multiples of 8"),
