@@ -8,7 +8,8 @@ reader of the bundle never meets them half done, and a folder may be copied from
 
     plans/<engine>-<gpus>-<version>/
         manifest.json   {"format": "actvar-plans", "version": 1, "target": {engine, version, gpus, device},
-                         "options": {batch, workspace, aux_streams}, "recipe", "plugin_library", "versions",
+                         "options": {batch, workspace, aux_streams, plugins}, "recipe", "plugin_library",
+                         "versions",
                          "plans": {graph: {plan: {file, bytes, sha256}, log: {the same}, graph_sha256, layers, plugins,
                                            bodies, seconds, peak_bytes}},
                          "sha256": of all that stands before it}
@@ -32,6 +33,7 @@ ENGINES = ("tensorrt", "tensorrt-rtx")
 MAX_PICTURES = 1 << 16
 MAX_WORKSPACE = 1 << 24  # MiB
 MAX_AUX_STREAMS = 64
+PLUGIN_CHOICES = ("all", "tokens", "none")
 BUILD_AGAIN = "Build the plans again with `actvar-trt build`."
 
 _GRAPH = re.compile(r"condition|decoder|scale_[0-9]{2}")
@@ -84,14 +86,17 @@ class PlanOptions:
         batch: the fewest pictures, those it is made fastest for, and the most.
         workspace: MiB that a layer may use for itself; None leaves it to the library.
         aux_streams: streams beside the first that may run layers at the same time; None leaves it to the library.
+        plugins: which of our operators become plugins, where there is a plugin library: all, those that choose and move
+            tokens, or none. The others run as standard operators.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number outside its range, or another word.
     """
 
     batch: tuple[int, int, int] = (1, 8, 64)
     workspace: int | None = None
     aux_streams: int | None = None
+    plugins: str = PLUGIN_CHOICES[0]
 
     def __post_init__(self) -> None:
         low, best, high = self.batch
@@ -101,6 +106,8 @@ class PlanOptions:
             raise ValueError(f"the workspace must lie in 1..{MAX_WORKSPACE} MiB, got {self.workspace}")
         if self.aux_streams is not None and not 0 <= self.aux_streams <= MAX_AUX_STREAMS:
             raise ValueError(f"the auxiliary streams must lie in 0..{MAX_AUX_STREAMS}, got {self.aux_streams}")
+        if self.plugins not in PLUGIN_CHOICES:
+            raise ValueError(f"the plugins must be {', '.join(PLUGIN_CHOICES)}, got {self.plugins!r}")
 
 
 @dataclass(frozen=True)
@@ -293,7 +300,7 @@ class _PlansReader(FormReader):
         )
 
     def options(self, data: Any) -> PlanOptions:
-        batch, workspace, aux_streams = self.fields("options", data, "batch workspace aux_streams")
+        batch, workspace, aux_streams, plugins = self.fields("options", data, "batch workspace aux_streams plugins")
         if not isinstance(batch, list) or len(batch) != 3:
             raise self.refuse("options.batch", "a list of three numbers", batch)
         low, best, high = (self.integer("options.batch", number, 1, MAX_PICTURES) for number in batch)
@@ -303,7 +310,8 @@ class _PlansReader(FormReader):
             self.integer("options.workspace", workspace, 1, MAX_WORKSPACE)
         if aux_streams is not None:
             self.integer("options.aux_streams", aux_streams, 0, MAX_AUX_STREAMS)
-        return PlanOptions((low, best, high), workspace, aux_streams)
+        plugins = self.one_of("options.plugins", plugins, PLUGIN_CHOICES)
+        return PlanOptions((low, best, high), workspace, aux_streams, plugins)
 
     def plan(self, graph: str, data: Any) -> PlanSpec:
         where = f"plans.{graph}"

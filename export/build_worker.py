@@ -28,6 +28,7 @@ from actvar.files import FileEntry, locked, read_verified, written_whole
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARE_STEP = 0.01
+_TOKEN_OPERATORS = "ActVarToken"  # what the names of those begin with that choose and move tokens
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class BuildJob:
         weights: the names of all that the graph reads from the weights file.
         shapes: of every input that grows with the batch: the smallest, the usual and the largest shape.
         plan: the file to write, which must not be there.
-        workspace, aux_streams: as in PlanOptions.
+        workspace, aux_streams, plugins: as in PlanOptions.
         plugin_library: with our plugins; None builds without.
         timing_cache: a file that remembers how fast which kernel was; None where nothing is timed.
         pipe: the descriptor that results go to; known once there is a process.
@@ -58,6 +59,7 @@ class BuildJob:
     plan: str
     workspace: int | None
     aux_streams: int | None
+    plugins: str
     plugin_library: str | None
     timing_cache: str | None
     pipe: int = -1
@@ -141,13 +143,14 @@ def peak_memory() -> int:
 
 
 def _load_plugins(trt: Any, job: BuildJob) -> tuple[str, ...]:
-    """Make our plugins known to the builder; returns the operators that there is one for."""
+    """Make our plugins known to the builder; returns the operators that are to be plugins and have one."""
     if job.plugin_library is None:
         return ()
     registry = trt.get_plugin_registry()
     if registry.load_library(job.plugin_library) is None:
         raise EngineError(f"The plugin library {job.plugin_library} cannot be loaded")
-    return tuple(name for name in ALL_OPERATORS if registry.get_creator(name, PLUGIN_VERSION, PLUGIN_NAMESPACE))
+    wanted = [name for name in ALL_OPERATORS if job.plugins == "all" or name.startswith(_TOKEN_OPERATORS)]
+    return tuple(name for name in wanted if registry.get_creator(name, PLUGIN_VERSION, PLUGIN_NAMESPACE))
 
 
 def _parsed(trt: Any, builder: Any, logger: Any, lowered: Lowered) -> Any:

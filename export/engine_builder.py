@@ -71,7 +71,7 @@ def build_plans(
     for graph in graphs or ():
         if graph not in manifest.graphs:
             raise UsageError(f"{bundle} has no graph {graph}. Its graphs are {', '.join(manifest.graphs)}.")
-    library = plugin_library()
+    library = None if options.plugins == "none" else plugin_library()
     versions = {"actvar": __version__, "onnx": onnx.__version__, "onnx_graphsurgeon": onnx_graphsurgeon.__version__}
     wanted = PlanManifest(target, options, _recipe(), hash_file(library).sha256 if library else None, versions, {})
     folder = plan_folder(bundle, target)
@@ -158,6 +158,7 @@ class _Build:
             plan=str(plan),
             workspace=options.workspace,
             aux_streams=options.aux_streams,
+            plugins=options.plugins,
             plugin_library=str(self.library) if self.library else None,
             timing_cache=self._timing_cache(),
         )

@@ -343,6 +343,18 @@ def test_with_the_plugin_library_our_operators_become_plugins(bundle, target, mo
         assert plan.bodies == {}
 
 
+def test_the_ffn_can_stay_a_body_beside_the_plugins_that_move_tokens(bundle, target, monkeypatch):
+    """Dense FFNs are the engine library's own trade: a plugin of ours must win before it is taken."""
+    monkeypatch.setenv("ACTVAR_PLUGIN_LIBRARY", str(plugin_library_path()))
+    options = replace(OPTIONS, plugins="tokens")
+    plans = build_plans(bundle, target, options, ["scale_04"])
+    plan = plans.plans["scale_04"]
+    assert plan.bodies == {"ActVarRoutedFFN": MODEL.depth}
+    assert sum(plan.plugins.values()) == plan.layers["PLUGIN_V3"] == 3 * MODEL.depth
+    none = build_plans(bundle, target, replace(OPTIONS, plugins="none"), ["scale_04"])
+    assert none.plugin_library is None and none.plans["scale_04"].plugins == {}
+
+
 def test_a_plugin_library_that_is_none_is_said(bundle, target, tmp_path, monkeypatch):
     """It is loaded by a worker: what cannot be loaded, or ends its process, is an error with the log's words."""
     (tmp_path / "library.so").write_text("no library")
@@ -393,7 +405,7 @@ def test_a_timing_cache_is_kept_and_may_be_damaged(built, tmp_path, known):
     plan, log, graph = (str(tmp_path / name) for name in ("plan", "log", "condition.onnx"))
     shutil.copy(built / "condition.onnx", graph)
     file, weights = (spec.entry.bytes, spec.entry.sha256), tuple(spec.weights)
-    job = BuildJob("tensorrt-rtx", ("8.9",), graph, *file, weights, shapes, plan, None, None, None, str(cache))
+    job = BuildJob("tensorrt-rtx", ("8.9",), graph, *file, weights, shapes, plan, None, None, "all", None, str(cache))
     outcomes: list[object] = []
     run_tasks(
         [Task("condition", job, Path(plan), Path(log))], 1, dict(os.environ), quiet, lambda _, o: outcomes.append(o)

@@ -127,6 +127,8 @@ def test_folders_of_different_targets_have_different_names():
 def test_options_that_no_library_takes_are_refused(batch, workspace, aux_streams):
     with pytest.raises(ValueError, match="must"):
         PlanOptions(batch, workspace, aux_streams)
+    with pytest.raises(ValueError, match="must be all, tokens, none, got 'some'"):
+        PlanOptions(plugins="some")
 
 
 EDITS: dict[str, tuple[Edit, str]] = {
@@ -137,6 +139,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "an unknown engine": (lambda data: data["target"].update(engine="openvino"), "target.engine"),
     "no GPU": (lambda data: data["target"].update(gpus=[]), "target.gpus"),
     "an unreadable GPU": (lambda data: data["target"].update(gpus=["sm89"]), "target.gpus"),
+    "an unknown choice of plugins": (lambda data: data["options"].update(plugins="some"), "options.plugins"),
     "a batch of two numbers": (lambda data: data["options"].update(batch=[1, 8]), "options.batch"),
     "a descending batch": (lambda data: data["options"].update(batch=[1, 8, 4]), "options.batch"),
     "a workspace of words": (lambda data: data["options"].update(workspace="1G"), "options.workspace"),

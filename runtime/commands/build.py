@@ -44,6 +44,7 @@ actvar-trt build --checkpoint var_d16.pth --vqvae vae_ch160v4096z32.pth --fp16
 actvar-trt build --bundle bundles/actvar-d20-fp16 --engine tensorrt"""
 
 Engine: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
+Plugins: TypeAlias = Literal["all", "tokens", "none"]
 MAX_DEPTH, MOST_JOBS = 64, 4
 
 
@@ -91,6 +92,10 @@ def build(
     aux_streams: Annotated[
         int | None, typer.Option(show_default="the library's", help="Further streams that an engine may use.")
     ] = None,
+    plugins: Annotated[
+        Plugins,
+        typer.Option(help="Sparse parts that become plugins, where there is a library; tokens: not the FFN."),
+    ] = "all",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures into this file, too.")] = None,
 ) -> None:
     """Build TensorRT plans: condition, every scale, and the decoder.
@@ -99,7 +104,7 @@ def build(
     where it was. With a GPU and TensorRT plans are for that GPU; else TensorRT-RTX builds ahead of time, on any
     machine. Without any TensorRT the graphs are exported, and what to install is said.
     """
-    options = _options(batch, workspace, aux_streams)
+    options = _options(batch, workspace, aux_streams, plugins)
     if json_file and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise UsageError(f"--json must be a file in a folder that is there, got {json_file}.")
     activation = ActivationChoice(active_scales, token_rates, expert_rates, experts)
@@ -120,7 +125,7 @@ def build(
     graphs = _graphs(manifest, scales)
     if target is None:
         raise EngineError(f"{lack} The graphs are there, in {folder}: the same command then goes on with them.")
-    _say_what_becomes_of_sparse_parts(manifest)
+    _say_what_becomes_of_sparse_parts(manifest, plugins)
     jobs = jobs or (1 if target.device else min(os.cpu_count() or 1, MOST_JOBS))
     started = time.perf_counter()
     title = f"{target.engine} {target.version} builds for {target.device or ', '.join(target.gpus)}"
@@ -135,13 +140,13 @@ def build(
         say(f"There are no weights yet. Give the plans some: actvar-trt bind --bundle {folder} --checkpoint FILE")
 
 
-def _options(batch: str, workspace: int | None, aux_streams: int | None) -> PlanOptions:
+def _options(batch: str, workspace: int | None, aux_streams: int | None, plugins: str) -> PlanOptions:
     try:
         low, best, high = (int(part) for part in batch.split(":"))
     except ValueError:
         raise UsageError(f"--batch must be three numbers, such as 1:8:64, got {batch!r}.") from None
     try:
-        return PlanOptions((low, best, high), workspace, aux_streams)
+        return PlanOptions((low, best, high), workspace, aux_streams, plugins)
     except ValueError as error:
         raise UsageError(f"Plans cannot be built so: {error}.") from None
 
@@ -157,14 +162,20 @@ def _graphs(manifest: Manifest, scales: str | None) -> list[str] | None:
     return [scale_name(scale - 1) for scale in wanted]
 
 
-def _say_what_becomes_of_sparse_parts(manifest: Manifest) -> None:
+def _say_what_becomes_of_sparse_parts(manifest: Manifest, plugins: str) -> None:
     model = manifest.model
     if not any(model.is_active(si) for si in range(len(model.schedule))):
         return
-    if library := plugin_library():
-        say(f"Sparse parts become plugins of {library}.")
+    masked = "computed in full and masked, right and no faster than dense"
+    library = plugin_library()
+    if plugins == "none":
+        say(f"Sparse parts are {masked}.")
+    elif library is None:
+        say(f"There is no plugin library: sparse parts are {masked}.")
+    elif plugins == "tokens":
+        say(f"Tokens are chosen and moved by plugins of {library}; the FFN is {masked}.")
     else:
-        say("There is no plugin library: sparse parts are computed in full and masked, right and no faster than dense.")
+        say(f"Sparse parts become plugins of {library}.")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
