@@ -130,15 +130,13 @@ def random_checkpoint(name: str, model: ModelConfig) -> Path:
     if path.is_file():
         return path
     with needs("export", "to make a model of random weights"):
-        import torch
-
         from actvar.checkpoint import save_model
         from actvar.models.actvar import random_model
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
             if not path.is_file():
-                save_model(random_model(model), path, torch.float32)
+                save_model(random_model(model), path)
     except OSError as error:
         raise ActVARError(f"{path} cannot be written: {error.strerror}. Name another folder in ACTVAR_CACHE.") from None
     return path
