@@ -23,5 +23,6 @@ unsigned& lane_value(int lane);
 
 }  // namespace cuda_on_host
 
-// Which order the fibers run in; 0 is that of their indices.
+// Which order the fibers run in: 0 that of their indices; others shuffle them, and even ones run each warp as far as it
+// gets before the next.
 extern "C" void cudaOnHostSetOrder(unsigned seed);
