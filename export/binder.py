@@ -153,13 +153,13 @@ def _bind(
     if replace(manifest.weights, sha256=None) != WeightsSpec(file.layout.bytes, None, file.layout.tensors):
         raise BundleError(f"{bundle} lays its weights out in a way that this version does not write. {EXPORT_AGAIN}")
     bundle, target = bundle.resolve(), (target or bundle.resolve()).absolute()
-    if bundle in target.parents:
+    if bundle in target.resolve().parents:
         raise UsageError(f"{target} lies inside the bundle. Name a folder outside of it, or none to replace it.")
     with _plans_locked(bundle), folder_written_whole(target) as unfinished:
         for graph in manifest.graphs.values():
             _share(bundle / graph.entry.file, unfinished / graph.entry.file)
         if (bundle / PLANS_FOLDER).is_dir():
-            _share_tree(bundle / PLANS_FOLDER, unfinished / PLANS_FOLDER)
+            _share_any(bundle / PLANS_FOLDER, unfinished / PLANS_FOLDER)
         weights = file.write(unfinished / WEIGHTS_FILE, read, progress)
         bound = replace(manifest, model=config, source=source, weights=weights)
         write_manifest(unfinished, bound)
@@ -177,13 +177,16 @@ def _plans_locked(bundle: Path) -> Iterator[None]:
         yield
 
 
-def _share_tree(source: Path, target: Path) -> None:
-    """The same folder of files under another name."""
+def _share_any(source: Path, target: Path) -> None:
+    """The same file, or the same folder of files, under another name."""
+    if source.is_symlink() or not (source.is_file() or source.is_dir()):
+        raise BundleError(f"{source} must be a plain file or a folder, and is a link or a device. Remove it.")
+    if source.is_file():
+        _share(source, target)
+        return
     target.mkdir()
     for path in source.iterdir():
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise BundleError(f"{path} must be a plain file, and is a link or a device. Remove it.")
-        (_share_tree if path.is_dir() else _share)(path, target / path.name)
+        _share_any(path, target / path.name)
 
 
 def _share(source: Path, target: Path) -> None:

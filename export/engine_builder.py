@@ -75,6 +75,9 @@ def build_plans(
     versions = {"actvar": __version__, "onnx": onnx.__version__, "onnx_graphsurgeon": onnx_graphsurgeon.__version__}
     wanted = PlanManifest(target, options, _recipe(), hash_file(library).sha256 if library else None, versions, {})
     folder = plan_folder(bundle, target)
+    for place in (folder.parent, folder):
+        if place.is_symlink():  # what is no longer right in it is removed: not out there
+            raise BundleError(f"{place} must be a folder, and is a link. Remove it, or move the whole bundle.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / _LOCK_FILE):

@@ -406,6 +406,13 @@ def test_a_link_among_the_plans_is_refused(bound, tmp_path):
     assert_refused(bound, BundleError, r"scale_02\.plan must be a plain file", bound.second)
 
 
+def test_plans_that_lie_elsewhere_are_refused(bound, tmp_path):
+    """The folder itself may be a link, too, and all that it leads to would seem to be part of the bundle."""
+    (bound.bundle / "plans").rename(tmp_path / "elsewhere")
+    (bound.bundle / "plans").symlink_to(tmp_path / "elsewhere")
+    assert_refused(bound, BundleError, r"plans must be a plain file or a folder", bound.second)
+
+
 @pytest.mark.parametrize("target", ["plans/new", "new"])
 def test_a_bundle_is_not_written_into_itself(bound, target):
     assert_refused(bound, UsageError, "lies inside the bundle", bound.second, target=bound.bundle / target)
