@@ -34,7 +34,7 @@ def load_engine(engine: str) -> Any:
     """
     try:
         return import_module(MODULES[engine])
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         if not installed(engine):
             raise EngineError(f"The package {MODULES[engine]} is not installed. {INSTALL}") from None
         raise EngineError(f"The package {MODULES[engine]} is installed and cannot be loaded: {error}.") from None
@@ -57,9 +57,11 @@ def choose_target(engine: str | None, architectures: Sequence[str] | None) -> Pl
         at_hand = gpu is not None and architectures is None and installed(TENSORRT)
         engine = TENSORRT if at_hand else RTX
         if not at_hand and not installed(RTX):
-            if installed(TENSORRT):
+            if not installed(TENSORRT):
+                raise EngineError(f"There is no TensorRT to build plans with. {INSTALL}")
+            if gpu is None:
                 raise EngineError(f"TensorRT builds for the GPU at hand, and there is none. {INSTALL}")
-            raise EngineError(f"There is no TensorRT to build plans with. {INSTALL}")
+            raise EngineError(f"--gpu-arch is for TensorRT-RTX, which is not installed. Leave it out. {INSTALL}")
     if engine == TENSORRT:
         if architectures:
             raise UsageError(

@@ -17,6 +17,7 @@ from small_models import small_config
 from actvar.bundle import Manifest, graph_names, read_manifest, write_manifest
 from actvar.config import PRESETS, Activation
 from actvar.errors import BundleError, EngineError, UsageError
+from actvar.export import engine_library
 from actvar.export.build_processes import Task, run_tasks
 from actvar.export.build_worker import BuildJob, BuildResult
 from actvar.export.engine_builder import build_plans
@@ -24,7 +25,7 @@ from actvar.export.engine_library import capabilities, choose_target, library_pa
 from actvar.export.lowering import lower
 from actvar.export.onnx_export import export_graphs
 from actvar.files import hash_file, locked
-from actvar.plans import PlanManifest, PlanOptions, PlanTarget, plan_folder, read_plan, read_plans, write_plans
+from actvar.plans import Gpu, PlanManifest, PlanOptions, PlanTarget, plan_folder, read_plan, read_plans, write_plans
 
 pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
 
@@ -72,18 +73,20 @@ def bundle(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "bundle"))
 
 
-def inodes(folder: Path) -> dict[str, int]:
-    """Which file each plan is: a plan that is built anew is another file."""
-    return {path.stem: path.stat().st_ino for path in folder.glob("*.plan")}
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Which file each plan is, and of when: a plan that is built anew is another file, though a file system may give it
+    the number of one that was removed."""
+    states = {path.stem: path.stat() for path in folder.glob("*.plan")}
+    return {graph: (state.st_ino, state.st_mtime_ns) for graph, state in states.items()}
 
 
 def rebuilt(bundle: Path, target: PlanTarget, options: PlanOptions = OPTIONS, graphs: Any = None) -> set[str]:
     """Build, and say which graphs have new plans."""
     folder = plan_folder(bundle, target)
-    before = inodes(folder)
+    before = stamps(folder)
     plans = build_plans(bundle, target, options, graphs)
     assert plans == read_plans(folder)
-    return {graph for graph, inode in inodes(folder).items() if before.get(graph) != inode}
+    return {graph for graph, stamp in stamps(folder).items() if before.get(graph) != stamp}
 
 
 def replace_graph(bundle: Path, graph: str, change: Callable[[onnx.ModelProto], object]) -> None:
@@ -181,7 +184,7 @@ def test_other_options_build_all_again(bundle, target, changed):
     """Only some are asked for here: the others go all the same, for a folder's plans are all of one kind."""
     assert rebuilt(bundle, target, changed, ["condition"]) == {"condition"}
     assert tuple(read_plans(plan_folder(bundle, target)).plans) == ("condition",)
-    assert list(inodes(plan_folder(bundle, target))) == ["condition"]
+    assert list(stamps(plan_folder(bundle, target))) == ["condition"]
 
 
 @pytest.mark.parametrize("changes", [{"recipe": "ab" * 32}, {"versions": {"onnx": "1.0"}}])
@@ -200,11 +203,11 @@ def test_another_plugin_library_builds_what_has_our_operators(bundle, target):
 
 def test_another_target_has_plans_of_its_own(bundle, target):
     """Several capabilities share one plan; building for them leaves the others' plans alone."""
-    before = inodes(plan_folder(bundle, target))
+    before = stamps(plan_folder(bundle, target))
     both = choose_target("tensorrt-rtx", ("12.0", "8.9", "12.0"))
     assert both.gpus == ("8.9", "12.0")
     plans = build_plans(bundle, both, OPTIONS, ["condition"])
-    assert plans.target == both and inodes(plan_folder(bundle, target)) == before
+    assert plans.target == both and stamps(plan_folder(bundle, target)) == before
 
 
 @pytest.mark.parametrize("name", ["condition.plan", "condition.log"])
@@ -224,6 +227,20 @@ def test_leftovers_of_killed_builds_are_removed(bundle, target):
     leftover.write_bytes(b"half a plan")
     build_plans(bundle, target, OPTIONS)
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize("linked", ["plans", "its folder"])
+def test_nothing_is_removed_behind_a_link(bundle, target, tmp_path, linked):
+    """A bundle may come from anywhere, and plans and logs that it does not know are removed: not those of others."""
+    folder = plan_folder(bundle, target)
+    link = bundle / "plans" if linked == "plans" else folder
+    link.rename(tmp_path / "elsewhere")
+    link.symlink_to(tmp_path / "elsewhere")
+    of_another = folder.resolve() / "mail.log"
+    of_another.write_text("")
+    with pytest.raises(BundleError, match=f"{link.name} must be a folder, and is a link"):
+        build_plans(bundle, target, OPTIONS)
+    assert of_another.exists()
 
 
 def test_an_unknown_graph_is_refused(bundle, target):
@@ -382,6 +399,26 @@ def test_an_unknown_architecture_is_refused():
 def test_tensorrt_takes_no_architecture():
     with pytest.raises(UsageError, match="GPU at hand"):
         choose_target("tensorrt", ("8.9",))
+
+
+def test_architectures_want_tensorrt_rtx_and_the_message_denies_no_gpu(monkeypatch):
+    """With TensorRT alone, and a GPU, what is wrong is the option."""
+    monkeypatch.setattr(engine_library, "first_gpu", lambda: Gpu("a card", "8.9"))
+    monkeypatch.setattr(engine_library, "installed", lambda engine: engine == "tensorrt")
+    with pytest.raises(EngineError, match=r"--gpu-arch is for TensorRT-RTX, which is not installed"):
+        choose_target(None, ("8.9",))
+
+
+@pytest.mark.parametrize("error", [ImportError, FileNotFoundError])
+def test_a_module_whose_libraries_are_missing_is_an_error_of_ours(monkeypatch, error):
+    """Loaders of shared libraries raise either."""
+
+    def fail(module: str) -> None:
+        raise error("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr(engine_library, "import_module", fail)
+    with pytest.raises(EngineError, match=r"installed and cannot be loaded: libnvinfer\.so\.10"):
+        load_engine("tensorrt-rtx")
 
 
 def test_the_parser_finds_its_library_by_the_name_it_looks_for(tmp_path, monkeypatch):
