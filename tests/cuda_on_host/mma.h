@@ -1,5 +1,5 @@
-// Stands in for the toolkit's header of this name. Each lane holds whole operands and its own part of the sums: eight
-// elements of one row, of another row than a kernel could guess, as the real places are unknown to it too.
+// Stands in for the toolkit's header of this name. Each lane holds its own part of the sums, eight elements of one
+// row, of another row than a kernel could guess, as the real places are unknown to it too; and what they are made of.
 
 #pragma once
 
@@ -47,13 +47,16 @@ void fill_fragment(fragment<accumulator, 16, 16, 16, T>& to, T value) {
     for (T& element : to.values) element = value;
 }
 
+// Loads what the lane's own sums are made of: one row of a, or eight columns of b. The rest is not looked at.
 template <typename Use, typename T, typename Layout>
 void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout>& to, T const* from, unsigned stride) {
     check_square(from, stride);
-    for (unsigned row = 0; row < 16; ++row)
-        for (unsigned column = 0; column < 16; ++column)
-            to.values[row][column] = static_cast<float>(
-                from[std::is_same_v<Layout, row_major> ? row * stride + column : column * stride + row]);
+    constexpr bool kRowMajor = std::is_same_v<Layout, row_major>, kIsA = std::is_same_v<Use, matrix_a>;
+    auto const first = static_cast<unsigned>(first_element()), own_row = first / 16, own_column = first % 16;
+    for (unsigned row = kIsA ? own_row : 0; row < (kIsA ? own_row + 1 : 16); ++row)
+        for (unsigned column = kIsA ? 0 : own_column; column < (kIsA ? 16 : own_column + 8); ++column)
+            to.values[row][column] =
+                static_cast<float>(from[kRowMajor ? row * stride + column : column * stride + row]);
 }
 
 template <typename T, typename LayoutA, typename LayoutB>
