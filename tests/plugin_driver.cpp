@@ -50,10 +50,11 @@ struct Tensor {
     std::int64_t dims[8];
 };
 
-// `tensors` are the inputs, then the outputs. The plugin's workspace gets `poison` in every byte. Returns the number of the step that failed, 0 for none; what was
-// logged is in `messages`, of `size` bytes.
+// `tensors` are the inputs, then the outputs. The plugin's workspace gets `poison` in every byte. Returns the number of
+// the step that failed, 0 for none; what was logged is in `messages`, of `size` bytes.
 extern "C" int runPlugin(char const* name, int attributes, char const* const* names, std::int32_t const* values,
-                         int tactic, int inputs, int outputs, Tensor const* tensors, int poison, char* messages, std::size_t size) {
+                         int tactic, int inputs, int outputs, Tensor const* tensors, int poison, char* messages,
+                         std::size_t size) {
     setLoggerFinder(&the_log);
     the_log.text.clear();
     auto const finish = [&](int step) {
