@@ -21,6 +21,7 @@ from kernel_library import (
 FP32, FP16 = np.dtype(np.float32), np.dtype(np.float16)
 TOLERANCE = {FP32: 2e-5, FP16: 4e-3, BFLOAT16: 3e-2}  # of results of about 1; rounded hidden values and outputs
 TACTICS = range(1, 8)
+SIZES = ("rows", "length", "keep", "width", "dtype")  # of what moves tokens, in their functions' order
 
 
 @pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -118,6 +119,23 @@ def test_scatter_takes_indices_in_any_order_and_the_last_of_equals(kernels):
     scattered = x.copy()
     scattered[0, 39], scattered[0, 3], scattered[0, 20] = updated[0, 0], updated[0, 3], updated[0, 2]
     np.testing.assert_array_equal(kernels.scatter(x, np.array([[39, 3, 20, 3]]), updated), scattered)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "value"),
+    [("rows", -1), ("keep", -1), ("rows", 1 << 30), ("width", 1 << 30), ("dtype", 3)],
+)
+def test_gather_and_scatter_refuse_what_they_cannot_count(kernels, wrong, value):
+    """Before anything is read: more tokens than a grid has blocks for would leave some of them as they were."""
+    sizes = [{"rows": 1, "length": 2, "keep": 2, "width": 8, "dtype": 0, wrong: value}[name] for name in SIZES]
+    x, indices = random(1, 2, 8), np.zeros((1, 2), np.int64)
+    for function, arguments, place in (
+        ("actvarTokenGather", [x, indices, None], 2),
+        ("actvarTokenScatter", [x, indices, x, None], 3),
+    ):
+        with pytest.raises(KernelError) as refused:
+            kernels.run(function, [*arguments, *sizes], {place: ((1, 2, 8), FP32)})
+        assert refused.value.code == INVALID_VALUE
 
 
 # ---- experts

@@ -5,6 +5,8 @@
 
 #include "token_move.h"
 
+#include <climits>
+
 #include "../launch.cuh"
 #include "token.cuh"
 
@@ -48,7 +50,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 bool valid(int rows, int length, int keep, int width, ActvarDtype dtype) {
-    return rows >= 0 && length >= 0 && keep >= 0 && width >= 0 && actvarBytes(dtype) > 0;
+    if (rows < 0 || length < 0 || keep < 0 || width < 0 || actvarBytes(dtype) == 0) return false;
+    std::int64_t const most = length > keep ? length : keep;
+    return rows * most <= INT_MAX && width <= INT_MAX / actvarBytes(dtype);
 }
 
 template <typename Unit>

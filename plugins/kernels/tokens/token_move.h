@@ -1,8 +1,8 @@
 // Moving whole tokens: the kept ones out of their rows, and back into them.
 //
 // Every byte is read and written once. Tokens are copied 16 bytes at a time where their size and the addresses allow
-// it. Deterministic; nothing is allocated; both may be captured. cudaErrorInvalidValue for sizes that are negative or
-// a dtype that is none.
+// it. Deterministic; nothing is allocated; both may be captured. cudaErrorInvalidValue for sizes that are negative,
+// more than 2^31 - 1 tokens, a token of 2 GiB or more, or a dtype that is none.
 
 #pragma once
 
