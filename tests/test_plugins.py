@@ -363,3 +363,17 @@ def test_configuring_goes_on_without(lacking, said, tmp_path):
     done = cmake("-S", str(ROOT), "-B", str(tmp_path), f"-D{lacking}=OFF", "-DCMAKE_CUDA_ARCHITECTURES=89")
     assert done.returncode == 0, done.stderr
     assert f"left out          {said}" in done.stdout
+
+
+def test_an_older_nvcc_builds_for_the_gpus_that_it_knows(tmp_path):
+    """One of before Blackwell would refuse the newest. PTX is of the last data centre's GPU that it knows."""
+    real = shutil.which("nvcc")
+    if shutil.which("cmake") is None or real is None:
+        pytest.skip("needs cmake and nvcc")
+    older = tmp_path / "nvcc"
+    known = "".join(f"compute_{n}\\n" for n in (75, 80, 86, 87, 89, 90))
+    older.write_text(f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && exec printf "{known}"\nexec {real} "$@"\n')
+    older.chmod(0o755)
+    done = cmake("-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DNVCC={older}")
+    assert done.returncode == 0, done.stderr
+    assert "architectures     75-real;80-real;86-real;89-real;90-real;90-virtual\n" in done.stdout
