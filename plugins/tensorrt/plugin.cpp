@@ -1,7 +1,8 @@
 #include "plugin.h"
 
+#include <algorithm>
 #include <climits>
-#include <new>
+#include <exception>
 #include <utility>
 
 #include "log.h"
