@@ -7,6 +7,7 @@ Graphs are computed by ONNX Runtime, from the addresses that were bound. Neither
 
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,10 @@ import onnx
 import onnxruntime
 from cuda.bindings import runtime as real
 
-from actvar.bundle import ITEM_BYTES
+from actvar.bundle import ITEM_BYTES, read_manifest
+from actvar.export.lowering import lower
+from actvar.files import hash_file
+from actvar.plans import PlanManifest, PlanOptions, PlanSpec, PlanTarget, plan_folder, write_plans
 from actvar.runtime.backends.number_types import decode, encode
 
 CAPABILITY = (8, 0)
@@ -199,6 +203,21 @@ _TYPES = {
     10: ("HALF", "float16"),
 }
 SCRATCH_PER_PICTURE = 1000
+
+
+def build_on_host(bundle: Path, target: PlanTarget, options: PlanOptions) -> PlanManifest:
+    """As `build_plans`, of all graphs: the plans are the lowered graphs."""
+    folder, specs = plan_folder(bundle, target), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for graph, spec in read_manifest(bundle).graphs.items():
+        path = folder / f"{graph}.plan"
+        path.write_bytes(lower(bundle / spec.entry.file).model.SerializeToString())
+        path.with_suffix(".log").write_text("")
+        entries = hash_file(path), hash_file(path.with_suffix(".log"))
+        specs[graph] = PlanSpec(*entries, spec.entry.sha256, {}, {}, {}, 1.0, 1)
+    plans = PlanManifest(target, options, "0" * 64, None, {}, specs)
+    write_plans(folder, plans)
+    return plans
 
 
 class _Logger:

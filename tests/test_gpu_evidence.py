@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpu_on_host import CAPABILITY, NAME, HostCuda, HostTensorRT
+from gpu_on_host import CAPABILITY, NAME, HostCuda, HostTensorRT, build_on_host
 from import_tree import ROOT
 from small_models import small_config, vivid_model
 
@@ -24,7 +24,7 @@ from actvar.bundle import read_manifest
 from actvar.config import Activation
 from actvar.errors import BundleError
 from actvar.files import hash_file
-from actvar.plans import Gpu, PlanManifest, PlanSpec, PlanTarget, plan_folder, write_plans
+from actvar.plans import Gpu, PlanManifest, PlanTarget, plan_folder
 from actvar.runtime.backends import cuda_memory
 from actvar.runtime.bundle_cache import CACHE_VARIABLE
 
@@ -262,7 +262,9 @@ def places(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr("gpu.case.first_gpu", lambda: GPU)
     monkeypatch.setattr(ways.Way, "target", target)
-    monkeypatch.setattr(ways, "build_plans", build_on_host)
+    monkeypatch.setattr(
+        ways, "build_plans", lambda bundle, target, options, jobs: build_on_host(bundle, target, options)
+    )
     config = read_manifest(bundles / "mini-fp32").model
     checkpoint = SimpleNamespace(path=Path("small.safetensors"), vqvae=None)
     monkeypatch.setattr(correctness, "shipped_checkpoint", lambda name: checkpoint)
@@ -281,24 +283,6 @@ def target(way: ways.Way, gpu: Gpu | None = None) -> PlanTarget:
     """As `Way.target`, without the library's own list."""
     gpus = (gpu.capability,) if way.at_hand and gpu else way.architectures or ("8.0", "8.9", "12.0")
     return PlanTarget(way.engine, HostTensorRT.__version__, tuple(gpus))
-
-
-def build_on_host(bundle: Path, target: PlanTarget, options: Any, jobs: int) -> PlanManifest:
-    """As `build_plans`: plans that the stand-in runs are the lowered graphs."""
-    from actvar.export.lowering import lower
-
-    manifest, folder = read_manifest(bundle), plan_folder(bundle, target)
-    folder.mkdir(parents=True, exist_ok=True)
-    specs = {}
-    for graph, spec in manifest.graphs.items():
-        path = folder / f"{graph}.plan"
-        path.write_bytes(lower(bundle / spec.entry.file).model.SerializeToString())
-        path.with_suffix(".log").write_text("")
-        entries = hash_file(path), hash_file(path.with_suffix(".log"))
-        specs[graph] = PlanSpec(*entries, spec.entry.sha256, {}, {}, {}, 1.0, 1)
-    plans = PlanManifest(target, options, "0" * 64, None, {}, specs)
-    write_plans(folder, plans)
-    return plans
 
 
 def answer_of(step: Any, case: str, places: Places) -> dict[str, Any]:
@@ -328,7 +312,7 @@ def test_a_library_that_refuses_its_plans_is_an_answer_in_its_words(places: Plac
     """Which is what the docs are to quote; and nothing after it is tried with such plans."""
 
     def build(bundle: Path, target: PlanTarget, options: Any, jobs: int) -> PlanManifest:
-        plans = build_on_host(bundle, target, options, jobs)
+        plans = build_on_host(bundle, target, options)
         path = plan_folder(bundle, target) / "condition.plan"
         path.write_bytes(b"a plan of another GPU")
         specs = {**plans.plans, "condition": replace(plans.plans["condition"], entry=hash_file(path))}
@@ -346,7 +330,7 @@ def test_plans_that_were_carried_are_not_built_again(places: Places):
     """They are what was prepared; the answer says how many came along."""
     way = ways.WAYS["sm80"]
     bundle = places.bundle("mini-fp16")
-    build_on_host(bundle, way.target(GPU), ways.OPTIONS, 1)
+    build_on_host(bundle, way.target(GPU), ways.OPTIONS)
     assert answer_of(rtx_answer, "sm80", places)["carried"] == list(read_manifest(bundle).graphs)
 
 

@@ -28,7 +28,7 @@ from actvar.errors import ActVARError, BundleError, EngineError
 from actvar.export.lowering import lower
 from actvar.export.onnx_export import export_bundle
 from actvar.files import hash_file
-from actvar.plans import PlanManifest, PlanOptions, PlanSpec, PlanTarget, plan_folder, read_plans, write_plans
+from actvar.plans import PlanOptions, PlanTarget, read_plans, write_plans
 from actvar.runtime.backends import cuda_memory, trt, trt_library
 from actvar.runtime.backends.cuda_memory import CudaMemory
 from actvar.runtime.backends.device_weights import upload_weights
@@ -71,18 +71,7 @@ def bundle(exported: Path, engine: str, tmp_path: Path) -> Path:
     """A bundle whose plans are the lowered graphs."""
     folder = tmp_path / "bundle"
     shutil.copytree(exported, folder)
-    manifest = read_manifest(folder)
-    target = PlanTarget(engine, HostTensorRT.__version__, (GPU,))
-    plans = plan_folder(folder, target)
-    plans.mkdir(parents=True)
-    specs = {}
-    for graph, spec in manifest.graphs.items():
-        path = plans / f"{graph}.plan"
-        path.write_bytes(lower(folder / spec.entry.file).model.SerializeToString())
-        path.with_suffix(".log").write_text("")
-        entries = hash_file(path), hash_file(path.with_suffix(".log"))
-        specs[graph] = PlanSpec(*entries, spec.entry.sha256, {}, {}, {}, 1.0, 1)
-    write_plans(plans, PlanManifest(target, PlanOptions((1, 2, 4)), "0" * 64, None, {}, specs))
+    gpu_on_host.build_on_host(folder, PlanTarget(engine, HostTensorRT.__version__, (GPU,)), PlanOptions((1, 2, 4)))
     return folder
 
 
