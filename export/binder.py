@@ -168,7 +168,7 @@ def _bind(
 
 @contextmanager
 def _plans_locked(bundle: Path) -> Iterator[None]:
-    """Wait for builds of plans that are under way, and keep others from beginning."""
+    """Wait for builds of plans that are under way, and keep others from beginning where there are plans already."""
     with ExitStack() as stack:
         for lock in sorted((bundle / PLANS_FOLDER).glob(f"*/{_LOCK_FILE}")):
             with suppress(OSError):  # of a bundle that may only be read: no build can be under way there
