@@ -354,3 +354,17 @@ def test_the_workspace_serves_any_fewer_tokens(kernels, tactic):
     ]
     sizes = [kernels.workspace(shape, tactic) for shape in shapes]
     assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("tactic", TACTICS)
+def test_slices_give_way_to_tokens(kernels, tactic):
+    """Or an expert of its own per slice, meant for a few tokens, would reserve gigabytes in every engine. No
+    slice is given up without need."""
+    few = kernels.plan(Shape(64, 256, 64, 16, 12, 1), tactic).slices
+    for tokens in (254, 1024, 2048, 8192, 16384, 24576, 49152, 100_000):
+        plan = kernels.plan(Shape(tokens, 256, 64, 16, 12, 1), tactic)
+        most_rows = 65536 if plan.sorted else 8192
+        assert 1 <= plan.slices <= few and (plan.slices == 1 or plan.slices * tokens <= most_rows)
+        assert plan.slices == few or 2 * plan.slices * tokens > most_rows
+        needed = tokens * 16 * 64 * 2 + (plan.slices * tokens if plan.slices > 1 else 0) * 256 * 4
+        assert kernels.workspace(Shape(tokens, 256, 64, 16, 12, 1), tactic) >= needed

@@ -17,8 +17,9 @@ constexpr ActvarRoutedFfnPlan kPlans[] = {
 };
 static_assert(sizeof kPlans / sizeof *kPlans == kActvarRoutedFfnTactics);
 
-// What slices add up is kept small next to the hidden values: a plan that would need more rows takes fewer slices.
-constexpr std::int64_t kMostPartialRows = 65536;
+// What slices add up is kept small: a plan that would need more rows takes fewer slices. Where they let no expert be
+// skipped and only fill the GPU, few rows do that: TensorRT reserves what the greediest tactic needs, whichever it takes.
+constexpr std::int64_t kMostSortedRows = 65536, kMostUnsortedRows = 8192;
 
 bool valid(ActvarRoutedFfnShape const& shape) {
     return shape.tokens >= 0 && shape.width > 0 && shape.width % kRun == 0 && shape.hidden > 0 &&
@@ -40,6 +41,7 @@ int default_tactic(ActvarRoutedFfnShape const& shape) {
 struct Cut {
     ActvarRoutedFfnPlan plan;
     int most_slices;
+    std::int64_t most_rows;  // of all slices' sums, where there are several
 };
 
 bool make_cut(ActvarRoutedFfnShape const& shape, int tactic, Cut& cut) {
@@ -47,7 +49,8 @@ bool make_cut(ActvarRoutedFfnShape const& shape, int tactic, Cut& cut) {
     cut.plan = kPlans[(tactic == 0 ? default_tactic(shape) : tactic) - 1];
     cut.most_slices = min(cut.plan.slices, shape.experts);
     cut.plan.slices = cut.most_slices;
-    while (cut.plan.slices > 1 && static_cast<std::int64_t>(cut.plan.slices) * shape.tokens > kMostPartialRows)
+    cut.most_rows = cut.plan.sorted ? kMostSortedRows : kMostUnsortedRows;
+    while (cut.plan.slices > 1 && static_cast<std::int64_t>(cut.plan.slices) * shape.tokens > cut.most_rows)
         cut.plan.slices /= 2;
     if (shape.dtype == kActvarFp32) cut.plan.tile_rows = ScalarTile::kRows;
     return true;
@@ -62,7 +65,7 @@ struct Workspace {
         auto const slices = static_cast<std::size_t>(cut.most_slices);
         auto const neurons = static_cast<std::size_t>(shape.experts) * static_cast<std::size_t>(shape.hidden);
         auto const bytes = static_cast<std::size_t>(actvarBytes(shape.dtype));
-        auto const rows = slices > 1 ? min(slices * tokens, static_cast<std::size_t>(kMostPartialRows)) : 0;
+        auto const rows = slices > 1 ? min(slices * tokens, static_cast<std::size_t>(cut.most_rows)) : 0;
         masks = 0;
         order = after(masks, tokens * sizeof(std::uint32_t));
         sort = after(order, cut.plan.sorted ? slices * tokens * sizeof(std::int32_t) : 0);
