@@ -370,3 +370,55 @@ def test_the_manifest_decides_the_cache_and_not_the_batch_before(loaded: Buffere
     engine = BufferedEngine(replace(manifest), loaded._lanes[0]._executor, HostMemory())
     large, small = engine.kv_cache(3).past, engine.kv_cache(1).past
     assert (large.address, small.shape[2]) == (small.address, 2)
+
+
+def test_keys_of_another_type_than_the_cache_are_refused(loaded: BufferedEngine, manifest: Manifest):
+    """A manifest may give each scale's new_kv a type of its own: the larger one would be written beyond the window."""
+    outputs = (replace(t, dtype="float16") if t.name == "new_kv" else t for t in manifest.graphs["scale_01"].outputs)
+    graphs = {**manifest.graphs, "scale_01": replace(manifest.graphs["scale_01"], outputs=tuple(outputs))}
+    engine = BufferedEngine(replace(manifest, graphs=graphs), loaded._lanes[0]._executor, HostMemory())
+    cache = engine.kv_cache(1)
+    assert cache.past.dtype == "float16"
+    with pytest.raises(BundleError, match="new_kv as float32, and an earlier one as float16"):
+        cache.append(engine.upload(np.zeros((*cache.past.shape[:-2], 1, cache.past.shape[-1]), np.float32)))
+
+
+def test_a_graph_that_tells_no_number_of_pictures_is_refused(loaded: BufferedEngine, manifest: Manifest):
+    """A manifest may leave inputs out, and then all that have pictures: how large the outputs are nobody knows."""
+    spec = manifest.graphs["scale_02"]
+    inputs = tuple(tensor for tensor in spec.inputs if "B" not in tensor.shape)
+    graphs = {**manifest.graphs, "scale_02": replace(spec, inputs=inputs)}
+    engine = BufferedEngine(replace(manifest, graphs=graphs), loaded._lanes[0]._executor, HostMemory())
+    with pytest.raises(BundleError, match="scale_02 reads nothing that tells how many pictures"):
+        engine.run("scale_02", {t.name: engine.upload(np.zeros(t.sized(1), t.dtype)) for t in inputs})
+
+
+def test_a_run_after_which_something_moved_is_not_recorded(host: HostCuda, on_stream, manifest: Manifest):
+    """What it bound before that is to be bound anew, which a capture would not survive."""
+    engine = on_stream(1)
+    lane, moves = engine._lanes[0], [False, True, False, False]
+
+    def chain(graphs, given):
+        made = graphs.run("condition", given)["start"]
+        if moves and moves.pop(0):
+            lane.forget()
+        return {"start": made}
+
+    for _ in range(2):
+        engine.launch("start", chain, {"class_ids": np.zeros(1, np.int64)}, 1).result()
+    assert not host.graphs
+    for _ in range(2):
+        engine.launch("start", chain, {"class_ids": np.zeros(1, np.int64)}, 1).result()
+    assert len(host.graphs) == 1 and host.launches == 1
+
+
+def test_transfers_share_one_place_in_staged_memory(host: HostCuda, on_stream, monkeypatch: pytest.MonkeyPatch):
+    """To pin memory takes longer than a small copy: a clock that waits by a download would measure that."""
+    engine = on_stream(1)
+    first = engine.upload(np.arange(12, dtype=np.float32))
+    staged = []
+    monkeypatch.setattr(engine._memory, "stage", lambda count: staged.append(count))
+    second = engine.upload(np.arange(12, 24, dtype=np.float32).reshape(3, 4))
+    found = engine.download(first), engine.download(second)
+    np.testing.assert_array_equal(np.concatenate([array.reshape(-1) for array in found]), np.arange(24))
+    assert not staged

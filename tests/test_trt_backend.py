@@ -29,7 +29,7 @@ from actvar.export.lowering import lower
 from actvar.export.onnx_export import export_bundle
 from actvar.files import hash_file
 from actvar.plans import PlanOptions, PlanTarget, read_plans, write_plans
-from actvar.runtime.backends import cuda_memory, trt, trt_library
+from actvar.runtime.backends import cuda_memory, device_weights, trt, trt_library
 from actvar.runtime.backends.cuda_memory import CudaMemory
 from actvar.runtime.backends.device_weights import upload_weights
 from actvar.runtime.backends.trt_library import DTYPES, MODULES, RTX, TENSORRT, EngineLibrary
@@ -141,6 +141,18 @@ def test_contexts_are_bound_anew_and_not_made_anew_when_buffers_grow(host: HostT
         draw(source, orders=ORDERS[:pictures])
     graphs, lanes, sizes = len(source.engine.manifest.graphs), 2, 3
     assert graphs <= len(host.contexts) <= graphs * lanes * sizes
+
+
+def test_contexts_of_runs_by_themselves_do_not_pile_up(host: HostTensorRT, bundle: Path, monkeypatch):
+    """Parity uploads what every single run reads, mostly to places of its own: a context for each would fill a GPU."""
+    monkeypatch.setattr(trt, "_MOST_BOUND", 4)
+    engine = open_engines(bundle, 2).engine
+    spec = engine.manifest.graphs["decoder"].inputs[0]
+    values = np.random.default_rng(0).standard_normal((20, *spec.sized(1))).astype(spec.dtype)
+    held = [engine.upload(value) for value in values]
+    found = [engine.download(engine.run("decoder", {spec.name: tensor})["image"]) for tensor in held]
+    assert len(host.contexts) == 4
+    assert len({image.tobytes() for image in found}) == len(found)
 
 
 def test_everything_is_given_back_when_the_engine_goes(host: HostTensorRT, bundle: Path):
@@ -455,6 +467,17 @@ class NetworkAsEngine:
 
 
 # ---- weights
+
+
+@pytest.mark.parametrize("engine", [TENSORRT], indirect=True)
+def test_weights_that_grow_while_they_are_read_do_not_leave_their_memory(host: HostTensorRT):
+    """The size was right when the file was opened; what has come since is refused at the end, by the hash."""
+    upload = device_weights._Upload(CudaMemory(), 5)
+    for content in (b"abc", b"defg", b"h"):
+        upload.take(content)
+    upload.flush()
+    upload.stream.wait()
+    assert host.cuda.at(upload.block.address, 5).tobytes() == b"abcde"
 
 
 @pytest.mark.parametrize("size", [1, (8 << 20) - 1, 8 << 20, (8 << 20) + 1, (20 << 20) + 12345])

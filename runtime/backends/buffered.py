@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from actvar.bundle import ITEM_BYTES, GraphSpec, Manifest
+from actvar.bundle import EXPORT_AGAIN, ITEM_BYTES, GraphSpec, Manifest
 from actvar.config import HEAD_WIDTH
 from actvar.errors import BundleError
 from actvar.runtime.backends.memory import Block, Buffer, Memory, Stream
@@ -42,6 +42,9 @@ class Place(Protocol):
 
     def scratch(self, count: int) -> Block:
         """Memory of at least so many bytes for the run that is being put on the stream; all runs share it."""
+
+    def forget(self) -> None:
+        """Let go of all that was recorded, here and in the executor, when all work is done."""
 
 
 class Executor(Protocol):
@@ -84,6 +87,7 @@ class BufferedEngine:
         self._memory = memory
         self._lanes = [_Lane(manifest, executor, memory, number) for number in range(lanes)]
         self._launches = 0
+        self._staged: np.ndarray | None = None
 
     @property
     def lanes(self) -> int:
@@ -94,7 +98,7 @@ class BufferedEngine:
         """Bring an array to where the graphs run, as this type of a bundle if it is named."""
         dtype = dtype or array.dtype.name
         raw = encode(array, dtype)
-        block, staged = self._memory.allocate(raw.nbytes), self._memory.stage(raw.nbytes)
+        block, staged = self._memory.allocate(raw.nbytes), self._stage(raw.nbytes)
         staged[:] = raw
         stream = self._lanes[0].stream
         stream.write(block.address, staged)
@@ -103,7 +107,7 @@ class BufferedEngine:
 
     def download(self, tensor: Buffer) -> np.ndarray:
         """See `Engine`; bfloat16 comes back as float32."""
-        staged, stream = self._memory.stage(tensor.bytes), self._lanes[0].stream
+        staged, stream = self._stage(tensor.bytes), self._lanes[0].stream
         stream.read(staged, tensor.address)
         stream.wait()
         return decode(staged, tensor.dtype, tensor.shape)
@@ -122,6 +126,12 @@ class BufferedEngine:
         lane = self._lanes[self._launches % len(self._lanes)]
         self._launches += 1
         return lane.launch(name, chain, inputs, pictures)
+
+    def _stage(self, count: int) -> np.ndarray:
+        """Staged bytes for one transfer that is waited for. They are kept: to pin memory takes longer than to copy."""
+        if self._staged is None or self._staged.nbytes < count:
+            self._staged = self._memory.stage(count)
+        return self._staged[:count]
 
 
 @dataclass(frozen=True)
@@ -177,6 +187,12 @@ class _Lane:
         """See `Place`."""
         return self._block("scratch", count)
 
+    def forget(self) -> None:
+        """See `Place`. When something moves, what was recorded would write to where it was."""
+        self.stream.wait()
+        self._recordings.clear()
+        self._executor.forget(self.number)
+
     def kv_cache(self, pictures: int) -> KVCache:
         """See `GraphRunner`."""
         model = self._manifest.model
@@ -201,11 +217,13 @@ class _Lane:
         if recording and recording.replay:
             recording.replay()
         else:
-            if len(self._recordings) == _MAX_RECORDINGS:
-                self._forget()
+            if recording is None and len(self._recordings) == _MAX_RECORDINGS:
+                self.forget()
             outputs = self._work(chain, shapes)
             replay = None
-            if recording and self._executor.recordable:
+            # If the run itself made something move, what it bound is not all bound any more: not yet.
+            still_known = (name, pictures) in self._recordings
+            if still_known and self._executor.recordable:
                 replay = self.stream.record(lambda: self._work(chain, shapes))
             recording = self._recordings[name, pictures] = _Recording(outputs, replay)
         self._under_way = _Launched(self.stream, recording.outputs)
@@ -232,7 +250,7 @@ class _Lane:
 
     def _block(self, place: Hashable, count: int) -> Block:
         if place in self._blocks and self._blocks[place].bytes < count:
-            self._forget()
+            self.forget()
             del self._blocks[place]  # before there is a new one
         if place not in self._blocks:
             self._blocks[place] = self._memory.allocate(count)
@@ -241,17 +259,11 @@ class _Lane:
     def _stage(self, place: Hashable, count: int) -> np.ndarray:
         """Staged bytes of a place, likewise."""
         if place in self._stages and self._stages[place].nbytes < count:
-            self._forget()
+            self.forget()
             del self._stages[place]
         if place not in self._stages:
             self._stages[place] = self._memory.stage(count)
         return self._stages[place][:count]
-
-    def _forget(self) -> None:
-        """Something moves: what was recorded would write to where it was."""
-        self.stream.wait()
-        self._recordings.clear()
-        self._executor.forget(self.number)
 
 
 class _WindowedKVCache:
@@ -262,7 +274,15 @@ class _WindowedKVCache:
         self._stream, self._filled = stream, 0
 
     def append(self, new_kv: Buffer) -> None:
-        """See `KVCache`."""
+        """See `KVCache`.
+
+        Raises:
+            BundleError: it is of another type than the cache, as whose bytes it would not lie where it should.
+        """
+        if new_kv.dtype != self.past.dtype:
+            raise BundleError(
+                f"A scale gives new_kv as {new_kv.dtype}, and an earlier one as {self.past.dtype}. {EXPORT_AGAIN}"
+            )
         *rows, tokens, width = new_kv.shape
         item = width * ITEM_BYTES[new_kv.dtype]
         target = self.past.address + self._filled * item
@@ -291,7 +311,9 @@ def _pictures(graph: str, spec: GraphSpec, inputs: Buffers) -> int:
     Raises:
         BundleError: they are not, or one is missing: this is not the graph's chain.
     """
-    of_pictures = next(tensor for tensor in spec.inputs if tensor.shape[:1] == ("B",))  # every graph has one
+    of_pictures = next((tensor for tensor in spec.inputs if tensor.shape[:1] == ("B",)), None)
+    if of_pictures is None:
+        raise BundleError(f"The graph {graph} reads nothing that tells how many pictures there are. {EXPORT_AGAIN}")
     pictures = inputs[of_pictures.name].shape[0] if of_pictures.name in inputs else 1
     for tensor in spec.inputs:
         found = inputs.get(tensor.name)

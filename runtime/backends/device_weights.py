@@ -32,8 +32,8 @@ class _Upload:
         self._sent = self._filled = 0
 
     def take(self, content: bytes) -> None:
-        """The bytes that follow. The file's size is known to be right by now."""
-        rest = memoryview(content)
+        """The bytes that follow. What a file gains while it is read is dropped: its hash is refused at the end."""
+        rest = memoryview(content)[: self.block.bytes - self._sent - self._filled]
         while rest:
             piece = self._pieces[0]
             count = min(len(rest), piece.nbytes - self._filled)

@@ -23,6 +23,7 @@ from actvar.runtime.plugin_library import PLUGIN_VARIABLE, plugin_library
 
 _ALIGNMENT = 256  # that the library asks of every address
 _LANES = 2
+_MOST_BOUND = 512  # contexts of a lane; its recordings want fewer, and runs by themselves come from ever new buffers
 
 
 def load(folder: Path, manifest: Manifest, pictures: int = 1, lanes: int = _LANES) -> BufferedEngine:
@@ -162,6 +163,8 @@ class TrtExecutor:
         """See `Executor`."""
         key = graph, *((name, buffer.address, buffer.shape) for name, buffer in (*inputs.items(), *outputs.items()))
         if key not in self._bound[lane.number]:
+            if len(self._bound[lane.number]) >= _MOST_BOUND:
+                lane.forget()
             context = self._bind(graph, inputs, outputs, lane)  # which may make the lane forget
             self._bound[lane.number][key] = graph, context
         _, context = self._bound[lane.number][key]
