@@ -354,14 +354,20 @@ class _ManifestReader(FormReader):
         dimensions = tuple(
             size if size in ("B", "R") else self.integer(f"{where}.shape", size, 0, MAX_SIZE) for size in shape
         )
-        return TensorSpec(name, self.one_of(f"{where}.dtype", dtype, tuple(ITEM_BYTES)), dimensions)
+        spec = TensorSpec(name, self.one_of(f"{where}.dtype", dtype, tuple(ITEM_BYTES)), dimensions)
+        if math.prod(spec.sized(1)) * ITEM_BYTES[spec.dtype] > MAX_FILE_BYTES:
+            raise self.refuse(f"{where}.shape", f"of at most {MAX_FILE_BYTES} bytes", shape)
+        return spec
 
 
 def _numbers(data: Any) -> Iterator[float]:
-    if isinstance(data, dict):
-        data = list(data.values())
-    if isinstance(data, list):
-        for item in data:
-            yield from _numbers(item)
-    elif isinstance(data, (int, float)):
-        yield data
+    """All numbers in it, however deeply it is nested: deeper than Python calls, if somebody means harm."""
+    waiting = [data]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, (int, float)):
+            yield item

@@ -180,6 +180,12 @@ def test_a_field_of_another_kind_is_refused_by_name(folder: Path, field: str, va
         ),
         (lambda c: c["graphs"]["decoder"]["inputs"][0].update(shape=["X", 6, 5, 5]), ("shape", "'X'")),
         (lambda c: c["graphs"]["decoder"]["inputs"][0].update(shape=[1] * 9), ("at most 8 dimensions",)),
+        (
+            lambda c: c["graphs"]["decoder"]["outputs"].append(
+                {"name": "more", "dtype": "bool", "shape": ["B", *[1 << 24] * 7]}
+            ),
+            ("outputs[1].shape", "of at most", "bytes"),
+        ),
         (lambda c: c["graphs"]["scale_02"]["outputs"].pop(), ("graphs.scale_02.outputs.new_kv", "found None")),
         (lambda c: c["model"].update(depth=3), ("outputs.modulation", "(3, 'R', 6, 192)")),
         (lambda c: c["model"].update(depth=10**8), ("model", "100000000")),
