@@ -78,6 +78,7 @@ class Pipeline:
 
         Raises:
             BundleError: a graph cannot be run.
+            EngineError: the library that runs it failed.
             ActVARError: the model gave values that are not numbers.
         """
         under_way: deque[tuple[list[Order], Launched]] = deque()

@@ -1,4 +1,4 @@
-"""What draws pictures, opened: a bundle behind ONNX Runtime, or a checkpoint behind PyTorch.
+"""What draws pictures, opened: a bundle behind ONNX Runtime or TensorRT, or a checkpoint behind PyTorch.
 
 The one place that knows which backend there is; each is imported when it is asked for.
 """

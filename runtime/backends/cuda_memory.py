@@ -137,7 +137,7 @@ class CudaStream:
             return None
         try:
             return _replay(self._captured(work), self._stream)
-        except ActVARError as error:
+        except (ActVARError, MemoryError) as error:  # the second where there is no room for what was recorded
             self._records = False
             _LOG.warning("The chain cannot be recorded, so every graph is launched by itself: %s", error)
             return None

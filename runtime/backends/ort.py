@@ -50,12 +50,15 @@ def load(folder: Path, manifest: Manifest, threads: int = 0, device: Device = "c
         device: where the graphs run.
 
     Raises:
-        BundleError: a graph would read a file that is not the bundle's, weights that are not in it, or types that ONNX
-            Runtime's CPU does not have.
+        BundleError: a graph would read a file that is not the bundle's, or weights that are not in it; or the bundle is
+            in bf16, of which numpy and so ONNX Runtime's Python know nothing.
         ActVARError: the device cannot be used.
     """
-    if manifest.precision == "bf16" and device == "cpu":
-        raise BundleError(f"{folder} is in bf16, which ONNX Runtime's CPU does not compute. Export it in fp16 or fp32.")
+    if manifest.precision == "bf16":
+        raise BundleError(
+            f"{folder} is in bf16, which ONNX Runtime does not draw with here. "
+            "Export it in fp16 or fp32, or take --backend tensorrt."
+        )
     paths = {name: folder / graph.entry.file for name, graph in manifest.graphs.items()}
     for name, path in paths.items():
         _check_weights(path, external_tensors(path, WEIGHTS_FILE), manifest, name)

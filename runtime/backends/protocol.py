@@ -38,6 +38,7 @@ class GraphRunner(Protocol):
 
         Raises:
             BundleError: the graph cannot be run.
+            EngineError: the library that runs it failed.
         """
 
     def kv_cache(self, pictures: int) -> KVCache:
@@ -83,4 +84,5 @@ class Engine(GraphRunner, Protocol):
 
         Raises:
             BundleError: a graph cannot be run.
+            EngineError: the library that runs it failed.
         """
