@@ -197,7 +197,10 @@ def _open_built(folder: Path, batch_size: int) -> PictureSource:
         from actvar.export.engine_library import choose_target
     options = PlanOptions()
     low, best, high = options.batch
-    options = replace(options, batch=(low, max(best, min(batch_size, high)), max(high, batch_size)))
+    try:
+        options = replace(options, batch=(low, max(best, min(batch_size, high)), max(high, batch_size)))
+    except ValueError as error:
+        raise UsageError(f"--batch-size {batch_size}: {error}.") from None
     with progress_bar("Building engines") as progress:
         build_plans(folder, choose_target(None, None), options, progress=progress)
     return open_engines(folder, batch_size)
