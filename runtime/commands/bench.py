@@ -10,8 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 from rich.console import Console
 
-from actvar.errors import ActVARError, UsageError
-from actvar.files import written_whole
+from actvar.errors import UsageError
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bench_plot import plot
 from actvar.runtime.bench_process import Setting, command_seconds, started
@@ -32,6 +31,7 @@ from actvar.runtime.commands.model_choice import (
     chosen_precision,
     integers,
 )
+from actvar.runtime.commands.report_file import write_reports
 from actvar.runtime.machine import Machine, this_machine, usable_cores
 
 EXAMPLES = """Examples:
@@ -147,10 +147,4 @@ def _write(folder: Path, report: BenchReport) -> None:
     for table in report.tables():
         Console(file=page, width=_PAGE).print(table)
     texts = {"bench.json": report.to_json(), "bench.txt": page.getvalue(), "bench.svg": plot(report)}
-    for name, text in texts.items():
-        try:
-            with written_whole(folder / name) as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise ActVARError(f"{folder / name} cannot be written: {error.strerror}. Name another --out.") from None
-        typer.echo(str(folder / name))
+    write_reports(folder, texts)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from actvar.config import PRESETS
 from actvar.errors import ActVARError, UsageError
-from actvar.files import written_whole
 from actvar.runtime.commands.console import progress_bar
 from actvar.runtime.commands.model_choice import integers
+from actvar.runtime.commands.report_file import write_reports
 from actvar.runtime.extras import needs
 from actvar.runtime.kernel_figures import EXPERTS, Cases
 from actvar.runtime.kernel_report import KernelReport
@@ -64,7 +64,7 @@ def kernels(
     for table in report.tables():
         console.print(table)
         Console(file=page, width=_PAGE).print(table)
-    _write(out, {"kernels.json": report.to_json(), "kernels.txt": page.getvalue(), "kernels.svg": report.plot()})
+    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page.getvalue(), "kernels.svg": report.plot()})
 
 
 def _measured(cases: Cases) -> KernelReport:
@@ -114,13 +114,3 @@ def _recorded(path: Path) -> np.ndarray:
     if not right or scores.shape[1] != EXPERTS:
         raise ActVARError(f"{path} must hold scores [tokens, {EXPERTS}]. Record it with benchmarks/kernel_routing.py.")
     return scores
-
-
-def _write(folder: Path, texts: dict[str, str]) -> None:
-    for name, text in texts.items():
-        try:
-            with written_whole(folder / name) as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise ActVARError(f"{folder / name} cannot be written: {error.strerror}. Name another --out.") from None
-        typer.echo(str(folder / name))

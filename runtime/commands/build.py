@@ -4,14 +4,13 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 from rich.console import Console
 
 from actvar.bundle import Manifest, read_manifest, scale_name
-from actvar.errors import ActVARError, EngineError, UsageError
-from actvar.files import written_whole
+from actvar.errors import EngineError, UsageError
 from actvar.plans import PlanOptions, plan_folder
 from actvar.runtime.commands.build_report import figures, plan_table
 from actvar.runtime.commands.bundle_to_build import ActivationChoice, ModelChoice, bundle_to_build
@@ -30,6 +29,7 @@ from actvar.runtime.commands.model_choice import (
     chosen_precision,
     integers,
 )
+from actvar.runtime.commands.report_file import check_json_option, write_report
 from actvar.runtime.extras import needs
 from actvar.runtime.plugin_library import plugin_library
 
@@ -105,8 +105,7 @@ def build(
     machine. Without any TensorRT the graphs are exported, and what to install is said.
     """
     options = _options(batch, workspace, aux_streams, plugins)
-    if json_file and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise UsageError(f"--json must be a file in a folder that is there, got {json_file}.")
+    check_json_option(json_file)
     activation = ActivationChoice(active_scales, token_rates, expert_rates, experts)
     model = ModelChoice(depth, dense, preset, checkpoint, vqvae, activation, patch_nums)
     model.refuse_contradictions(bundle)
@@ -135,7 +134,7 @@ def build(
     Console().print(plan_table(plans))
     say(f"{plan_folder(folder, target)}: {len(plans.plans)} of {len(manifest.graphs)} plans, in {seconds:.1f} s")
     if json_file:
-        _write(json_file, figures(manifest, plans, jobs, seconds))
+        write_report(json_file, json.dumps(figures(manifest, plans, jobs, seconds), indent=1) + "\n", "--json")
     if manifest.weights.entry is None:
         say(f"There are no weights yet. Give the plans some: actvar-trt bind --bundle {folder} --checkpoint FILE")
 
@@ -176,11 +175,3 @@ def _say_what_becomes_of_sparse_parts(manifest: Manifest, plugins: str) -> None:
         say(f"Tokens are chosen and moved by plugins of {library}; the FFN is {masked}.")
     else:
         say(f"Sparse parts become plugins of {library}.")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        with written_whole(path) as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        raise ActVARError(f"{path} cannot be written: {error.strerror}. Name another file with --json.") from None

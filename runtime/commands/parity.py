@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 
 from actvar.config import PRESETS, Activation
-from actvar.errors import ActVARError, UsageError
-from actvar.files import written_whole
+from actvar.errors import UsageError
 from actvar.plans import PlanOptions
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.commands.console import progress_bar, say
+from actvar.runtime.commands.report_file import check_json_option, write_report
 from actvar.runtime.extras import needs
 from actvar.runtime.gpu import first_gpu
 from actvar.runtime.pipeline import Pipeline
@@ -101,7 +101,7 @@ def parity(
     for line in filter(None, (report.first_flip, report.verdict)):
         typer.echo(line)
     if json_file:
-        _write(json_file, report.to_json())
+        write_report(json_file, report.to_json(), "--json")
     if not report.passed:
         raise typer.Exit(1)
 
@@ -149,13 +149,4 @@ def _refuse_contradictions(
         raise UsageError("--bundle is compared with the --checkpoint that it was made from. Give both, or neither.")
     if bundle and precision:
         raise UsageError("--precision is for an export, and --bundle names one that is there. Leave it out.")
-    if json_file and (json_file.is_dir() or not json_file.parent.is_dir()):
-        raise UsageError(f"--json must be a file in a folder that is there, got {json_file}.")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        with written_whole(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise ActVARError(f"{path} cannot be written: {error.strerror}. Name another file with --json.") from None
+    check_json_option(json_file)

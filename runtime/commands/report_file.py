@@ -1,0 +1,43 @@
+"""Reports as files: whole or not at all, and a message that names the option where one cannot be written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+
+from actvar.errors import ActVARError, UsageError
+from actvar.files import written_whole
+
+
+def check_json_option(path: Path | None) -> None:
+    """Refuse a `--json` that could not be written at the end of the work.
+
+    Raises:
+        UsageError: it is a folder, or lies in none.
+    """
+    if path and (path.is_dir() or not path.parent.is_dir()):
+        raise UsageError(f"--json must be a file in a folder that is there, got {path}.")
+
+
+def write_report(path: Path, text: str, option: str) -> None:
+    """Write one file.
+
+    Raises:
+        ActVARError: it cannot be written; another place can be named by this option.
+    """
+    try:
+        with written_whole(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise ActVARError(f"{path} cannot be written: {error.strerror}. Name another with {option}.") from None
+
+
+def write_reports(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files by name into the folder of `--out`, and say where they are.
+
+    Raises:
+        ActVARError: one cannot be written.
+    """
+    for name, text in texts.items():
+        write_report(folder / name, text, "--out")
+        typer.echo(str(folder / name))
