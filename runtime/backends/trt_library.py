@@ -176,7 +176,7 @@ def installed_libraries() -> list[EngineLibrary]:
     for engine, module in MODULES.items():
         try:
             found.append(EngineLibrary(engine, import_module(module)))
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # the second: of a library that the package loads
             if not (isinstance(error, ModuleNotFoundError) and error.name == module):
                 broken.append(f"The package {module} is installed and cannot be loaded: {error}.")
     if not found:

@@ -82,7 +82,7 @@ def _engine(subject: str, module: str, how: str) -> Finding:
     """A package that is loaded to see whether its libraries are there."""
     try:
         engine: Any = import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # the second: of a library that the package loads
         if isinstance(error, ModuleNotFoundError) and error.name == module:
             return Finding(subject, "", how)
         return Finding(subject, "", f"installed, but cannot be loaded: {error}")
