@@ -29,7 +29,13 @@ from actvar.files import FileEntry, read_verified
 from actvar.json_form import SHA256, FormReader, write_json
 
 FORMAT, VERSION = "actvar-plans", 1
-ENGINES = ("tensorrt", "tensorrt-rtx")
+ENGINES = TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
+MODULES = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
+"""The Python module of each engine."""
+
+LOCK_FILE = ".lock"
+"""In a plan folder: held by whoever changes it."""
+
 MAX_PICTURES = 1 << 16
 MAX_WORKSPACE = 1 << 24  # MiB
 MAX_AUX_STREAMS = 64

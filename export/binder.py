@@ -21,10 +21,9 @@ from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.weights_file import WeightsFile
 from actvar.files import locked, read_verified
 from actvar.models.actvar import random_model
+from actvar.plans import LOCK_FILE
 
 Progress = Callable[[float], None]
-
-_LOCK_FILE = ".lock"  # of a folder of plans
 
 
 def bind(
@@ -170,7 +169,7 @@ def _bind(
 def _plans_locked(bundle: Path) -> Iterator[None]:
     """Wait for builds of plans that are under way, and keep others from beginning where there are plans already."""
     with ExitStack() as stack:
-        for lock in sorted((bundle / PLANS_FOLDER).glob(f"*/{_LOCK_FILE}")):
+        for lock in sorted((bundle / PLANS_FOLDER).glob(f"*/{LOCK_FILE}")):
             with suppress(OSError):  # of a bundle that may only be read: no build can be under way there
                 if not lock.is_symlink():
                     stack.enter_context(locked(lock))

@@ -20,11 +20,12 @@ from typing import Any
 
 from actvar.bundle import EXPORT_AGAIN
 from actvar.errors import ActVARError, BundleError, EngineError
-from actvar.export.engine_library import RTX, capabilities, load_engine
+from actvar.export.engine_library import capabilities, load_engine
 from actvar.export.fused_operators import ALL_OPERATORS
 from actvar.export.lowering import Lowered, lower
 from actvar.export.operators import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from actvar.files import FileEntry, locked, read_verified, written_whole
+from actvar.plans import RTX
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARE_STEP = 0.01

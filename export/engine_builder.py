@@ -24,6 +24,7 @@ from actvar.export.engine_library import library_path
 from actvar.files import hash_file, locked, read_verified
 from actvar.plans import (
     BUILD_AGAIN,
+    LOCK_FILE,
     PlanManifest,
     PlanOptions,
     PlanSpec,
@@ -34,8 +35,6 @@ from actvar.plans import (
 )
 from actvar.runtime.bundle_cache import cache_folder
 from actvar.runtime.plugin_library import plugin_library
-
-_LOCK_FILE = ".lock"
 
 
 def build_plans(
@@ -80,7 +79,7 @@ def build_plans(
             raise BundleError(f"{place} must be a folder, and is a link. Remove it, or move the whole bundle.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / _LOCK_FILE):
+        with locked(folder / LOCK_FILE):
             return _Build(bundle, manifest, folder, wanted, library).run(graphs, jobs, progress or (lambda share: None))
     except OSError as error:
         where = error.filename or folder

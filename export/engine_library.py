@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from actvar.errors import EngineError, UsageError
-from actvar.plans import ENGINES, Gpu, PlanTarget
+from actvar.plans import MODULES, RTX, TENSORRT, Gpu, PlanTarget
 from actvar.runtime.bundle_cache import cache_folder
 from actvar.runtime.gpu import first_gpu
 
-TENSORRT, RTX = ENGINES
-MODULES = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
 INSTALL = (
     "Install one: pip install tensorrt-rtx builds on any machine, with a GPU or without; "
     "pip install tensorrt builds for the GPU at hand, and a data-centre GPU needs it."

@@ -28,11 +28,11 @@ from actvar.errors import ActVARError, BundleError, EngineError
 from actvar.export.lowering import lower
 from actvar.export.onnx_export import export_bundle
 from actvar.files import hash_file
-from actvar.plans import PlanOptions, PlanTarget, read_plans, write_plans
+from actvar.plans import MODULES, RTX, TENSORRT, PlanOptions, PlanTarget, read_plans, write_plans
 from actvar.runtime.backends import cuda_memory, device_weights, trt, trt_library
 from actvar.runtime.backends.cuda_memory import CudaMemory
 from actvar.runtime.backends.device_weights import upload_weights
-from actvar.runtime.backends.trt_library import DTYPES, MODULES, RTX, TENSORRT, EngineLibrary
+from actvar.runtime.backends.trt_library import DTYPES, EngineLibrary
 from actvar.runtime.bundle_cache import CACHE_VARIABLE
 from actvar.runtime.pipeline import Order, Picture
 from actvar.runtime.sources import open_engines, open_graphs

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from actvar.bundle import PLANS_FOLDER
 from actvar.export.engine_builder import build_plans
-from actvar.export.engine_library import MODULES, RTX, TENSORRT, choose_target
-from actvar.plans import Gpu, PlanManifest, PlanOptions, PlanTarget, plan_folder, write_plans
+from actvar.export.engine_library import choose_target
+from actvar.plans import MODULES, RTX, TENSORRT, Gpu, PlanManifest, PlanOptions, PlanTarget, plan_folder, write_plans
 from gpu.case import Places, Skipped
 
 OPTIONS = PlanOptions()

@@ -13,11 +13,9 @@ from typing import Any
 
 from actvar.errors import EngineError
 from actvar.files import written_whole
-from actvar.plans import ENGINES, Gpu
+from actvar.plans import MODULES, RTX, Gpu
 from actvar.runtime.bundle_cache import cache_folder
 
-TENSORRT, RTX = ENGINES
-MODULES = {TENSORRT: "tensorrt", RTX: "tensorrt_rtx"}
 DTYPES = {
     "float32": "FLOAT",
     "float16": "HALF",
