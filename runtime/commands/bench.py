@@ -1,6 +1,5 @@
 """`actvar-trt bench`: how fast, beside what: one command, one run, one report."""
 
-import io
 import shlex
 import sys
 from pathlib import Path
@@ -8,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Literal, TypeAlias
 
 import typer
-from rich.console import Console
 
 from actvar.errors import UsageError
 from actvar.runtime.backends.protocol import Device
@@ -31,7 +29,7 @@ from actvar.runtime.commands.model_choice import (
     chosen_precision,
     integers,
 )
-from actvar.runtime.commands.report_file import write_reports
+from actvar.runtime.commands.report_file import show, write_reports
 from actvar.runtime.machine import Machine, this_machine, usable_cores
 
 EXAMPLES = """Examples:
@@ -45,7 +43,6 @@ actvar-trt bench --preset d16 --token-rates 0.5,0.5 --expert-rates 0.5,0.5 --pee
 actvar-trt bench --bundle bundles/d20-fp16 --bundle bundles/actvar-d20-fp16 --backend tensorrt"""
 
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
-_PAGE = 150  # characters a line of the tables where there is no terminal to fit them into
 
 
 def bench(
@@ -106,10 +103,8 @@ def bench(
     if machine.load > machine.cores / 2:
         say(f"This machine is busy, with a load of {machine.load:.1f}: the figures will say more about that.")
     report = _report(contestants, plan, machine, device, threads or usable_cores())
-    console = Console() if sys.stdout.isatty() else Console(width=_PAGE)
-    for table in report.tables():
-        console.print(table)
-    _write(out, report)
+    page = show(report.tables())
+    write_reports(out, {"bench.json": report.to_json(), "bench.txt": page, "bench.svg": plot(report)})
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -140,11 +135,3 @@ def _report(contestants: list[Contestant], plan: Plan, machine: Machine, device:
             )
     command = shlex.join(["actvar-trt", *sys.argv[1:]])
     return BenchReport(command, machine, device, threads, plan, tuple(measured))
-
-
-def _write(folder: Path, report: BenchReport) -> None:
-    page = io.StringIO()
-    for table in report.tables():
-        Console(file=page, width=_PAGE).print(table)
-    texts = {"bench.json": report.to_json(), "bench.txt": page.getvalue(), "bench.svg": plot(report)}
-    write_reports(folder, texts)

@@ -1,6 +1,5 @@
 """`actvar-trt bench kernels`: the CUDA kernels beside a copy of their bytes, and beside cuBLASLt's dense FFN."""
 
-import io
 import shlex
 import sys
 from pathlib import Path
@@ -8,13 +7,12 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 
 from actvar.config import PRESETS
 from actvar.errors import ActVARError, UsageError
 from actvar.runtime.commands.console import progress_bar
 from actvar.runtime.commands.model_choice import integers
-from actvar.runtime.commands.report_file import write_reports
+from actvar.runtime.commands.report_file import show, write_reports
 from actvar.runtime.extras import needs
 from actvar.runtime.kernel_figures import EXPERTS, Cases
 from actvar.runtime.kernel_report import KernelReport
@@ -26,7 +24,6 @@ actvar-trt bench kernels
 
 python benchmarks/kernel_routing.py --out routing.npy, then actvar-trt bench kernels --routing routing.npy"""
 
-_PAGE = 150  # characters a line of the tables where there is no terminal to fit them into
 _MOST_TOKENS = 1 << 20
 
 
@@ -59,12 +56,8 @@ def kernels(
     except OSError as error:
         raise UsageError(f"--out {out} cannot be a folder: {error.strerror}. Name another.") from None
     report = _measured(cases)
-    console = Console() if sys.stdout.isatty() else Console(width=_PAGE)
-    page = io.StringIO()
-    for table in report.tables():
-        console.print(table)
-        Console(file=page, width=_PAGE).print(table)
-    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page.getvalue(), "kernels.svg": report.plot()})
+    page = show(report.tables())
+    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, "kernels.svg": report.plot()})
 
 
 def _measured(cases: Cases) -> KernelReport:

@@ -1,12 +1,28 @@
 """Reports as files: whole or not at all, and a message that names the option where one cannot be written."""
 
-from collections.abc import Mapping
+import io
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from actvar.errors import ActVARError, UsageError
 from actvar.files import written_whole
+
+_PAGE = 150  # characters a line of a table where there is no terminal to fit it into
+
+
+def show(tables: Iterable[Table]) -> str:
+    """Print tables; returns them as text."""
+    console = Console() if sys.stdout.isatty() else Console(width=_PAGE)
+    page = io.StringIO()
+    for table in tables:
+        console.print(table)
+        Console(file=page, width=_PAGE).print(table)
+    return page.getvalue()
 
 
 def check_json_option(path: Path | None) -> None:
