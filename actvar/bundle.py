@@ -5,12 +5,14 @@ the one that was exported. Nothing here opens a graph. Plain Python: no numpy, n
 
 A bundle may come from anywhere, so whatever is read is held to its form before it is used.
 
-    manifest.json   {"format": "actvar-bundle", "version": 2, "model", "precision", "source", "versions",
+    manifest.json   {"format": "actvar-bundle", "version": 3, "model", "precision", "source", "versions",
                      "weights": {file, bytes, sha256, tensors: {name: {dtype, shape, offset}}},
                      "graphs": {name: {file, bytes, sha256, inputs, outputs, weights: {name: shape}}},
+                     "scales": {file, bytes, sha256, weights: {name: {dtype, shape, offset}}}, or null,
                      "sha256": of all that stands before it}
     weights.bin     all weights, once; a bundle that was built before there was a checkpoint has none yet
     <graph>.onnx    condition, scale_01 ... scale_NN, decoder
+    scales.onnx     in an fp32 bundle, all scales in one graph, for ONNX Runtime on the CPU
     plans/          engines that were built from the graphs, with manifests of their own (actvar.plans)
 
 Letters in shapes: B pictures, R = 2B rows; both stand in the manifest by name, all else by number. L tokens of a scale,
@@ -30,11 +32,15 @@ from actvar.errors import BundleError
 from actvar.files import FileEntry, read_verified
 from actvar.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, write_json
 
-FORMAT, VERSION = "actvar-bundle", 2
+FORMAT, VERSION = "actvar-bundle", 3
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
+SCALES_FILE = "scales.onnx"
 PRECISIONS = ("fp32", "fp16", "bf16")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 """Every type that a tensor of a bundle may have, and the bytes of one value."""
+
+SCALE_INPUT = "scale"
+"""What the graph of all scales reads besides what the scales read: the scale's index, from 0."""
 
 MAX_SIZE = 1 << 24  # of one dimension, and of any number of the model's configuration
 MAX_RANK = 8
@@ -102,10 +108,19 @@ class GraphSpec:
 
 
 @dataclass(frozen=True)
+class ScalesSpec:
+    """The graph that runs every scale: its file, and the weights that it reads, some of them in parts."""
+
+    entry: FileEntry
+    weights: Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a bundle holds.
 
-    `source` says in words where the weights come from; `versions` names the programs that made the bundle.
+    `scales` is there where one graph can run all of them. `source` says in words where the weights come from;
+    `versions` names the programs that made the bundle.
     """
 
     model: ModelConfig
@@ -114,12 +129,18 @@ class Manifest:
     versions: Mapping[str, str]
     weights: WeightsSpec
     graphs: Mapping[str, GraphSpec]
+    scales: ScalesSpec | None = None
+
+    @property
+    def graph_files(self) -> tuple[FileEntry, ...]:
+        """Every file that holds a graph."""
+        entries = tuple(graph.entry for graph in self.graphs.values())
+        return (*entries, self.scales.entry) if self.scales else entries
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every file but the manifest itself, and but the plans'."""
-        graphs = (graph.entry for graph in self.graphs.values())
-        return (*graphs, *((self.weights.entry,) if self.weights.entry else ()))
+        return (*self.graph_files, *((self.weights.entry,) if self.weights.entry else ()))
 
 
 def scale_name(si: int) -> str:
@@ -182,15 +203,15 @@ def _manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
 
-    def stored(tensor: StoredTensor) -> dict[str, Any]:
-        return {"dtype": tensor.dtype, "shape": list(tensor.shape), "offset": tensor.offset}
+    def stored(tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+        return {name: {"dtype": t.dtype, "shape": list(t.shape), "offset": t.offset} for name, t in tensors.items()}
 
     def graph(spec: GraphSpec) -> dict[str, Any]:
         weights = {name: list(shape) for name, shape in spec.weights.items()}
         sides = {"inputs": tensors(spec.inputs), "outputs": tensors(spec.outputs)}
         return {**entry_to_json(spec.entry), **sides, "weights": weights}
 
-    weights = manifest.weights
+    weights, scales = manifest.weights, manifest.scales
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -202,9 +223,10 @@ def _manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             "file": WEIGHTS_FILE,
             "bytes": weights.bytes,
             "sha256": weights.sha256,
-            "tensors": {name: stored(tensor) for name, tensor in weights.tensors.items()},
+            "tensors": stored(weights.tensors),
         },
         "graphs": {name: graph(spec) for name, spec in manifest.graphs.items()},
+        "scales": scales and {**entry_to_json(scales.entry), "weights": stored(scales.weights)},
     }
 
 
@@ -257,8 +279,8 @@ class _ManifestReader(FormReader):
     def manifest(self) -> Manifest:
         """The whole file."""
         data = self.of_format(self.load(), FORMAT, VERSION)
-        names = "format version model precision source versions weights graphs sha256"
-        _, _, model, precision, source, versions, weights, graphs, _ = self.fields("the manifest", data, names)
+        names = "format version model precision source versions weights graphs scales sha256"
+        _, _, model, precision, source, versions, weights, graphs, scales, _ = self.fields("the manifest", data, names)
         config = self.model(model)
         if not isinstance(graphs, dict) or tuple(graphs) != graph_names(config):
             raise self.refuse("graphs", f"an object of {', '.join(graph_names(config))}", graphs and list(graphs))
@@ -270,6 +292,7 @@ class _ManifestReader(FormReader):
             self.texts("versions", versions),
             stored,
             {name: self.graph(f"graphs.{name}", name, graph, config, stored) for name, graph in graphs.items()},
+            None if scales is None else self.scales(scales, stored),
         )
         self.check_hash(data)
         return manifest
@@ -291,16 +314,26 @@ class _ManifestReader(FormReader):
         size = self.integer("weights.bytes", size, 0, MAX_FILE_BYTES)
         if sha256 is not None:
             self.matching("weights.sha256", sha256, SHA256, "64 hexadecimal digits, or null")
+        return WeightsSpec(size, sha256, self.stored("weights.tensors", tensors, size))
+
+    def stored(self, of: str, data: Any, size: int) -> dict[str, StoredTensor]:
+        """Tensors by name, all within a weights file of this size."""
         stored = {}
-        for name, item in self.object("weights.tensors", tensors, MAX_WEIGHTS).items():
-            where = f"weights.tensors.{short(name, 80)}"
+        for name, item in self.object(of, data, MAX_WEIGHTS).items():
+            where = f"{of}.{short(name, 80)}"
             self.matching(where, name, _WEIGHT_NAME, "a name of letters, digits, underscores and dots")
             dtype, shape, offset = self.fields(where, item, "dtype shape offset")
             dtype = self.one_of(f"{where}.dtype", dtype, tuple(ITEM_BYTES))
             tensor = StoredTensor(dtype, self.sizes(where, shape), self.integer(f"{where}.offset", offset, 0, size))
             self.integer(f"the end of {where}", tensor.offset + tensor.length, 0, size)
             stored[name] = tensor
-        return WeightsSpec(size, sha256, stored)
+        return stored
+
+    def scales(self, data: Any, stored: WeightsSpec) -> ScalesSpec:
+        *entry, weights = self.fields("scales", data, "file bytes sha256 weights")
+        return ScalesSpec(
+            self.entry("scales", entry, SCALES_FILE), self.stored("scales.weights", weights, stored.bytes)
+        )
 
     def graph(self, where: str, name: str, data: Any, model: ModelConfig, stored: WeightsSpec) -> GraphSpec:
         *entry, inputs, outputs, weights = self.fields(where, data, "file bytes sha256 inputs outputs weights")

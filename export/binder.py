@@ -86,8 +86,8 @@ def bind_random(bundle: Path, target: Path | None = None, progress: Progress | N
 def _read(bundle: Path) -> Manifest:
     """The manifest of a bundle whose graphs are what it says; its weights do not matter any more."""
     manifest = read_manifest(bundle)
-    for graph in manifest.graphs.values():
-        read_verified(bundle / graph.entry.file, graph.entry, EXPORT_AGAIN)
+    for entry in manifest.graph_files:
+        read_verified(bundle / entry.file, entry, EXPORT_AGAIN)
     return manifest
 
 
@@ -155,8 +155,8 @@ def _bind(
     if bundle in target.resolve().parents:
         raise UsageError(f"{target} lies inside the bundle. Name a folder outside of it, or none to replace it.")
     with _plans_locked(bundle), folder_written_whole(target) as unfinished:
-        for graph in manifest.graphs.values():
-            _share(bundle / graph.entry.file, unfinished / graph.entry.file)
+        for entry in manifest.graph_files:
+            _share(bundle / entry.file, unfinished / entry.file)
         if (bundle / PLANS_FOLDER).is_dir():
             _share_any(bundle / PLANS_FOLDER, unfinished / PLANS_FOLDER)
         weights = file.write(unfinished / WEIGHTS_FILE, read, progress)

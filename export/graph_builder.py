@@ -7,9 +7,10 @@ live in a file beside the graph, and where a graph changes precision. A value is
 an engine's log reads like the model.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -27,7 +28,10 @@ _ONNX_TYPES = {
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
     "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
 }
+
+Branch: TypeAlias = Callable[[], Sequence[str]]
 
 
 class GraphBuilder:
@@ -43,7 +47,7 @@ class GraphBuilder:
         self.name = name
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
-        self.weights: dict[str, tuple[int, ...]] = {}
+        self.weights: dict[str, StoredTensor] = {}
         self._stored, self._compute = weights, compute
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
@@ -91,6 +95,30 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=node_name, **attributes))
         return outputs
 
+    def choose(
+        self, condition: str, then: Branch, otherwise: Branch, dtypes: Sequence[str], name: str
+    ) -> tuple[str, ...]:
+        """Add an `If`.
+
+        Args:
+            condition: a bool without dimensions.
+            then, otherwise: each adds its own nodes, which may read any value from before, and returns the names of as
+                many values that it made as there are `dtypes`.
+            dtypes: of the results.
+            name: within the scope.
+
+        Returns: the results' names.
+        """
+        branches = {}
+        for attribute, write in (("then_branch", then), ("else_branch", otherwise)):
+            outer, self._nodes = self._nodes, []
+            results = write()
+            nodes, self._nodes = self._nodes, outer
+            typed = zip(results, dtypes, strict=True)
+            made = [helper.make_tensor_value_info(result, _ONNX_TYPES[dtype], None) for result, dtype in typed]
+            branches[attribute] = helper.make_graph(nodes, f"{name}/{attribute}", [], made)
+        return self.ops("If", condition, count=len(dtypes), name=name, **branches)
+
     def split(self, value: str, count: int, axis: int, name: str = "split") -> tuple[str, ...]:
         """Equal parts along an axis."""
         return self.ops("Split", value, count=count, axis=axis, num_outputs=count, name=name)
@@ -122,13 +150,22 @@ class GraphBuilder:
             name: in the file.
             shape: how this graph reads the bytes, if not in the shape that they were stored with.
         """
+        stored = self._stored[name]
+        return self._external(name, replace(stored, shape=tuple(shape or stored.shape)))
+
+    def weight_slice(self, name: str, place: int, count: int) -> str:
+        """One of `count` equal parts, along its first dimension, of a tensor of the weights file: the same bytes."""
+        whole = self._stored[name]
+        part = replace(whole, shape=(whole.shape[0] // count, *whole.shape[1:]))
+        return self._external(f"{name}.{place}", replace(part, offset=whole.offset + place * part.length))
+
+    def _external(self, name: str, read: StoredTensor) -> str:
         if name not in self._initializers:
-            stored = self._stored[name]
-            self.weights[name] = tuple(shape or stored.shape)
+            self.weights[name] = read
             tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL)
-            tensor.data_type = _ONNX_TYPES[stored.dtype]
-            tensor.dims.extend(self.weights[name])
-            entries = {"location": WEIGHTS_FILE, "offset": str(stored.offset), "length": str(stored.length)}
+            tensor.data_type = _ONNX_TYPES[read.dtype]
+            tensor.dims.extend(read.shape)
+            entries = {"location": WEIGHTS_FILE, "offset": str(read.offset), "length": str(read.length)}
             for key, value in entries.items():
                 tensor.external_data.add(key=key, value=value)
             self._initializers[name] = tensor

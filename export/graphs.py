@@ -8,7 +8,7 @@ code width, H side of f_hat, h heads, T tokens that the KV cache has room for, P
 codes, N experts, A active experts, M = B * L.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from onnx import TensorProto, helper
 
@@ -17,7 +17,7 @@ from actvar.config import HEAD_WIDTH, ModelConfig
 from actvar.export import precision as dtypes
 from actvar.export.decoder import DecoderWriter
 from actvar.export.graph_builder import GraphBuilder
-from actvar.export.sampler import add_tokens, guided_logits, next_tokens_in, sample
+from actvar.export.sampler import add_tokens, guided_logits, next_tokens_in, resize, sample
 from actvar.export.transformer import BlockWriter, KeysValues, WrittenBlock, linear, modulated_norm
 from actvar.export.weights_file import positions_name
 
@@ -119,7 +119,7 @@ def _scale(b: GraphBuilder, config: ModelConfig, si: int, debug: bool) -> None:
         blocks.append(writer.block(i, x_RLC, modulation_R6C, past))
         x_RLC = blocks[-1].x_RLC
     if debug:
-        _look_inside(b, config, si, blocks)
+        look_inside(b, blocks, b.ints(config.active_experts(si)) if config.activation else "")
     if not last:
         new_kv = [part for block in blocks for part in (block.new_kv.keys, block.new_kv.values)]
         shape = b.ints(config.depth, 2, -1, config.heads, config.kept_tokens(si), HEAD_WIDTH)
@@ -128,30 +128,39 @@ def _scale(b: GraphBuilder, config: ModelConfig, si: int, debug: bool) -> None:
     with b.scope("head"):
         scale_R1C, shift_R1C = b.split("head_modulation", 2, axis=1, name="modulation")
         normed_RLC = modulated_norm(b, config.width, x_RLC, scale_R1C, shift_R1C)
-        logits_MV = guided_logits(b, config, si, normed_RLC, "cfg")
+        logits_MV = guided_logits(b, config.width, b.scalar(config.schedule.cfg_ramp(si)), normed_RLC, "cfg")
         shape = b.ints(-1, tokens, config.vqvae.vocab_size)
         logits_BLV = b.op("Reshape", logits_MV, shape, output=LOGITS if debug else "")
     token_ids_BL = sample(b, logits_BLV, config.vqvae.vocab_size, "uniform", "top_k", "top_p")
-    next_f_hat = add_tokens(b, config, si, token_ids_BL, "f_hat")
+    schedule, codes = config.schedule, config.vqvae.z_channels
+    side, p, phi = schedule.side, schedule.patch_nums[si], f"vqvae.quantize.phi.{schedule.phi_indices[si]}"
+    weights = b.weight(f"{phi}.weight"), b.weight(f"{phi}.bias")
+    up = resize(b, p, side, "bicubic")
+    next_f_hat = add_tokens(b, token_ids_BL, "f_hat", b.ints(-1, codes, p, p), up, weights)
     if not last:
-        next_tokens_in(b, config, si, next_f_hat)
+        down = resize(b, side, schedule.patch_nums[si + 1], "area")
+        next_tokens_in(b, next_f_hat, down, b.ints(-1, codes, schedule.tokens[si + 1]))
 
 
-def _look_inside(b: GraphBuilder, config: ModelConfig, si: int, blocks: list[WrittenBlock]) -> None:
-    """The debug outputs of the blocks: of each one part, stacked."""
-    parts = {HIDDEN: [block.x_RLC for block in blocks], KEPT: [], EXPERTS: []}
+def look_inside(b: GraphBuilder, blocks: Sequence[WrittenBlock], active_1: str) -> dict[str, str]:
+    """Write the debug outputs of the blocks, of each one part, stacked; returns their names, with their types.
+
+    The choice of experts itself is inside an operator: here it is made again, by the same rule, from `active_1`, their
+    number as a shape of one dimension.
+    """
+    parts: dict[str, list[str]] = {HIDDEN: [block.x_RLC for block in blocks], KEPT: [], EXPERTS: []}
     for block in blocks:
         if block.kept_RK:
             parts[KEPT].append(block.kept_RK)
-        if block.router_scores_RKN:  # the choice itself is inside the operator: here it is made again, by the same rule
-            active = b.ints(config.active_experts(si))
-            _, best_RKA = b.ops("TopK", block.router_scores_RKN, active, count=2, axis=-1, name="best_experts")
-            ascending_RKA, _ = b.ops("TopK", best_RKA, active, count=2, axis=-1, largest=0, name="experts_in_order")
+        if block.router_scores_RKN:
+            _, best_RKA = b.ops("TopK", block.router_scores_RKN, active_1, count=2, axis=-1, name="best_experts")
+            ascending_RKA, _ = b.ops("TopK", best_RKA, active_1, count=2, axis=-1, largest=0, name="experts_in_order")
             parts[EXPERTS].append(ascending_RKA)
-    for name, shape in debug_outputs(config, si).items():
-        if name in parts:
-            sizes = b.ints(*(-1 if size == "R" else int(size) for size in shape))
-            b.op("Reshape", b.op("Concat", *parts[name], axis=0, name=f"{name}_of_blocks"), sizes, output=name)
+    given = {name: values for name, values in parts.items() if values}
+    for name, values in given.items():
+        apart = [b.op("Unsqueeze", value, b.ints(0), name=f"{name}_of_block") for value in values]
+        b.op("Concat", *apart, axis=0, output=name)
+    return {name: "float32" if name == HIDDEN else "int64" for name in given}
 
 
 def _embedded(b: GraphBuilder, config: ModelConfig, si: int) -> str:

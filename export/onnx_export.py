@@ -13,15 +13,27 @@ import torch
 from torch import Tensor
 
 from actvar import __version__
-from actvar.bundle import PRECISIONS, WEIGHTS_FILE, GraphSpec, Manifest, graph_names, write_manifest
+from actvar.bundle import (
+    PRECISIONS,
+    SCALES_FILE,
+    WEIGHTS_FILE,
+    GraphSpec,
+    Manifest,
+    ScalesSpec,
+    graph_names,
+    write_manifest,
+)
 from actvar.config import ModelConfig
 from actvar.errors import UsageError
 from actvar.export.bundle_folder import folder_written_whole
+from actvar.export.graph_builder import GraphBuilder
 from actvar.export.graphs import build_graph
+from actvar.export.scales_graph import build_scales
 from actvar.export.weights_file import WeightsFile
-from actvar.files import hash_file
+from actvar.files import FileEntry, hash_file
 from actvar.models.actvar import ActVAR
 
+_SCALES = SCALES_FILE.removesuffix(".onnx")
 _WEIGHTS_SHARE = 0.9  # of the time that an export with weights takes, about
 
 Progress = Callable[[float], None]
@@ -92,21 +104,29 @@ def _export(
         else:
             weights = file.layout
             _reserve(path, weights.bytes)
-        graphs: dict[str, GraphSpec] = {}
-        names = graph_names(config)
-        for name in names:
-            builder = build_graph(name, config, weights.tensors, precision, debug)
+        builders = {name: build_graph(name, config, weights.tensors, precision, debug) for name in graph_names(config)}
+        if precision == "fp32":
+            builders[_SCALES] = build_scales(config, weights.tensors, debug)
+        entries: dict[str, FileEntry] = {}
+        for name, builder in builders.items():
             graph_path = unfinished / f"{name}.onnx"
             _write(graph_path, builder.build().SerializeToString())
             onnx.checker.check_model(graph_path, full_check=True)
-            inputs, outputs = tuple(builder.inputs), tuple(builder.outputs)
-            graphs[name] = GraphSpec(hash_file(graph_path), inputs, outputs, builder.weights)
-            report(weights_share + (1 - weights_share) * len(graphs) / len(names))
+            entries[name] = hash_file(graph_path)
+            report(weights_share + (1 - weights_share) * len(entries) / len(builders))
+        of_all = builders.pop(_SCALES, None)
+        scales = ScalesSpec(entries[_SCALES], of_all.weights) if of_all else None
+        graphs = {name: _graph_spec(entries[name], builder) for name, builder in builders.items()}
         if not read:
             path.unlink()
-        manifest = Manifest(config, precision, source, program_versions(), weights, graphs)
+        manifest = Manifest(config, precision, source, program_versions(), weights, graphs, scales)
         write_manifest(unfinished, manifest)
     return manifest
+
+
+def _graph_spec(entry: FileEntry, builder: GraphBuilder) -> GraphSpec:
+    shapes = {name: tensor.shape for name, tensor in builder.weights.items()}
+    return GraphSpec(entry, tuple(builder.inputs), tuple(builder.outputs), shapes)
 
 
 def _reserve(path: Path, size: int) -> None:

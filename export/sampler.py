@@ -6,27 +6,32 @@ Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L 
 are sorted, E code width, H side of f_hat, p side of a token map.
 """
 
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from actvar.config import ModelConfig
 from actvar.export.graph_builder import GraphBuilder
 from actvar.export.transformer import linear
 from actvar.sampling import SORTED_CODES
 
+Phi: TypeAlias = tuple[str, str]
+"""Weight and bias of a convolution phi of the quantizer."""
 
-def guided_logits(b: GraphBuilder, config: ModelConfig, si: int, normed_RLC: str, cfg: str) -> str:
+
+def guided_logits(b: GraphBuilder, width: int, ramp: str, normed_RLC: str, cfg: str) -> str:
     """Head and guidance, [B*L, V]: logits = (1 + t) * conditional - t * unconditional, t = cfg * ramp.
 
     The head is linear and the two weights sum to 1, so guiding its input is the same, with half the head's work.
     """
     with b.scope("guidance"):
-        strength = b.op("Mul", cfg, b.scalar(config.schedule.cfg_ramp(si)), name="strength")
+        strength = b.op("Mul", cfg, ramp, name="strength")
         conditional, unconditional = b.split(normed_RLC, 2, axis=0)
         difference = b.op("Sub", conditional, unconditional, name="difference")
         guided_BLC = b.op("Add", conditional, b.op("Mul", difference, strength, name="push"), name="guided")
-    return linear(b, b.reshape(guided_BLC, -1, config.width), "var.head", "head")
+    return linear(b, b.reshape(guided_BLC, -1, width), "var.head", "head")
 
 
 def sample(b: GraphBuilder, logits_BLV: str, vocab_size: int, uniform_BL: str, top_k: str, top_p: str) -> str:
@@ -55,25 +60,41 @@ def sample(b: GraphBuilder, logits_BLV: str, vocab_size: int, uniform_BL: str, t
         return b.op("Squeeze", ids_BL1, last_axis, output="token_ids")
 
 
-def add_tokens(b: GraphBuilder, config: ModelConfig, si: int, token_ids_BL: str, f_hat_BEHH: str) -> str:
-    """`next_f_hat` [B, E, H, H]: f_hat + phi(up(codes))."""
-    side, p, width = config.schedule.side, config.schedule.patch_nums[si], config.vqvae.z_channels
-    phi = f"vqvae.quantize.phi.{config.schedule.phi_indices[si]}"
+@dataclass(frozen=True)
+class Resize:
+    """A resize of square maps, x -> U x U^T, as values of a graph: U [after, before] and U^T."""
+
+    rows: str
+    columns: str
+
+
+def add_tokens(
+    b: GraphBuilder, token_ids_BL: str, f_hat_BEHH: str, shape_BEpp: str, up: Resize | None, phi: Phi
+) -> str:
+    """`next_f_hat` [B, E, H, H]: f_hat + phi(up(codes)); `shape_BEpp` is how codes are arranged to a map."""
     with b.scope("quantizer"):
         codes_BLE = b.op("Gather", b.weight("vqvae.quantize.embedding.weight"), token_ids_BL, axis=0, name="codes")
         codes_BEL = b.op("Transpose", codes_BLE, perm=[0, 2, 1])
-        codes_BEHH = _resize(b, b.reshape(codes_BEL, -1, width, p, p), p, side, "bicubic")
-        weight, bias = b.weight(f"{phi}.weight"), b.weight(f"{phi}.bias")
-        added_BEHH = b.op("Conv", codes_BEHH, weight, bias, pads=[1, 1, 1, 1], name="phi")
+        codes_BEHH = _resized(b, b.op("Reshape", codes_BEL, shape_BEpp, name="map"), up, "bicubic")
+        added_BEHH = b.op("Conv", codes_BEHH, *phi, pads=[1, 1, 1, 1], name="phi")
         return b.op("Add", f_hat_BEHH, added_BEHH, output="next_f_hat")
 
 
-def next_tokens_in(b: GraphBuilder, config: ModelConfig, si: int, f_hat_BEHH: str) -> str:
-    """`next_tokens_in` [B, L', E]: f_hat averaged to the map of the scale after si."""
-    p, width = config.schedule.patch_nums[si + 1], config.vqvae.z_channels
+def next_tokens_in(b: GraphBuilder, f_hat_BEHH: str, down: Resize | None, shape_BEL: str) -> str:
+    """`next_tokens_in` [B, L', E]: f_hat averaged to the map of the next scale, whose tokens `shape_BEL` counts."""
     with b.scope("quantizer"):
-        map_BEpp = _resize(b, f_hat_BEHH, config.schedule.side, p, "area")
-        return b.op("Transpose", b.reshape(map_BEpp, -1, width, p * p), perm=[0, 2, 1], output="next_tokens_in")
+        map_BEpp = _resized(b, f_hat_BEHH, down, "area")
+        map_BEL = b.op("Reshape", map_BEpp, shape_BEL, name="tokens")
+        return b.op("Transpose", map_BEL, perm=[0, 2, 1], output="next_tokens_in")
+
+
+def resize(b: GraphBuilder, before: int, after: int, mode: str) -> Resize | None:
+    """From one side to another, by constants of the graph; nothing where they are the same."""
+    if before == after:
+        return None
+    matrix, name = resize_matrix(before, after, mode), f"{mode}_{before}_to_{after}"
+    transposed = b.constant(f"{name}_transposed", np.ascontiguousarray(matrix.T))
+    return Resize(b.constant(name, matrix), transposed)
 
 
 def resize_matrix(before: int, after: int, mode: str) -> np.ndarray:
@@ -83,13 +104,9 @@ def resize_matrix(before: int, after: int, mode: str) -> np.ndarray:
     return resized[0, :, :, 0].T.contiguous().numpy()
 
 
-def _resize(b: GraphBuilder, x: str, before: int, after: int, mode: str) -> str:
+def _resized(b: GraphBuilder, x: str, by: Resize | None, name: str) -> str:
     """[..., before, before] -> [..., after, after]."""
-    if before == after:
-        return x
-    matrix, name = resize_matrix(before, after, mode), f"{mode}_{before}_to_{after}"
-    transposed = b.constant(f"{name}_transposed", np.ascontiguousarray(matrix.T))
-    return b.op("MatMul", b.op("MatMul", b.constant(name, matrix), x, name=f"{mode}_rows"), transposed, name=mode)
+    return b.op("MatMul", b.op("MatMul", by.rows, x, name=f"{name}_rows"), by.columns, name=name) if by else x
 
 
 def _count(b: GraphBuilder, mask_BLS: str) -> str:

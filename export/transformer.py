@@ -1,4 +1,6 @@
-"""One scale's transformer blocks as ONNX nodes: the counterpart of `Block.infer`.
+"""Transformer blocks as ONNX nodes: the counterpart of `Block.infer`.
+
+`BlockWriter` writes those of one scale. What all scales have in common is `UpdateWriter`'s, and knows no scale.
 
 Precision of an fp16 graph: matrices and attention in fp16; the residual stream, LayerNorm, the lengths of queries and
 keys, softmax, selector and router in fp32.
@@ -7,7 +9,9 @@ Letters in shapes: R rows, L tokens of this scale, K kept, P cached, T = P + K, 
 de = 4C / N; M = R * K, the tokens of all rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -53,34 +57,41 @@ def modulated_norm(b: GraphBuilder, width: int, x: str, scale: str, shift: str) 
     return b.op("Add", b.op("Mul", normed, factor, name="scaled"), shift, name="shifted")
 
 
+def dense_ffn(b: GraphBuilder, weights: str, x_MC: str) -> str:
+    """All hidden neurons of an FFN, MC."""
+    gelu = b.op("Gelu", linear(b, x_MC, f"{weights}.fc1", "fc1"), approximate="tanh")
+    return b.op("Gemm", gelu, b.weight(f"{weights}.fc2.weight_t"), b.weight(f"{weights}.fc2.bias"), name="fc2")
+
+
 @dataclass(frozen=True)
-class BlockWriter:
-    """Writes the blocks of scale index si into a graph."""
+class KeptShapes:
+    """Shapes of kept tokens, as values that `Reshape` reads.
+
+    Attributes:
+        heads: [-1, K, h, d].
+        width: [-1, K, C].
+    """
+
+    heads: str
+    width: str
+
+
+FFN: TypeAlias = Callable[[str, str], tuple[str, str]]
+"""Given where its weights are and fp32 RKC, writes the output MC and, where each token chooses experts, what it chose
+by; empty otherwise."""
+
+
+@dataclass(frozen=True)
+class UpdateWriter:
+    """Writes all of a block but its selector, on the kept tokens alone."""
 
     b: GraphBuilder
     config: ModelConfig
-    si: int
+    shapes: KeptShapes
+    ffn: FFN
 
-    def block(self, i: int, x_RLC: str, modulation_R6C: str, past: KeysValues | None) -> WrittenBlock:
+    def update(self, i: int, x_RKC: str, modulation_R6C: str, past: KeysValues | None) -> WrittenBlock:
         """Block i."""
-        b, tokens, keep = self.b, self.config.schedule.tokens[self.si], self._keep
-        with b.scope(f"blocks.{i}"):
-            if keep == tokens:
-                return self._update(i, x_RLC, modulation_R6C, past)
-            with b.scope("selector"):
-                scores_M1 = linear(b, b.reshape(x_RLC, -1, self.config.width), f"var.blocks.{i}.selector", "scores")
-                indices_RK = b.op("ActVarTokenSelect", b.reshape(scores_M1, -1, tokens), keep=keep, name="select")
-                kept_RKC = b.op("ActVarTokenGather", x_RLC, indices_RK, name="gather")
-            updated = self._update(i, kept_RKC, modulation_R6C, past)
-            y_RLC = b.op("ActVarTokenScatter", x_RLC, indices_RK, updated.x_RLC, name="scatter")
-            return replace(updated, x_RLC=y_RLC, kept_RK=indices_RK)
-
-    @property
-    def _keep(self) -> int:
-        return self.config.kept_tokens(self.si)
-
-    def _update(self, i: int, x_RKC: str, modulation_R6C: str, past: KeysValues | None) -> WrittenBlock:
-        """All of a block but its selector, on the kept tokens alone."""
         b, width = self.b, self.config.width
         gamma1, gamma2, scale1, scale2, shift1, shift2 = b.split(modulation_R6C, 6, axis=1, name="modulation")
         with b.scope("attn"):
@@ -89,15 +100,15 @@ class BlockWriter:
             x_RKC = self._gated_sum(x_RKC, attended_MC, gamma1)
         with b.scope("ffn"):
             normed_RKC = modulated_norm(b, width, x_RKC, scale2, shift2)
-            changed, scores_RKN = self._ffn(f"var.blocks.{i}.ffn", normed_RKC)
+            changed, scores_RKN = self.ffn(f"var.blocks.{i}.ffn", normed_RKC)
             return WrittenBlock(self._gated_sum(x_RKC, changed, gamma2), new_kv, router_scores_RKN=scores_RKN)
 
     def _attention(self, weights: str, x_RKC: str, past: KeysValues | None) -> tuple[str, KeysValues]:
         """The output, MC, and the new keys and values."""
-        b, width, heads = self.b, self.config.width, self.config.heads
+        b, width = self.b, self.config.width
         qkv = linear(b, b.to_compute(b.reshape(x_RKC, -1, width)), f"{weights}.mat_qkv", "qkv")
         q_RhKd, k_RhKd, v_RhKd = (
-            b.op("Transpose", b.reshape(part_MC, -1, self._keep, heads, HEAD_WIDTH), perm=[0, 2, 1, 3])
+            b.op("Transpose", b.op("Reshape", part_MC, self.shapes.heads, name="heads"), perm=[0, 2, 1, 3])
             for part_MC in b.split(qkv, 3, axis=1)
         )
         unit_q_RhKd = self._unit_length(b.to_fp32(q_RhKd))
@@ -119,14 +130,51 @@ class BlockWriter:
         length = b.op("ReduceL2", x_RhKd, b.ints(-1), keepdims=1, name="length")
         return b.op("Div", x_RhKd, b.op("Max", length, b.scalar(NORMALIZE_EPS)), name="unit_length")
 
+    def _gated_sum(self, x_RKC: str, change: str, gamma_R1C: str) -> str:
+        b = self.b
+        change_RKC = b.op("Reshape", b.to_fp32(change), self.shapes.width, name="change")
+        return b.op("Add", x_RKC, b.op("Mul", change_RKC, gamma_R1C, name="gated"), name="residual")
+
+
+@dataclass(frozen=True)
+class BlockWriter:
+    """Writes the blocks of scale index si into a graph."""
+
+    b: GraphBuilder
+    config: ModelConfig
+    si: int
+
+    def block(self, i: int, x_RLC: str, modulation_R6C: str, past: KeysValues | None) -> WrittenBlock:
+        """Block i."""
+        b, tokens, keep = self.b, self.config.schedule.tokens[self.si], self._keep
+        with b.scope(f"blocks.{i}"):
+            if keep == tokens:
+                return self._updates.update(i, x_RLC, modulation_R6C, past)
+            with b.scope("selector"):
+                scores_M1 = linear(b, b.reshape(x_RLC, -1, self.config.width), f"var.blocks.{i}.selector", "scores")
+                indices_RK = b.op("ActVarTokenSelect", b.reshape(scores_M1, -1, tokens), keep=keep, name="select")
+                kept_RKC = b.op("ActVarTokenGather", x_RLC, indices_RK, name="gather")
+            updated = self._updates.update(i, kept_RKC, modulation_R6C, past)
+            y_RLC = b.op("ActVarTokenScatter", x_RLC, indices_RK, updated.x_RLC, name="scatter")
+            return replace(updated, x_RLC=y_RLC, kept_RK=indices_RK)
+
+    @property
+    def _keep(self) -> int:
+        return self.config.kept_tokens(self.si)
+
+    @property
+    def _updates(self) -> UpdateWriter:
+        heads, width = (self.config.heads, HEAD_WIDTH), (self.config.width,)
+        shapes = KeptShapes(self.b.ints(-1, self._keep, *heads), self.b.ints(-1, self._keep, *width))
+        return UpdateWriter(self.b, self.config, shapes, self._ffn)
+
     def _ffn(self, weights: str, x_RKC: str) -> tuple[str, str]:
-        """Of fp32 RKC the output MC; where each token chooses experts, RKC, and the scores that they are chosen by."""
+        """See `FFN`."""
         b, width, fc2 = self.b, self.config.width, f"{weights}.fc2"
         active, activation = self.config.active_experts(self.si), self.config.activation
         x_MC = b.reshape(x_RKC, -1, width)
         if activation is None or active == activation.experts:
-            gelu = b.op("Gelu", linear(b, b.to_compute(x_MC), f"{weights}.fc1", "fc1"), approximate="tanh")
-            return b.op("Gemm", gelu, b.weight(f"{fc2}.weight_t"), b.weight(f"{fc2}.bias"), name="fc2"), ""
+            return dense_ffn(b, weights, b.to_compute(x_MC)), ""
         experts, each = activation.experts, self.config.hidden // activation.experts
         scores_RKN = b.reshape(linear(b, x_MC, f"{weights}.router", "router"), -1, self._keep, experts)
         w1_NeC = b.weight(f"{weights}.fc1.weight", (experts, each, width))
@@ -134,8 +182,3 @@ class BlockWriter:
         w2_NeC = b.weight(f"{fc2}.weight_t", (experts, each, width))
         inputs = b.to_compute(x_RKC), scores_RKN, w1_NeC, b1_Ne, w2_NeC, b.weight(f"{fc2}.bias")
         return b.op("ActVarRoutedFFN", *inputs, experts=experts, active=active, name="routed"), scores_RKN
-
-    def _gated_sum(self, x_RKC: str, change: str, gamma_R1C: str) -> str:
-        b = self.b
-        change_RKC = b.reshape(b.to_fp32(change), -1, self._keep, self.config.width)
-        return b.op("Add", x_RKC, b.op("Mul", change_RKC, gamma_R1C, name="gated"), name="residual")

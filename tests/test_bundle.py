@@ -126,8 +126,8 @@ def test_the_contract_chains():
     ("field", "value"),
     [
         ("format", "zip"),
-        ("version", 1),
-        ("version", 3),
+        ("version", 2),
+        ("version", 4),
         ("precision", "fp8"),
         ("source", 3),
         ("source", "two\nlines"),

@@ -1,25 +1,26 @@
 """ONNX Runtime: the sessions of a bundle's graphs over one copy of its weights, on the CPU or on an NVIDIA GPU.
 
-On the CPU the weights file is mapped into memory once, and every session is given views of it. Three of ONNX Runtime's
-habits are switched off, as they suit one session that runs for ever and not twelve that take turns:
-
-- prepacking, which copies every matrix into a layout of its own, once for each session;
-- arenas, in which every session would keep the memory of its largest run (mini model, batch of 4: 674 MB against 415);
-- threads that spin while they wait, which steals the cores from the session that works, and from everyone else (mini
-  model beside another busy program: four times the processor time).
+On the CPU all scales are run by one session where the bundle has a graph for that (`scales.onnx`). That session packs
+its matrices into a layout of its own as it is made: it reads the weights file itself, one tensor at a time, and gives
+back what it has packed. All other weights are views of the file, which is mapped into memory once; packing is switched
+off for them, as every session would pack a copy. The pages of a graph that runs once for every picture are let go after
+it: the next picture finds them in the system's cache of files (docs/cpu.md has what that saves, and costs).
 
 On a GPU the weights are brought there once, and every session is given the same tensors. Not yet run on a GPU.
 """
 
+import mmap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import onnxruntime
 
-from actvar.bundle import EXPORT_AGAIN, WEIGHTS_FILE, Manifest, StoredTensor
+from actvar.bundle import EXPORT_AGAIN, SCALE_INPUT, SCALES_FILE, WEIGHTS_FILE, Manifest, StoredTensor, graph_names
+from actvar.config import HEAD_WIDTH
 from actvar.errors import ActVARError, BundleError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory
@@ -29,6 +30,9 @@ from actvar.runtime.graph_file import ExternalTensor, external_tensors
 
 Session: TypeAlias = onnxruntime.InferenceSession
 
+_SCALES = SCALES_FILE.removesuffix(".onnx")
+_ONCE_A_PICTURE = ("condition", "decoder")  # graphs whose weights lie idle while the scales are drawn
+
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # The first copies all of past_kv at once, where each block would take its own share.
 _UNWANTED = ["GatherSliceToSplitFusion"]
@@ -36,7 +40,9 @@ _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
 _MAKERS = 2  # sessions that are made at a time
 
 
-def load(folder: Path, manifest: Manifest, threads: int = 0, device: Device = "cpu") -> BufferedEngine:
+def load(
+    folder: Path, manifest: Manifest, threads: int = 0, device: Device = "cpu", joined: bool = True
+) -> BufferedEngine:
     """Load a bundle whose files have been verified.
 
     The sessions are made in the background, in the order in which they run, so that the first graphs work while the
@@ -48,6 +54,7 @@ def load(folder: Path, manifest: Manifest, threads: int = 0, device: Device = "c
         manifest: its manifest.
         threads: of the CPU that a graph runs on; 0 is one for each core.
         device: where the graphs run.
+        joined: run all scales by one graph, on the CPU, where the bundle has it; else each by its own.
 
     Raises:
         BundleError: a graph would read a file that is not the bundle's, or weights that are not in it; or the bundle is
@@ -59,30 +66,34 @@ def load(folder: Path, manifest: Manifest, threads: int = 0, device: Device = "c
             f"{folder} is in bf16, which ONNX Runtime does not draw with here. "
             "Export it in fp16 or fp32, or take --backend tensorrt."
         )
-    paths = {name: folder / graph.entry.file for name, graph in manifest.graphs.items()}
-    for name, path in paths.items():
-        _check_weights(path, external_tensors(path, WEIGHTS_FILE), manifest, name)
-    mapped = _mapped(folder / WEIGHTS_FILE)
+    scales = manifest.scales if joined and device == "cpu" else None
+    names = ("condition", _SCALES, "decoder") if scales else tuple(manifest.graphs)
+    for name in names:
+        path = folder / f"{name}.onnx"
+        _check_weights(path, external_tensors(path, WEIGHTS_FILE), _weights_of(manifest, name))
+    weights = _Weights(folder / WEIGHTS_FILE, manifest, device)
     memory: Memory
     if device == "cpu":
         return_large_blocks()
         memory = HostMemory()
     else:
         memory = _cuda_memory()
-    weights = _Weights(mapped, manifest, device)
-    with_weights = {name: dict(weights.of_graph(name)) for name in paths}
+    given = {name: dict(weights.of_graph(name)) if name != _SCALES else None for name in names}
     makers = ThreadPoolExecutor(_MAKERS, thread_name_prefix="actvar-load")
-    sessions = {name: makers.submit(_make_session, paths[name], with_weights[name], threads, device) for name in paths}
+    sessions = {name: makers.submit(_make_session, folder, name, given[name], threads, device) for name in names}
     makers.shutdown(wait=False)
-    return BufferedEngine(manifest, _OrtExecutor(sessions, weights, device), memory)
+    return BufferedEngine(manifest, _OrtExecutor(sessions, weights, manifest, device), memory)
 
 
 class _OrtExecutor:
     """Sessions that read and write buffers; see `Executor`."""
 
-    def __init__(self, sessions: Mapping[str, "Future[Session]"], weights: "_Weights", device: Device):
+    def __init__(
+        self, sessions: Mapping[str, "Future[Session]"], weights: "_Weights", manifest: Manifest, device: Device
+    ):
         self._sessions, self._device = sessions, device
         self._weights = weights  # the sessions only borrow them
+        self._manifest = manifest
 
     @property
     def recordable(self) -> bool:
@@ -91,17 +102,22 @@ class _OrtExecutor:
 
     def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
         """See `Executor`. A run starts when the lane's stream is done, and is waited for."""
-        session = self._sessions[graph].result()
+        own = self._sessions.get(graph)
+        session = (own or self._sessions[_SCALES]).result()
         lane.stream.wait()
         try:
             binding = session.io_binding()
             for name, buffer in inputs.items():
                 binding.bind_input(*self._place(name, buffer))
+            for name, value in ({} if own else self._unread(graph, inputs)).items():
+                binding.bind_ortvalue_input(name, value)
             for name, buffer in outputs.items():
                 binding.bind_output(*self._place(name, buffer))
             session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise _refusal(f"the graph {graph} cannot be run", error) from None
+        if graph in _ONCE_A_PICTURE:
+            self._weights.let_go()
 
     def forget(self, lane: int) -> None:
         """See `Executor`. Nothing is kept from one run to the next."""
@@ -109,12 +125,27 @@ class _OrtExecutor:
     def _place(self, name: str, buffer: Buffer) -> tuple[str, str, int, type, tuple[int, ...], int]:
         return name, self._device, 0, np.dtype(buffer.dtype).type, buffer.shape, buffer.address
 
+    def _unread(self, graph: str, inputs: Buffers) -> dict[str, onnxruntime.OrtValue]:
+        """What the graph of all scales reads and this scale does not: its index, and what it has no use for."""
+        model, pictures = self._manifest.model, inputs["f_hat"].shape[0]
+        past = (model.depth, 2, 2 * pictures, model.heads, 0, HEAD_WIDTH)
+        empty = {"start": (2 * pictures, 1, model.width), "tokens_in": (pictures, 1, model.vqvae.z_channels)}
+        arrays = {name: np.zeros(shape, np.float32) for name, shape in {**empty, "past_kv": past}.items()}
+        arrays[SCALE_INPUT] = np.array(graph_names(model).index(graph) - 1)
+        return {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            for name, array in arrays.items()
+            if name not in inputs
+        }
+
 
 class _Weights:
     """The weights of a bundle as ONNX Runtime's values, each made once for each shape that it is read in."""
 
-    def __init__(self, mapped: np.ndarray, manifest: Manifest, device: Device):
-        self._mapped, self._manifest, self._device = mapped, manifest, device
+    def __init__(self, path: Path, manifest: Manifest, device: Device):
+        self._mapping = _mapped(path)
+        self._bytes = np.frombuffer(self._mapping or b"", np.uint8)
+        self._manifest, self._device = manifest, device
         self._made: dict[tuple[str, tuple[int, ...]], onnxruntime.OrtValue] = {}
 
     def of_graph(self, graph: str) -> Iterator[tuple[str, onnxruntime.OrtValue]]:
@@ -124,24 +155,35 @@ class _Weights:
                 self._made[name, shape] = self._make(self._manifest.weights.tensors[name], shape)
             yield name, self._made[name, shape]
 
+    def let_go(self) -> None:
+        """Let the system have the memory of the pages that were read; who reads them again finds them in its cache."""
+        if self._mapping and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
     def _make(self, stored: StoredTensor, shape: tuple[int, ...]) -> onnxruntime.OrtValue:
-        array = self._mapped[stored.offset : stored.offset + stored.length].view(stored.dtype).reshape(shape)
+        array = self._bytes[stored.offset : stored.offset + stored.length].view(stored.dtype).reshape(shape)
         if self._device == "cpu":
             return onnxruntime.OrtValue.ortvalue_from_numpy(array)  # a view: nothing is copied
         return unowned(onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0))
 
 
-def _check_weights(path: Path, read: list[ExternalTensor], manifest: Manifest, graph: str) -> None:
+def _weights_of(manifest: Manifest, graph: str) -> set[ExternalTensor]:
+    """The weights that a manifest says a graph reads."""
+    if graph == _SCALES:
+        assert manifest.scales
+        read = manifest.scales.weights
+    else:
+        stored, shapes = manifest.weights.tensors, manifest.graphs[graph].weights
+        read = {name: replace(stored[name], shape=shape) for name, shape in shapes.items()}
+    return {ExternalTensor(name, tensor.dtype, tensor.shape, tensor.offset) for name, tensor in read.items()}
+
+
+def _check_weights(path: Path, read: list[ExternalTensor], said: set[ExternalTensor]) -> None:
     """Hold what a graph's file reads of the weights to what the manifest says of it.
 
     Raises:
         BundleError: they differ, so one of them is not the exporter's.
     """
-    stored = manifest.weights.tensors
-    said = {
-        ExternalTensor(name, stored[name].dtype, shape, stored[name].offset)
-        for name, shape in manifest.graphs[graph].weights.items()
-    }
     for tensor in said ^ set(read):
         raise BundleError(f"{path}: {tensor.name} is not read as the manifest says it is. {EXPORT_AGAIN}")
 
@@ -151,10 +193,10 @@ def unowned(value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
     return onnxruntime.OrtValue.from_dlpack(value._ortvalue)
 
 
-def _mapped(path: Path) -> np.ndarray:
-    if path.stat().st_size == 0:  # which cannot be mapped
-        return np.zeros(0, np.uint8)
-    return np.memmap(path, np.uint8, "r")
+def _mapped(path: Path) -> mmap.mmap | None:
+    """A file as memory; nothing for an empty one, which cannot be mapped."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else None
 
 
 def _cuda_memory() -> Memory:
@@ -174,17 +216,21 @@ def _cuda_memory() -> Memory:
     return CudaMemory()
 
 
-def _make_session(path: Path, weights: Mapping[str, onnxruntime.OrtValue], threads: int, device: Device) -> Session:
-    options = onnxruntime.SessionOptions()
+def _make_session(
+    folder: Path, name: str, weights: Mapping[str, onnxruntime.OrtValue] | None, threads: int, device: Device
+) -> Session:
+    """The session of a graph over weights that are given; without them it reads the file by itself, and packs them."""
+    path, options = folder / f"{name}.onnx", onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if device == "cpu":
         options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in weights.items():
-        options.add_initializer(name, value)
+        if weights is not None:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+    for weight, value in (weights or {}).items():
+        options.add_initializer(weight, value)
     try:
         return Session(path, options, providers=[_PROVIDERS[device]], disabled_optimizers=_UNWANTED)
     except Exception as error:  # see `run`

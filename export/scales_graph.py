@@ -1,0 +1,333 @@
+"""The graph that runs every scale: `scales.onnx`, for ONNX Runtime on the CPU.
+
+There the matrices of a session are packed into the layout that its kernels read, in memory of the session's own. Twelve
+sessions would keep ten copies of them; one session keeps one, and a small scale takes a third to a half less time than
+with weights that are not packed (docs/cpu.md). So what is a constant in the graph of one scale is read from a table
+here, at the scale's number, and FFNs are written as their experts: a session can pack an expert's matrices where they
+are constants of a `Gemm` of their own, and not where a loop hands them over.
+
+A model with active scales holds its FFNs twice, as one matrix for the scales that keep all experts, and as experts for
+the others: together with the attention, which all scales share, that is still less than two copies.
+
+Letters in shapes: as in `graphs.py`; S scales, E experts' places, A active experts, t tokens of one expert.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from actvar.bundle import SCALE_INPUT, Shape, StoredTensor
+from actvar.config import HEAD_WIDTH, ModelConfig
+from actvar.export.graph_builder import GraphBuilder
+from actvar.export.graphs import EXPERTS, HIDDEN, KEPT, LOGITS, look_inside
+from actvar.export.sampler import Resize, add_tokens, guided_logits, next_tokens_in, resize_matrix, sample
+from actvar.export.transformer import (
+    KeptShapes,
+    KeysValues,
+    UpdateWriter,
+    WrittenBlock,
+    dense_ffn,
+    linear,
+    modulated_norm,
+)
+from actvar.export.weights_file import positions_name
+from actvar.scales import PHI_COUNT
+
+_SHOWN: dict[str, Shape] = {
+    LOGITS: ("B", "L", "V"),
+    HIDDEN: ("D", "R", "L", "C"),
+    KEPT: ("D", "kept_R", "kept_K"),
+    EXPERTS: ("D", "expert_R", "expert_K", "A"),
+}
+
+
+def build_scales(config: ModelConfig, weights: Mapping[str, StoredTensor], debug: bool = False) -> GraphBuilder:
+    """The graph of all scales of a model, in fp32.
+
+    It reads what the scale graphs read (`actvar.bundle.contract`), and the scale's index, `SCALE_INPUT`; a scale that
+    reads no `past_kv`, `tokens_in` or `start` is given any. It gives what they give; what the last scale does not give
+    is there, and means nothing.
+
+    Args:
+        config: the model's.
+        weights: what the weights file holds.
+        debug: give what `graphs.debug_outputs` names, too; what a scale does not leave out is empty.
+    """
+    b = GraphBuilder("scales", weights, "float32")
+    width, codes, side, depth = config.width, config.vqvae.z_channels, config.schedule.side, config.depth
+    b.input(SCALE_INPUT, "int64", ())
+    b.input("start", "float32", ("R", 1, width))
+    b.input("tokens_in", "float32", ("B", "L", codes))
+    b.input("f_hat", "float32", ("B", codes, side, side))
+    b.input("modulation", "float32", (depth, "R", 6, width))
+    b.input("head_modulation", "float32", ("R", 2, width))
+    b.input("uniform", "float32", ("B", "L"))
+    b.input("cfg", "float32", ())
+    b.input("top_k", "int64", ())
+    b.input("top_p", "float32", ())
+    b.input("past_kv", "float32", (depth, 2, "R", config.heads, "T", HEAD_WIDTH))
+    looks = _ScalesWriter(b, config).write(debug)
+    b.output("token_ids", "int64", ("B", "L"))
+    b.output("next_f_hat", "float32", ("B", codes, side, side))
+    b.output("next_tokens_in", "float32", ("B", "next_L", codes))
+    b.output("new_kv", "float32", (depth, 2, "R", config.heads, "K", HEAD_WIDTH))
+    for name, dtype in looks.items():
+        b.output(name, dtype, _SHOWN[name])
+    return b
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What differs from scale to scale, as values of the graph."""
+
+    b: GraphBuilder
+
+    def scalar(self, name: str, values: Sequence[object], dtype: type = np.int64) -> str:
+        """This scale's value, without dimensions."""
+        with self.b.scope("of_scale"):
+            table = self.b.constant(f"{name}_by_scale", np.array(values, dtype))
+            return self.b.op("Gather", table, SCALE_INPUT, name=name)
+
+    def size(self, name: str, values: Sequence[int]) -> str:
+        """This scale's value as a shape of one dimension, [1]."""
+        value = self.scalar(name, values)
+        with self.b.scope("of_scale"):
+            return self.b.op("Reshape", value, self.b.ints(1), name=f"{name}_1")
+
+    def shape(self, name: str, *sizes: str | int) -> str:
+        """A shape of numbers and of what `size` gives."""
+        parts = [self.b.ints(size) if isinstance(size, int) else size for size in sizes]
+        with self.b.scope("of_scale"):
+            return self.b.op("Concat", *parts, axis=0, name=f"{name}_shape")
+
+
+@dataclass(frozen=True)
+class _ScalesWriter:
+    """Writes the graph."""
+
+    b: GraphBuilder
+    config: ModelConfig
+
+    def write(self, debug: bool) -> dict[str, str]:
+        """All of it; returns the debug outputs by name, with their types."""
+        b, config, schedule = self.b, self.config, self.config.schedule
+        tables, si = _Tables(b), range(len(schedule))
+        kept = [config.kept_tokens(i) for i in si]
+        tokens_1, kept_1 = tables.size("tokens", schedule.tokens), tables.size("kept", kept)
+        blocks = _BlockWriter.of(b, config, tables, kept_1)
+        x_RLC = self._embedded(tables, tokens_1)
+        written = []
+        for i, past in enumerate(self._past(tables)):
+            modulation_R6C = b.op("Gather", "modulation", b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
+            written.append(blocks.block(i, x_RLC, modulation_R6C, past))
+            x_RLC = written[-1].x_RLC
+        self._new_kv(tables, kept_1, written)
+        looks = look_inside(b, written, blocks.active_1) if debug else {}
+
+        with b.scope("head"):
+            scale_R1C, shift_R1C = b.split("head_modulation", 2, axis=1, name="modulation")
+            normed_RLC = modulated_norm(b, config.width, x_RLC, scale_R1C, shift_R1C)
+            ramp = tables.scalar("ramp", [schedule.cfg_ramp(i) for i in si], np.float32)
+            logits_MV = guided_logits(b, config.width, ramp, normed_RLC, "cfg")
+            shape_BLV = tables.shape("logits", -1, tokens_1, config.vqvae.vocab_size)
+            logits_BLV = b.op("Reshape", logits_MV, shape_BLV, output=LOGITS if debug else "")
+        token_ids_BL = sample(b, logits_BLV, config.vqvae.vocab_size, "uniform", "top_k", "top_p")
+        self._pass_on(tables, token_ids_BL)
+        return {**looks, **({LOGITS: "float32"} if debug else {})}
+
+    def _embedded(self, tables: _Tables, tokens_1: str) -> str:
+        """The blocks' input RLC: the words at their positions, or what the first scale starts with."""
+        b, config, schedule = self.b, self.config, self.config.schedule
+        with b.scope("embed"):
+            words_MC = linear(b, b.reshape("tokens_in", -1, config.vqvae.z_channels), "var.word_embed", "word")
+            words_BLC = b.op("Reshape", words_MC, tables.shape("words", -1, tokens_1, config.width), name="words")
+            names = [b.weight(positions_name(i)) for i in range(len(schedule))]
+            all_positions = b.op("Concat", *names, axis=1, name="all_positions")
+            start_1 = tables.size("first", schedule.starts)
+            end_1 = b.op("Add", start_1, tokens_1, name="end")
+            positions_1LC = b.op("Slice", all_positions, start_1, end_1, b.ints(1), name="positions")
+            x_BLC = b.op("Add", words_BLC, positions_1LC, name="position")
+            x_RLC = b.op("Concat", x_BLC, x_BLC, axis=0, name="rows")
+            is_first = b.op("Equal", SCALE_INPUT, b.int_scalar(0), name="is_first")
+            return b.op("Where", is_first, "start", x_RLC, name="input")
+
+    def _past(self, tables: _Tables) -> list[KeysValues]:
+        """Each block's keys and values that the scales before have left; none before the first."""
+        b, axes = self.b, self.b.ints(0, 1, 4)
+        filled_1 = tables.size("filled", self.config.cached_tokens[: len(self.config.schedule)])
+        parts = []
+        for place in range(2 * self.config.depth):
+            i, part = divmod(place, 2)
+            with b.scope(f"blocks.{i}"):
+                name = f"past_{'kv'[part]}"
+                ends = b.op("Concat", b.ints(i + 1, part + 1), filled_1, axis=0, name=f"{name}_ends")
+                window = b.op("Slice", "past_kv", b.ints(i, part, 0), ends, axes, name=f"{name}_window")
+                parts.append(b.op("Squeeze", window, b.ints(0, 1), name=name))
+        return [KeysValues(keys, values) for keys, values in zip(parts[::2], parts[1::2], strict=True)]
+
+    def _new_kv(self, tables: _Tables, kept_1: str, blocks: Sequence[WrittenBlock]) -> None:
+        """The keys and values of all blocks; the last scale's are not put together, as nothing reads them."""
+        b, config = self.b, self.config
+        shape = tables.shape("new_kv", config.depth, 2, -1, config.heads, kept_1, HEAD_WIDTH)
+
+        def together() -> tuple[str]:
+            parts = [part for block in blocks for part in (block.new_kv.keys, block.new_kv.values)]
+            return (b.op("Reshape", b.op("Concat", *parts, axis=0, name="kv"), shape, name="kv_of_blocks"),)
+
+        def nothing() -> tuple[str]:
+            return (b.op("ConstantOfShape", b.ints(0, 0, 0, 0, 0, 0), name="no_kv"),)
+
+        feeds = tables.scalar("feeds", [True] * (len(config.schedule) - 1) + [False], np.bool_)
+        b.op("Identity", *b.choose(feeds, together, nothing, ["float32"], "kv_if_fed"), output="new_kv")
+
+    def _pass_on(self, tables: _Tables, token_ids_BL: str) -> None:
+        """What the next scale starts from."""
+        b, schedule, codes = self.b, self.config.schedule, self.config.vqvae.z_channels
+        sides, area, phis = schedule.patch_nums, [*schedule.patch_nums[1:], 1], schedule.phi_indices
+        up = self._resize(tables, "bicubic", sides, [resize_matrix(p, schedule.side, "bicubic").T for p in sides])
+        up = Resize(up.columns, up.rows)  # the table holds U^T, as its rows are what a scale takes of it
+        down = self._resize(tables, "area", area, [resize_matrix(schedule.side, p, "area") for p in area])
+
+        layers = [f"vqvae.quantize.phi.{i}" for i in range(PHI_COUNT)]
+        phi = tables.scalar("phi", phis)
+        weight, bias = (
+            b.op("Gather", self._stack([f"{layer}.{part}" for layer in layers], part), phi, axis=0, name=f"phi_{part}")
+            for part in ("weight", "bias")
+        )
+        side_1 = tables.size("side", sides)
+        shape_BEpp = tables.shape("map", -1, codes, side_1, side_1)
+        next_f_hat = add_tokens(b, token_ids_BL, "f_hat", shape_BEpp, up, (weight, bias))
+        next_1 = tables.size("next_tokens", [p * p for p in area])
+        next_tokens_in(b, next_f_hat, down, tables.shape("next", -1, codes, next_1))
+
+    def _resize(self, tables: _Tables, mode: str, sides: Sequence[int], matrices: Sequence[np.ndarray]) -> Resize:
+        """This scale's matrix, [side, H], of a table with all of them one below the other, and its transpose."""
+        b, starts = self.b, np.cumsum([0, *sides])
+        start_1 = tables.size(f"{mode}_first", starts[:-1].tolist())
+        end_1 = tables.size(f"{mode}_end", starts[1:].tolist())
+        table = b.constant(f"{mode}_of_scales", np.ascontiguousarray(np.concatenate(matrices)))
+        matrix = b.op("Slice", table, start_1, end_1, b.ints(0), name=f"{mode}_matrix")
+        return Resize(matrix, b.op("Transpose", matrix, perm=[1, 0], name=f"{mode}_transposed"))
+
+    def _stack(self, tensors: Sequence[str], name: str) -> str:
+        """Tensors of one shape under a new first dimension."""
+        b = self.b
+        parts = [b.op("Unsqueeze", b.weight(tensor), b.ints(0), name=f"{name}_part") for tensor in tensors]
+        return b.op("Concat", *parts, axis=0, name=f"{name}_of_all")
+
+
+@dataclass(frozen=True)
+class _BlockWriter:
+    """Writes the blocks; `selects` and `routes` say of this scale whether tokens and experts are left out.
+
+    They are empty where no scale of the model leaves any out.
+    """
+
+    b: GraphBuilder
+    config: ModelConfig
+    shapes: KeptShapes
+    kept_1: str
+    active_1: str
+    selects: str
+    routes: str
+
+    @classmethod
+    def of(cls, b: GraphBuilder, config: ModelConfig, tables: _Tables, kept_1: str) -> "_BlockWriter":
+        """For all scales of a model."""
+        scales, experts = range(len(config.schedule)), config.activation.experts if config.activation else 1
+        active = [config.active_experts(si) for si in scales]
+        selects = [config.kept_tokens(si) < config.schedule.tokens[si] for si in scales]
+        routes = [count < experts for count in active]
+        heads = tables.shape("heads", -1, kept_1, config.heads, HEAD_WIDTH)
+        return cls(
+            b,
+            config,
+            KeptShapes(heads, tables.shape("width", -1, kept_1, config.width)),
+            kept_1,
+            tables.size("active", active),
+            tables.scalar("selects", selects, np.bool_) if any(selects) else "",
+            tables.scalar("routes", routes, np.bool_) if any(routes) else "",
+        )
+
+    def block(self, i: int, x_RLC: str, modulation_R6C: str, past: KeysValues) -> WrittenBlock:
+        """Block i."""
+        b, updates = self.b, UpdateWriter(self.b, self.config, self.shapes, self._ffn)
+        with b.scope(f"blocks.{i}"):
+            if not self.selects:
+                return updates.update(i, x_RLC, modulation_R6C, past)
+            kept_RKC, indices_RK = self._selected(i, x_RLC)
+            updated = updates.update(i, kept_RKC, modulation_R6C, past)
+
+            def scattered() -> tuple[str]:
+                return (b.op("ActVarTokenScatter", x_RLC, indices_RK, updated.x_RLC, name="scatter"),)
+
+            def all_of_them() -> tuple[str]:
+                return (b.op("Identity", updated.x_RLC, name="all_updated"),)
+
+            (y_RLC,) = b.choose(self.selects, scattered, all_of_them, ["float32"], "output")
+            return replace(updated, x_RLC=y_RLC, kept_RK=indices_RK)
+
+    def _selected(self, i: int, x_RLC: str) -> tuple[str, str]:
+        """The kept tokens RKC, and their places RK, which are none where all are kept."""
+        b, config = self.b, self.config
+
+        def some() -> tuple[str, str]:
+            with b.scope("selector"):
+                x_MC = b.reshape(x_RLC, -1, config.width)
+                scores_M1 = linear(b, x_MC, f"var.blocks.{i}.selector", "scores")
+                rows_tokens = b.op("Shape", x_RLC, start=0, end=2, name="rows_tokens")
+                scores_RL = b.op("Reshape", scores_M1, rows_tokens, name="scores_of_rows")
+                _, best_RK = b.ops("TopK", scores_RL, self.kept_1, count=2, axis=1, name="best")
+                indices_RK, _ = b.ops("TopK", best_RK, self.kept_1, count=2, axis=1, largest=0, name="select")
+                return b.op("ActVarTokenGather", x_RLC, indices_RK, name="gather"), indices_RK
+
+        def all_of_them() -> tuple[str, str]:
+            no_index = helper.make_tensor("no_index", TensorProto.INT64, [1], [0])
+            nowhere_00 = b.op("ConstantOfShape", b.ints(0, 0), value=no_index, name="nowhere")
+            return b.op("Identity", x_RLC, name="all_tokens"), nowhere_00
+
+        kept_RKC, indices_RK = b.choose(self.selects, some, all_of_them, ["float32", "int64"], "input")
+        return kept_RKC, indices_RK
+
+    def _ffn(self, weights: str, x_RKC: str) -> tuple[str, str]:
+        """See `FFN`."""
+        b, config = self.b, self.config
+        x_MC = b.reshape(x_RKC, -1, config.width)
+        if not self.routes:
+            return dense_ffn(b, weights, x_MC), ""
+        experts = config.activation.experts if config.activation else 1
+
+        def routed() -> tuple[str, str]:
+            scores_MN = linear(b, x_MC, f"{weights}.router", "router")
+            rows_tokens = b.op("Shape", x_RKC, start=0, end=2, name="rows_tokens")
+            shape_RKN = b.op("Concat", rows_tokens, b.ints(experts), axis=0, name="scores_shape")
+            scores_RKN = b.op("Reshape", scores_MN, shape_RKN, name="scores")
+            return self._sum_of_experts(weights, experts, x_MC, scores_MN), scores_RKN
+
+        def dense() -> tuple[str, str]:
+            return dense_ffn(b, weights, x_MC), b.op("ConstantOfShape", b.ints(0, 0, experts), name="no_scores")
+
+        changed_MC, scores_RKN = b.choose(self.routes, routed, dense, ["float32", "float32"], "change")
+        return changed_MC, scores_RKN
+
+    def _sum_of_experts(self, weights: str, experts: int, x_MC: str, scores_MN: str) -> str:
+        """`ActVarRoutedFFN`, each expert with nodes of its own."""
+        b, fc1, fc2 = self.b, f"{weights}.fc1", f"{weights}.fc2"
+        _, chosen_MA = b.ops("TopK", scores_MN, self.active_1, count=2, axis=1, name="chosen")
+        nowhere_MN = b.op("Expand", b.scalar(0.0), b.op("Shape", scores_MN), name="nowhere")
+        yes_MA = b.op("Expand", b.scalar(1.0), b.op("Shape", chosen_MA), name="yes")
+        mask_MN = b.op("ScatterElements", nowhere_MN, chosen_MA, yes_MA, axis=1, name="mask")
+        mask_NM = b.op("Transpose", mask_MN, perm=[1, 0], name="mask_of_experts")
+        sum_MC = b.op("Expand", b.weight(f"{fc2}.bias"), b.op("Shape", x_MC), name="start")
+        for e in range(experts):
+            with b.scope(f"experts.{e}"):
+                mask_M = b.op("Gather", mask_NM, b.int_scalar(e), axis=0, name="mask")
+                places_t1 = b.op("Transpose", b.op("NonZero", mask_M), perm=[1, 0], name="places")
+                x_tC = b.op("GatherND", x_MC, places_t1, name="tokens")
+                w1, b1 = (b.weight_slice(f"{fc1}.{part}", e, experts) for part in ("weight", "bias"))
+                gelu = b.op("Gelu", b.op("Gemm", x_tC, w1, b1, transB=1, name="fc1"), approximate="tanh")
+                out_tC = b.op("Gemm", gelu, b.weight_slice(f"{fc2}.weight_t", e, experts), name="fc2")
+                sum_MC = b.op("ScatterND", sum_MC, places_t1, out_tC, reduction="add", name="sum")
+        return sum_MC
