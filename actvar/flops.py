@@ -68,7 +68,10 @@ def condition_work(model: ModelConfig) -> int:
 
 
 def decoder_work(model: ModelConfig) -> int:
-    """f_hat to a picture: the VQVAE's decoder. Guidance ends before it: one row."""
+    """f_hat to a picture: the VQVAE's decoder. Guidance ends before it: one row.
+
+    Counted as the model defines it; an exported decoder runs 4/9 of each convolution of an upsampled map.
+    """
     vqvae, side = model.vqvae, model.schedule.side
     widths = [vqvae.ch * mult for mult in vqvae.ch_mult]
     lowest = widths[-1]

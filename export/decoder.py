@@ -13,6 +13,7 @@ import numpy as np
 
 from actvar.config import VQVAEConfig
 from actvar.export.graph_builder import GraphBuilder
+from actvar.export.weights_file import SUBPIXEL_CONV
 
 NORM_EPS = 1e-6
 
@@ -85,7 +86,16 @@ class DecoderWriter:
         out_BCHH = b.reshape(out_BCW, -1, width, self.side, self.side)
         return b.op("Add", x_BCHH, self._conv(out_BCHH, f"{weights}.proj_out"))
 
-    def _upsample(self, x: str, weights: str) -> str:
-        b, scales = self.b, self.b.constant("twice_per_side", np.array([1, 1, 2, 2], np.float32))
-        nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return self._conv(b.op("Resize", x, "", scales, **nearest), f"{weights}.conv")
+    def _upsample(self, x_BCHH: str, weights: str) -> str:
+        """Doubles the side and convolves, in one convolution of the small map: see `weights_file.subpixel_weight`.
+
+        Its window i covers rows i - 1 and i, and gives rows 2i - 1 and 2i of the result: with a pad of 1 on each side,
+        one row more above and below than there are. Columns likewise.
+        """
+        b, layer = self.b, f"{weights}.{SUBPIXEL_CONV}"
+        with b.scope(weights.removeprefix("vqvae.")):
+            pixels = b.op(
+                "Conv", x_BCHH, b.weight(f"{layer}.weight"), b.weight(f"{layer}.bias"), pads=[1] * 4, name=SUBPIXEL_CONV
+            )
+            framed = b.op("DepthToSpace", pixels, blocksize=2, mode="DCR", name="interleave")
+            return b.op("Slice", framed, b.ints(1, 1), b.ints(-1, -1), b.ints(2, 3), name="crop")

@@ -8,7 +8,7 @@ to transpose, slice, convert or copy a weight, because an engine that does so ke
 - fc1 [4C, C] and fc2, turned to [4C, C], are also N experts of [de, C] one after the other: the routed FFN reads the
   same bytes under the shape [N, de, C].
 - what depends on the checkpoint alone is computed here: sums of embeddings, the joint bias of Q, K and V, the query
-  scales, phi as a single convolution.
+  scales, phi as a single convolution, the decoder's convolutions of upsampled maps as convolutions of the maps.
 
 Names are those of `ActVAR.state_dict()` where a tensor is what the checkpoint holds, in its shape and order.
 
@@ -37,11 +37,15 @@ from actvar.scales import PHI_COUNT, ScaleSchedule
 ALIGNMENT = 4096
 """Every tensor starts at a multiple of this: a page, so that it can be mapped into memory by itself."""
 
+SUBPIXEL_CONV = "subpixel_conv"
+"""What an upsampling layer's convolution is called here: it is not the checkpoint's; see `subpixel_weight`."""
+
 # What a precision decides: the matrices of the blocks, and the decoder's convolutions. The rest is small or must be
 # exact, so it is always fp32: embeddings (the residual stream), selector and router, head, codebook and phi (f_hat),
 # norms.
 _BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
 _DECODER = re.compile(r"vqvae\.(post_quant_conv|decoder\.(?!.*norm))")
+_UPSAMPLING = re.compile(r"(vqvae\.decoder\..*upsample)\.conv\.(weight|bias)")
 
 
 def positions_name(si: int) -> str:
@@ -162,7 +166,14 @@ def _recipes(config: ModelConfig, names: Iterable[str]) -> dict[str, _Recipe]:
         weight, bias = _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}")
         recipes[f"vqvae.quantize.phi.{i}.weight"] = _Recipe((weight,), _phi_weight)
         recipes[f"vqvae.quantize.phi.{i}.bias"] = _Recipe((bias,), partial(torch.mul, other=0.5))
-    keep(*_linear("vqvae.post_quant_conv"), *(name for name in names if name.startswith("vqvae.decoder.")))
+    keep(*_linear("vqvae.post_quant_conv"))
+    for name in (name for name in names if name.startswith("vqvae.decoder.")):
+        if upsampling := _UPSAMPLING.fullmatch(name):
+            layer, kind = upsampling.groups()
+            make = subpixel_weight if kind == "weight" else subpixel_bias
+            recipes[f"{layer}.{SUBPIXEL_CONV}.{kind}"] = _Recipe((name,), make)
+        else:
+            keep(name)
     return recipes
 
 
@@ -211,3 +222,29 @@ def _phi_weight(weight_EE33: Tensor) -> Tensor:
     halved = weight_EE33 / 2
     halved[:, :, 1, 1] += torch.eye(len(halved), device=halved.device) / 2
     return halved
+
+
+def subpixel_weight(weight_OI33: Tensor) -> Tensor:
+    """[4O, I, 2, 2]: the kernel, on the map itself, of a convolution behind a nearest upsampling to twice the side.
+
+    Three rows of the upsampled map are two of the map, so the kernel's rows that meet the same one are summed. Rows
+    i - 1 and i then give rows 2i - 1 and 2i of the result, exactly. Columns likewise: four pixels for each place, by
+    16 products where there were 36.
+
+    Returns: first all channels of (row 2i - 1, column 2j - 1), then of (2i - 1, 2j), (2i, 2j - 1), (2i, 2j): the order
+    of DepthToSpace's mode DCR.
+    """
+    rows_2OI23 = torch.stack(_two_taps(weight_OI33, 2))
+    pixels_22OI22 = torch.stack(_two_taps(rows_2OI23, 4), 1)
+    return pixels_22OI22.flatten(0, 2)
+
+
+def subpixel_bias(bias_O: Tensor) -> Tensor:
+    """[4O]: that of `subpixel_weight`."""
+    return bias_O.repeat(4)
+
+
+def _two_taps(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Along one dimension, from 3 taps on the upsampled map to 2 on the map: for places 2i - 1 and 2i."""
+    first, middle, last = kernel.unbind(dim)
+    return torch.stack((first + middle, last), dim), torch.stack((first, middle + last), dim)

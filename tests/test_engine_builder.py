@@ -39,7 +39,6 @@ LAYER_OF_NODE = {
     "Conv": "CONVOLUTION",
     "CumSum": "CUMULATIVE",
     "LayerNormalization": "NORMALIZATION",
-    "Resize": "RESIZE",
     "Softmax": "SOFTMAX",
     "TopK": "TOPK",
 }
