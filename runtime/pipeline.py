@@ -7,7 +7,7 @@ Letters in shapes: B pictures, H height and W width of a picture, L tokens of a 
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -51,11 +51,12 @@ class PictureSource(Protocol):
         """What draws."""
 
     def draw(
-        self, orders: Sequence[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
+        self, orders: Iterable[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
     ) -> Iterator[Picture]:
         """Draw pictures, in order, each as soon as it is there.
 
-        A picture does not depend on which others are drawn with it.
+        A picture does not depend on which others are drawn with it. Orders are taken as they are drawn, and nothing is
+        kept of a picture that was given: there may be any number of them.
         """
 
 
@@ -72,7 +73,7 @@ class Pipeline:
         return self.engine.manifest.model
 
     def draw(
-        self, orders: Sequence[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
+        self, orders: Iterable[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
     ) -> Iterator[Picture]:
         """See `PictureSource`.
 
@@ -108,13 +109,13 @@ class Pipeline:
         return typed
 
     def _pictures(self, orders: Sequence[Order], launched: Launched) -> Iterator[Picture]:
-        """The pictures of a chain, waited for."""
+        """The pictures of a chain, waited for; made one by one, as a large batch of them takes much memory."""
         made, scales = launched.result(), range(len(self.model.schedule))
-        shown_BHW3 = [to_bytes(made[name]) for name in (_image(si) for si in scales) if name in made]
+        images_B3HW = [made[name] for name in (_image(si) for si in scales) if name in made]
         for i, order in enumerate(orders):
             token_ids = tuple(made[_tokens(si)][i] for si in scales)
-            partials = tuple(pixels_BHW3[i] for pixels_BHW3 in shown_BHW3) if len(shown_BHW3) > 1 else ()
-            yield Picture(order, shown_BHW3[-1][i], token_ids, partials)
+            shown = tuple(to_bytes(image_B3HW[i : i + 1])[0] for image_B3HW in images_B3HW)
+            yield Picture(order, shown[-1], token_ids, shown if len(shown) > 1 else ())
 
 
 @dataclass(frozen=True)

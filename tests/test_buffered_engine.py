@@ -4,6 +4,7 @@ A stream that records is `cuda_memory.CudaStream` over the stand-in of `gpu_on_h
 like everything else, so what is recorded is the runs, too.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +199,22 @@ def test_a_result_is_not_overwritten_by_later_launches(host: HostCuda, on_stream
 
 
 # ---- recordings
+
+
+def test_a_result_that_nobody_holds_is_gone_when_the_next_chain_runs(loaded: BufferedEngine, manifest: Manifest):
+    """A batch of pictures in floats would otherwise stay for as long as the next one is drawn."""
+    engine = BufferedEngine(manifest, loaded._lanes[0]._executor, HostMemory())
+    results: list[weakref.ref[np.ndarray]] = []
+
+    def chain(graphs: Any, given: Any) -> Any:
+        assert not any(result() is not None for result in results)
+        return {"twice": given["x"]}
+
+    for value in range(3):
+        result = engine.launch("twice", chain, {"x": np.full(4, value)}, 1).result()["twice"]
+        assert result.tolist() == [value] * 4
+        results.append(weakref.ref(result))
+        del result
 
 
 def test_a_replayed_chain_draws_what_a_fresh_run_draws(host: HostCuda, on_stream, loaded: BufferedEngine):

@@ -1,8 +1,9 @@
 """The chain of graphs: the same tokens as the eager model, and pictures that do not depend on their neighbours."""
 
 import io
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,22 @@ def test_pictures_come_as_they_are_drawn(drawn):
     next(pictures)
     next(pictures)
     assert launches == [2]
+
+
+def test_orders_are_taken_batch_by_batch(drawn):
+    """Of orders without an end no more than the batch under way are asked for."""
+    _, folder = drawn("active")
+    taken = []
+
+    def endless() -> Iterator[Order]:
+        for number in itertools.count():
+            taken.append(number)
+            yield Order(2, number)
+
+    pictures = open_graphs(folder, 3, 1).draw(endless(), SAMPLING, 7)
+    for number in range(8):
+        assert next(pictures).order == Order(2, number)
+        assert len(taken) == 3 * (number // 3 + 1)
 
 
 def test_the_eager_source_draws_what_generate_draws(drawn):

@@ -209,6 +209,7 @@ class _Lane:
         """
         if self._under_way:
             self._under_way.result()  # its outputs arrive where this one's will
+            self._under_way = None  # whoever wants them has them
         for input_name, array in inputs.items():
             raw = encode(array, array.dtype.name)
             self._stage(("in", input_name), raw.nbytes)[:] = raw

@@ -6,7 +6,7 @@ otherwise when more rows go through them, and a picture must not depend on its n
 Letters in shapes: B = 1 picture, E code width, S side of f_hat, H height and W width of a picture.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class EagerSource:
         return self.network.config
 
     def draw(
-        self, orders: Sequence[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
+        self, orders: Iterable[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
     ) -> Iterator[Picture]:
         """See `PictureSource`.
 
