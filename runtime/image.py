@@ -6,7 +6,8 @@ Letters in shapes: B pictures, H height, W width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +35,22 @@ def to_bytes(pictures_B3HW: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scaled_B3HW.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def sheet(pictures_HW3: Sequence[np.ndarray], columns: int | None = None) -> np.ndarray:
+def sheet(pictures_HW3: Iterable[np.ndarray], count: int, columns: int | None = None) -> np.ndarray:
     """Pictures of one size in rows, left to right and top to bottom: uint8 [H', W', 3].
 
     Args:
-        pictures_HW3: one or more.
+        pictures_HW3: each is put in its place as it comes, and not kept beside the sheet.
+        count: how many there are, one or more.
         columns: in a row; as many as make the sheet about square if left out.
     """
-    columns = columns or math.ceil(math.sqrt(len(pictures_HW3)))
-    rows = math.ceil(len(pictures_HW3) / columns)
-    height, width, _ = pictures_HW3[0].shape
+    columns = columns or math.ceil(math.sqrt(count))
+    waiting = iter(pictures_HW3)
+    first_HW3 = next(waiting)
+    height, width, _ = first_HW3.shape
     down, right = height + SHEET_GAP, width + SHEET_GAP
+    rows = math.ceil(count / columns)
     result = np.full((rows * down - SHEET_GAP, columns * right - SHEET_GAP, 3), 255, np.uint8)
-    for i, picture in enumerate(pictures_HW3):
+    for i, picture in enumerate(chain([first_HW3], waiting)):
         top, left = i // columns * down, i % columns * right
         result[top : top + height, left : left + width] = picture
     return result

@@ -60,3 +60,17 @@ def destination(out: Path, files: int) -> Destination:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ActVARError(f"--out {out} cannot be written: no permission in {existing}. Name another place.")
     return result
+
+
+def make_folder(where: Destination) -> None:
+    """Make the folder, if it is not there.
+
+    Raises:
+        ActVARError: it cannot be made.
+    """
+    try:
+        where.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ActVARError(
+            f"--out {where.folder} cannot be made: {error.strerror or error}. Name another place."
+        ) from None

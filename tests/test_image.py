@@ -33,7 +33,7 @@ def test_values_that_are_no_numbers_are_refused(value: float):
 def test_a_sheet_holds_every_picture_at_its_place(count: int, columns: int | None, shape: tuple[int, int]):
     """Left to right, top to bottom, white between; about square unless told otherwise."""
     pictures = [np.full((3, 4, 3), 10 * i, np.uint8) for i in range(count)]
-    result = sheet(pictures, columns)
+    result = sheet(iter(pictures), count, columns)
     rows, across = shape
     assert result.shape == (rows * 3 + (rows - 1) * SHEET_GAP, across * 4 + (across - 1) * SHEET_GAP, 3)
     rest = result.copy()

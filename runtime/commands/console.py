@@ -1,12 +1,24 @@
 """How commands speak while they work: to stderr, so that what they print on stdout can be read by a program."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
+_LOOK_BACK_SECONDS = 600.0  # over which the speed is taken: one piece may take a minute
 
 
 def say(text: str) -> None:
@@ -14,15 +26,32 @@ def say(text: str) -> None:
     _CONSOLE.print(text, markup=False)
 
 
+def tell(text: str) -> None:
+    """One line of what came of it, on stdout; if that is a terminal with a bar on it, above the bar."""
+    if _CONSOLE.is_terminal and sys.stdout.isatty():
+        say(text)
+    else:
+        typer.echo(text)
+
+
 @contextmanager
-def progress_bar(title: str, announced: bool = True) -> Iterator[Callable[[float], None]]:
+def progress_bar(title: str, announced: bool = True, pieces: int = 0) -> Iterator[Callable[[float], None]]:
     """A bar that appears with the first share it is told, in 0..1.
 
-    On what is no terminal a line stands in its place, if it is to be `announced`.
+    With `pieces` it is told how many of them are done, and says how long the rest will take. On what is no terminal a
+    line stands in the bar's place, if it is to be `announced`.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=_CONSOLE, transient=True, disable=not _CONSOLE.is_terminal)
-    task = progress.add_task(title, total=1.0)
+    how_far: list[ProgressColumn] = [TaskProgressColumn(), TimeElapsedColumn()]
+    if pieces:
+        how_far = [MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    progress = Progress(
+        *(TextColumn("{task.description}"), BarColumn(), *how_far),
+        console=_CONSOLE,
+        transient=True,
+        disable=not _CONSOLE.is_terminal,
+        speed_estimate_period=_LOOK_BACK_SECONDS,
+    )
+    task = progress.add_task(title, total=pieces or 1.0)
     started = False
 
     def show(share: float) -> None:
@@ -32,7 +61,8 @@ def progress_bar(title: str, announced: bool = True) -> Iterator[Callable[[float
             progress.start()
             if announced and not _CONSOLE.is_terminal:
                 say(f"{title} …")
-        progress.update(task, completed=share)
+        if _CONSOLE.is_terminal:  # a bar that is not shown still remembers what it is told
+            progress.update(task, completed=share)
 
     try:
         yield show

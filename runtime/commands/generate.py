@@ -1,7 +1,8 @@
 """`actvar-trt generate`: classes in, PNG files out."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -14,10 +15,10 @@ from actvar.plans import PlanOptions
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint, cached_bundle, discard
 from actvar.runtime.class_choice import choose_classes, class_label
-from actvar.runtime.commands.console import progress_bar, say
+from actvar.runtime.commands.console import progress_bar, say, tell
 from actvar.runtime.extras import needs
 from actvar.runtime.image import sheet, write_png
-from actvar.runtime.output import destination, scales_strip
+from actvar.runtime.output import destination, make_folder, scales_strip
 from actvar.runtime.pipeline import Order, Picture, PictureSource
 from actvar.runtime.sources import open_eager, open_engines, open_graphs, shipped_checkpoint
 
@@ -77,10 +78,16 @@ def generate(
         typer.Option(show_default="cpu; cuda for tensorrt", help="Where the graphs run; cuda is the first NVIDIA GPU."),
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Of the graphs, where they are not exported yet.")] = "fp32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are drawn at a time; no picture changes.")] = 1,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Pictures that are drawn at a time, and then written; more take more memory, and no picture changes.",
+        ),
+    ] = 1,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 is one for each core.")] = 0,
 ) -> None:
-    """Draw pictures of classes, and say where they are.
+    """Draw pictures of classes, and say where they are. Each is written as soon as it is drawn.
 
     The first use of a model exports it into a cache; later uses take it from there.
     """
@@ -108,27 +115,15 @@ def generate(
         else:
             source = _open_cached(chosen, precision, accept, open_bundle)
     class_ids = choose_classes(source.model, classes)
-    orders = [Order(class_id, number) for class_id in class_ids for number in range(count)]
-    started = time.perf_counter()
-    pictures = _shown(source.draw(orders, sampling_of(source.model), seed, show_scales), len(orders))
-    where.folder.mkdir(parents=True, exist_ok=True)
-    if grid:
-        columns = len(source.model.schedule) if show_scales else count if len(class_ids) > 1 else None
-        panels = [panel for picture in pictures for panel in picture.partials or (picture.pixels_HW3,)]
-        path = where.grid(seed)
-        write_png(sheet(panels, columns), path)
-        labels = ", ".join(class_label(source.model, class_id) for class_id in class_ids)
-        typer.echo(f"{path}: {len(orders)} pictures of class {labels}, seed {seed}")
-    else:
-        for picture in pictures:
-            path = where.picture(source.model, picture.order, seed)
-            write_png(picture.pixels_HW3, path)
-            label = class_label(source.model, picture.order.class_id)
-            typer.echo(f"{path}: class {label}, picture {picture.order.number} of seed {seed}")
-            if show_scales:
-                write_png(sheet(picture.partials, len(picture.partials)), scales_strip(path))
-                typer.echo(f"{scales_strip(path)}: its {len(picture.partials)} scales")
-    say(f"Drawn in {time.perf_counter() - started:.1f} s.")
+    orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
+    make_folder(where)
+    with _counted(len(class_ids) * count, grid) as counted:
+        pictures = counted(source.draw(orders, sampling_of(source.model), seed, show_scales))
+        if grid:
+            _write_sheet(pictures, source.model, class_ids, count, show_scales, where.grid(seed), seed)
+        else:
+            for picture in pictures:
+                _write(picture, source.model, where.picture(source.model, picture.order, seed), seed)
 
 
 def _refuse_contradictions(
@@ -206,10 +201,62 @@ def _open_built(folder: Path, batch_size: int) -> PictureSource:
     return open_engines(folder, batch_size)
 
 
-def _shown(pictures: Iterator[Picture], total: int) -> Iterator[Picture]:
-    """The same pictures, with a bar where there are several."""
-    with progress_bar("Drawing", announced=False) as progress:
-        for i, picture in enumerate(pictures):
-            yield picture
-            if total > 1:
-                progress((i + 1) / total)
+@contextmanager
+def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Picture]], Iterator[Picture]]]:
+    """Gives what counts pictures on their way, with a bar where there are several.
+
+    A picture counts when the next one is asked for: it is on the disk by then. However the block ends, it is told how
+    many that was.
+    """
+    done, started = 0, time.perf_counter()
+    try:
+        with progress_bar("Drawing", announced=False, pieces=total) as progress:
+
+            def counted(pictures: Iterator[Picture]) -> Iterator[Picture]:
+                nonlocal done
+                if total > 1:
+                    progress(0)
+                for picture in pictures:
+                    yield picture
+                    done += 1
+                    if total > 1:
+                        progress(done)
+
+            yield counted
+    finally:
+        seconds = time.perf_counter() - started
+        made = f"{done} picture{'s' * (done != 1)}"
+        if done < total:
+            made = f"{done} of {total} pictures {'drawn, and no sheet of them,' if for_a_sheet else 'written'}"
+        say(f"{made} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
+
+
+def _write(picture: Picture, model: ModelConfig, path: Path, seed: int) -> None:
+    """Write a picture, and the strip of its scales if it has one: before it, so that no picture is without its own."""
+    if picture.partials:
+        count = len(picture.partials)
+        write_png(sheet(picture.partials, count, count), scales_strip(path))
+    write_png(picture.pixels_HW3, path)
+    label = class_label(model, picture.order.class_id)
+    tell(f"{path}: class {label}, picture {picture.order.number} of seed {seed}")
+    if picture.partials:
+        tell(f"{scales_strip(path)}: its {count} scales")
+
+
+def _write_sheet(
+    pictures: Iterator[Picture],
+    model: ModelConfig,
+    class_ids: Sequence[int],
+    count: int,
+    show_scales: bool,
+    path: Path,
+    seed: int,
+) -> None:
+    """Write all pictures as one: a row for each class, or for each picture's scales."""
+    scales = len(model.schedule) if show_scales else 1
+    total = len(class_ids) * count
+    columns = scales if show_scales else count if len(class_ids) > 1 else None
+    panels = (panel for picture in pictures for panel in picture.partials or (picture.pixels_HW3,))
+    write_png(sheet(panels, total * scales, columns), path)
+    labels = ", ".join(class_label(model, class_id) for class_id in class_ids)
+    tell(f"{path}: {total} pictures of class {labels}, seed {seed}")
