@@ -26,6 +26,7 @@ from actvar.export.lowering import Lowered, lower
 from actvar.export.operators import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from actvar.files import FileEntry, locked, read_verified, written_whole
 from actvar.plans import RTX
+from actvar.runtime.process_memory import process_memory
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARE_STEP = 0.01
@@ -134,13 +135,7 @@ def build(job: BuildJob, progress: Callable[[float], None]) -> BuildResult:
         _keep_timing_cache(config, cache, Path(job.timing_cache))
     seconds = round(time.perf_counter() - started, 3)
     kept, replaced = dict(lowered.plugins), dict(lowered.bodies)
-    return BuildResult(dict(sorted(layers.items())), kept, replaced, seconds, peak_memory())
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has held. getrusage would count the parent's, from before the exec."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in status if line.startswith("VmHWM:"))) * 1024
+    return BuildResult(dict(sorted(layers.items())), kept, replaced, seconds, process_memory().peak)
 
 
 def _load_plugins(trt: Any, job: BuildJob) -> tuple[str, ...]:

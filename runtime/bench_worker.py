@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from actvar.errors import ActVARError
+from actvar.runtime.process_memory import process_memory
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def _work(order: dict[str, Any], answers: TextIO) -> None:
         began = time.perf_counter()
         laps = drawer.draw(**command)
         ended = time.perf_counter()
-        _answer(answers, {"began": began, "ended": ended, "peak_bytes": _peak_bytes(), "laps": laps})
+        _answer(answers, {"began": began, "ended": ended, "peak_bytes": process_memory().peak, "laps": laps})
 
 
 def _graphs(order: dict[str, Any]) -> Callable[[], Any]:
@@ -74,12 +75,6 @@ def _torch(order: dict[str, Any]) -> Callable[[], Any]:
     if order["kind"] == "official":
         return lambda: torch_peers.open_official(path, model, where)
     return lambda: torch_peers.open_network(path, order["kind"] == "compiled", where)
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process has had so far, of the host; Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _answer(answers: TextIO, content: dict[str, Any]) -> None:

@@ -19,9 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZIP_STORED, ZipFile
 
+from checkout import ROOT, commit, git
+
 from actvar.errors import ActVARError
 
-ROOT = Path(__file__).resolve().parents[2]
 WHEELS, WHEELS_ORT_GPU, BUNDLES, PLUGINS, SOURCE_FILE = (
     "wheels",
     "wheels-onnxruntime-gpu",
@@ -75,15 +76,15 @@ def collect(folder: Path, python: str, there: Collection[str], own_wheels: Path 
 
 def write_source(folder: Path) -> None:
     """Note which code the folder belongs to."""
-    commit = _git("rev-parse", "HEAD")
-    content = {"commit": commit, "altered": bool(_git("status", "--porcelain")), "code": code_hash()}
+    content = {**commit(), "code": code_hash()}
     (folder / SOURCE_FILE).write_text(json.dumps(content) + "\n")
 
 
 def source_of(work: Path) -> dict[str, object]:
     """The commit that is run; without git, what was prepared says it, if the code is still the same."""
-    if commit := _git("rev-parse", "HEAD"):
-        return {"commit": commit, "altered": bool(_git("status", "--porcelain"))}
+    found = commit()
+    if found["commit"]:
+        return found
     prepared = json.loads((work / SOURCE_FILE).read_bytes())
     same = prepared["code"] == code_hash()
     return {"commit": prepared["commit"], "altered": prepared["altered"] or not same}
@@ -99,19 +100,11 @@ def code_hash() -> str:
 
 def bytes_of_tree(without: Path) -> int | None:
     """How much of the checkout travels with every call: what git does not ignore. None without git."""
-    listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if not listed:
         return None
     paths = [ROOT / name for name in listed.split("\0") if name]
     return sum(path.lstat().st_size for path in paths if path.is_file() and without not in path.parents)
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 # ---- packages

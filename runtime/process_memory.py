@@ -1,0 +1,25 @@
+"""How much memory this process takes, as Linux counts it: pages of mapped files that it has read are in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes in memory now, and the most that were there at once (VmRSS and VmHWM).
+
+    getrusage would count the parent's peak from before the exec, too.
+    """
+
+    resident: int
+    peak: int
+
+
+def process_memory() -> ProcessMemory:
+    """As it is now."""
+    found = {}
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmRSS", "VmHWM"):
+            found[name] = int(value.split()[0]) * 1024
+    return ProcessMemory(found["VmRSS"], found["VmHWM"])
