@@ -333,6 +333,13 @@ def test_a_place_that_is_taken_stops_the_run_there(generate, bundle: Path):
     assert files() == [name(number) for number in range(3)] and Path(name(2)).is_dir()
 
 
+def test_a_run_of_one_that_fails_says_only_why(generate, bundle: Path):
+    """How many of one picture were written needs no line of its own."""
+    Path(name(0)).mkdir()
+    code, out, err = generate(bundle, 1)
+    assert (code, out) == (1, "") and err.startswith(f"Error: {name(0)} cannot be written: ")
+
+
 def test_a_folder_that_cannot_be_made_is_told(generate, bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Between the look at --out and the first picture the disk may have filled up."""
 

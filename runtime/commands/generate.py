@@ -114,11 +114,11 @@ def generate(
             source = open_eager(chosen, threads)
         else:
             source = _open_cached(chosen, precision, accept, open_bundle)
-    class_ids = choose_classes(source.model, classes)
+    class_ids, sampling = choose_classes(source.model, classes), sampling_of(source.model)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)
     with _counted(len(class_ids) * count, grid) as counted:
-        pictures = counted(source.draw(orders, sampling_of(source.model), seed, show_scales))
+        pictures = counted(source.draw(orders, sampling, seed, show_scales))
         if grid:
             _write_sheet(pictures, source.model, class_ids, count, show_scales, where.grid(seed), seed)
         else:
@@ -206,7 +206,7 @@ def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Pictu
     """Gives what counts pictures on their way, with a bar where there are several.
 
     A picture counts when the next one is asked for: it is on the disk by then. However the block ends, it is told how
-    many that was.
+    many of several that was.
     """
     done, started = 0, time.perf_counter()
     try:
@@ -225,10 +225,11 @@ def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Pictu
             yield counted
     finally:
         seconds = time.perf_counter() - started
-        made = f"{done} picture{'s' * (done != 1)}"
-        if done < total:
-            made = f"{done} of {total} pictures {'drawn, and no sheet of them,' if for_a_sheet else 'written'}"
-        say(f"{made} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
+        if done == total:
+            say(f"{done} picture{'s' * (done > 1)} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
+        elif total > 1:
+            how = "drawn, and no sheet of them," if for_a_sheet else "written"
+            say(f"{done} of {total} pictures {how} in {seconds:.1f} s.")
 
 
 def _write(picture: Picture, model: ModelConfig, path: Path, seed: int) -> None:
