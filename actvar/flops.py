@@ -8,34 +8,47 @@ Letters: D depth, C width, L tokens of a scale, K kept tokens, P cached tokens, 
 S side of a map.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from actvar.config import ModelConfig
 
 ROWS = 2
-"""Rows of the transformer for each picture."""
+"""Rows of the transformer for each picture; without guidance there is 1."""
 
 
 @dataclass(frozen=True)
 class ScaleWork:
-    """Operations of one scale for one picture.
+    """Operations of one scale for one picture, by part.
 
-    `linear` is what tokens cost by themselves (embedding, q, k, v, projection, FFN), `attention` the products of
-    queries with keys and of weights with values, `choosing` the selector and the router, `head` the logits.
+    `projections` are q, k, v and what follows attention; `attention` the products of queries with keys and of weights
+    with values; `head` the logits.
     """
 
-    linear: int
+    embedding: int
+    projections: int
     attention: int
-    choosing: int
+    ffn: int
+    selector: int
+    router: int
     head: int
+
+    @property
+    def linear(self) -> int:
+        """What tokens cost by themselves, up to the head."""
+        return self.embedding + self.projections + self.ffn
+
+    @property
+    def choosing(self) -> int:
+        """What it costs to leave something out."""
+        return self.selector + self.router
 
     @property
     def total(self) -> int:
         """All together."""
-        return self.linear + self.attention + self.choosing + self.head
+        return sum(astuple(self))
 
 
-def scale_work(model: ModelConfig, si: int) -> ScaleWork:
+def scale_work(model: ModelConfig, si: int, rows: int = ROWS) -> ScaleWork:
     """What scale index si costs, with the model's active tokens and experts.
 
     A block runs on K of L tokens. Of its 12 C^2 weights the attention has 4 C^2, and the FFN's 8 C^2 are used in
@@ -44,27 +57,22 @@ def scale_work(model: ModelConfig, si: int) -> ScaleWork:
     width, tokens, kept, past = model.width, model.schedule.tokens[si], model.kept_tokens(si), model.cached_tokens[si]
     experts = model.activation.experts if model.activation else 1
     active = model.active_experts(si)
-    ffn = 8 * width * width * active // experts  # N divides 4C, so this is a whole number
-    linear = model.depth * kept * (4 * width * width + ffn)
-    if si:
-        linear += tokens * model.vqvae.z_channels * width
-    choosing = 0
-    if kept < tokens:
-        choosing += model.depth * tokens * width
-    if active < experts:
-        choosing += model.depth * kept * width * experts
+    one, blocks = 2 * rows, 2 * rows * model.depth
     return ScaleWork(
-        2 * ROWS * linear,
-        2 * ROWS * model.depth * 2 * kept * (past + kept) * width,
-        2 * ROWS * choosing,
-        2 * ROWS * tokens * width * model.vqvae.vocab_size,
+        embedding=one * tokens * model.vqvae.z_channels * width if si else 0,
+        projections=blocks * kept * 4 * width * width,
+        attention=blocks * 2 * kept * (past + kept) * width,
+        ffn=blocks * kept * (8 * width * width * active // experts),  # N divides 4C, so this is a whole number
+        selector=blocks * tokens * width if kept < tokens else 0,
+        router=blocks * kept * width * experts if active < experts else 0,
+        head=one * tokens * width * model.vqvae.vocab_size,
     )
 
 
-def condition_work(model: ModelConfig) -> int:
+def condition_work(model: ModelConfig, rows: int = ROWS) -> int:
     """The AdaLN layers, once per picture: six vectors for each block (or one set for all), and two for the head."""
     layers = 1 if model.shared_adaln else model.depth
-    return 2 * ROWS * model.width * model.width * (6 * layers + 2)
+    return 2 * rows * model.width * model.width * (6 * layers + 2)
 
 
 def decoder_work(model: ModelConfig) -> int:
@@ -101,6 +109,6 @@ def decoder_work(model: ModelConfig) -> int:
     return 2 * (work + conv(before, 3, 3))
 
 
-def transformer_work(model: ModelConfig) -> int:
+def transformer_work(model: ModelConfig, rows: int = ROWS) -> int:
     """All scales and the condition."""
-    return condition_work(model) + sum(scale_work(model, si).total for si in range(len(model.schedule)))
+    return condition_work(model, rows) + sum(scale_work(model, si, rows).total for si in range(len(model.schedule)))

@@ -18,6 +18,7 @@ from actvar.runtime.commands import (
     build,
     doctor,
     export_bundle,
+    flops,
     generate,
     inspect_bundle,
     parity,
@@ -40,6 +41,7 @@ app.command(epilog=build.EXAMPLES)(build.build)
 app.command(epilog=bind.EXAMPLES)(bind.bind)
 app.command(epilog=inspect_bundle.EXAMPLES)(inspect_bundle.inspect)
 app.command(epilog=parity.EXAMPLES)(parity.parity)
+app.command(epilog=flops.EXAMPLES)(flops.flops)
 bench_app = typer.Typer()
 bench_app.callback(invoke_without_command=True, epilog=bench.EXAMPLES)(bench.bench)
 bench_app.command(epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)

@@ -477,7 +477,7 @@ def test_what_needs_a_gpu_says_so(command: Command, checkpoint: Path):
 def test_every_command_has_help_with_an_example(command: Command):
     """The first thing that is tried."""
     assert command("--help").out == command().out
-    for name in ("generate", "export", "build", "bind", "inspect", "parity", "bench", "doctor", "train"):
+    for name in ("generate", "export", "build", "bind", "inspect", "parity", "flops", "bench", "doctor", "train"):
         run = command(name, "--help")
         assert run.code == 0 and f"actvar-trt {name}" in run.out.partition("Example")[2]
 
