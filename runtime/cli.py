@@ -17,6 +17,7 @@ from actvar.runtime.commands import (
     bind,
     build,
     doctor,
+    explain,
     export_bundle,
     flops,
     generate,
@@ -41,6 +42,7 @@ app.command(epilog=build.EXAMPLES)(build.build)
 app.command(epilog=bind.EXAMPLES)(bind.bind)
 app.command(epilog=inspect_bundle.EXAMPLES)(inspect_bundle.inspect)
 app.command(epilog=parity.EXAMPLES)(parity.parity)
+app.command(epilog=explain.EXAMPLES)(explain.explain)
 app.command(epilog=flops.EXAMPLES)(flops.flops)
 bench_app = typer.Typer()
 bench_app.callback(invoke_without_command=True, epilog=bench.EXAMPLES)(bench.bench)

@@ -35,25 +35,25 @@ def check_json_option(path: Path | None) -> None:
         raise UsageError(f"--json must be a file in a folder that is there, got {path}.")
 
 
-def write_report(path: Path, text: str, option: str) -> None:
-    """Write one file.
+def write_report(path: Path, content: str | bytes, option: str) -> None:
+    """Write one file, text as UTF-8.
 
     Raises:
         ActVARError: it cannot be written; another place can be named by this option.
     """
     try:
         with written_whole(path) as file:
-            file.write(text.encode())
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise ActVARError(f"{path} cannot be written: {error.strerror}. Name another with {option}.") from None
 
 
-def write_reports(folder: Path, texts: Mapping[str, str]) -> None:
+def write_reports(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """Write files by name into the folder of `--out`, and say where they are.
 
     Raises:
         ActVARError: one cannot be written.
     """
-    for name, text in texts.items():
-        write_report(folder / name, text, "--out")
+    for name, content in contents.items():
+        write_report(folder / name, content, "--out")
         typer.echo(str(folder / name))
