@@ -35,8 +35,8 @@ from actvar.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, write_js
 FORMAT, VERSION = "actvar-bundle", 3
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
 SCALES_FILE = "scales.onnx"
-PRECISIONS = ("fp32", "fp16", "bf16")
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 """Every type that a tensor of a bundle may have, and the bytes of one value."""
 
 SCALE_INPUT = "scale"
@@ -47,6 +47,7 @@ MAX_RANK = 8
 MAX_SCALES = 64
 MAX_WEIGHTS = 1 << 14
 EXPORT_AGAIN = "Export the bundle again with `actvar-trt export`."
+FOR_A_GPU = "On a GPU take a bundle in fp16: `actvar-trt export --fp16`."
 
 _TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _WEIGHT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")

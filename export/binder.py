@@ -57,6 +57,7 @@ def bind(
         UsageError: `random_router` for a checkpoint that has one, or for graphs that have none.
     """
     manifest = _read(bundle)
+    _require_rebindable(bundle, manifest)
     stored = open_model(checkpoint, vqvae)
     _require_shape(checkpoint, stored.config, bundle, manifest.model)
     source, activation, own = f"checkpoint {checkpoint.name}", manifest.model.activation, stored.config.activation
@@ -79,6 +80,7 @@ def bind_random(bundle: Path, target: Path | None = None, progress: Progress | N
         BundleError: the bundle is not whole, or the target is no bundle or cannot be written.
     """
     manifest = _read(bundle)
+    _require_rebindable(bundle, manifest)
     read = random_model(manifest.model).state_dict().__getitem__
     return _bind(bundle, manifest, manifest.model, read, "random weights", target, progress)
 
@@ -89,6 +91,15 @@ def _read(bundle: Path) -> Manifest:
     for entry in manifest.graph_files:
         read_verified(bundle / entry.file, entry, EXPORT_AGAIN)
     return manifest
+
+
+def _require_rebindable(bundle: Path, manifest: Manifest) -> None:
+    """Make sure that a bundle's graphs hold nothing of its weights."""
+    if manifest.precision == "int8":
+        raise BundleError(
+            f"{bundle} is in int8, and its graphs hold scales that were measured with its own weights. "
+            "Export the checkpoint: actvar-trt export --int8 --checkpoint FILE."
+        )
 
 
 def _require_shape(checkpoint: Path, found: ModelConfig, bundle: Path, made_for: ModelConfig) -> None:

@@ -17,6 +17,9 @@ from actvar.export.weights_file import SUBPIXEL_CONV
 
 NORM_EPS = 1e-6
 
+FIRST_CONVOLUTION, LAST_CONVOLUTION = "post_quant_conv", "decoder.conv_out"
+"""Names of the nodes that read f_hat and write the pixels."""
+
 
 @dataclass(frozen=True)
 class DecoderWriter:

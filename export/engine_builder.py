@@ -67,6 +67,8 @@ def build_plans(
         EngineError: the library refused a graph or failed; the plans that were done are kept.
     """
     manifest = read_manifest(bundle)
+    if manifest.precision == "int8":
+        raise BundleError(f"{bundle} is in int8, which is for ONNX Runtime on a CPU. Build plans of an fp16 bundle.")
     for graph in graphs or ():
         if graph not in manifest.graphs:
             raise UsageError(f"{bundle} has no graph {graph}. Its graphs are {', '.join(manifest.graphs)}.")

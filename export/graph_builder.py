@@ -29,6 +29,9 @@ _ONNX_TYPES = {
     "bfloat16": TensorProto.BFLOAT16,
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
+    "int32": TensorProto.INT32,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
 }
 
 Branch: TypeAlias = Callable[[], Sequence[str]]
@@ -54,6 +57,7 @@ class GraphBuilder:
         self._taken: dict[str, int] = {}
         self._scope: tuple[str, ...] = ()
         self._custom: dict[str, None] = {}  # in the order of first use
+        self._domains: dict[str, None] = {}  # of others' operators, in the same order
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -74,7 +78,7 @@ class GraphBuilder:
             inputs: values; an empty string leaves an optional one out.
             name: within the scope; `kind` if left out.
             output: the value's name where it must be a certain one; the node's name otherwise.
-            attributes: the node's.
+            attributes: the node's; `domain` where it is an engine's own.
 
         Returns: the output's name.
         """
@@ -85,6 +89,7 @@ class GraphBuilder:
             node = OPERATORS[kind].node(inputs, output, node_name, **attributes)
         else:
             node = helper.make_node(kind, inputs, [output], name=node_name, **attributes)
+            self._domains |= dict.fromkeys(filter(None, (node.domain,)))
         self._nodes.append(node)
         return output
 
@@ -162,13 +167,7 @@ class GraphBuilder:
     def _external(self, name: str, read: StoredTensor) -> str:
         if name not in self._initializers:
             self.weights[name] = read
-            tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL)
-            tensor.data_type = _ONNX_TYPES[read.dtype]
-            tensor.dims.extend(read.shape)
-            entries = {"location": WEIGHTS_FILE, "offset": str(read.offset), "length": str(read.length)}
-            for key, value in entries.items():
-                tensor.external_data.add(key=key, value=value)
-            self._initializers[name] = tensor
+            self._initializers[name] = external_tensor(name, read)
         return name
 
     def shape(self, weight: str) -> tuple[int, ...]:
@@ -221,6 +220,7 @@ class GraphBuilder:
         opsets = [helper.make_opsetid("", OPSET)]
         if self._custom:
             opsets.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+        opsets += [helper.make_opsetid(domain, 1) for domain in self._domains]
         functions = [OPERATORS[kind].function() for kind in self._custom]
         return helper.make_model(
             graph, functions=functions, opset_imports=opsets, ir_version=IR_VERSION, producer_name="actvar"
@@ -230,6 +230,16 @@ class GraphBuilder:
         path = "/".join((*self._scope, name))
         count = self._taken[path] = self._taken.get(path, 0) + 1
         return path if count == 1 else f"{path}_{count}"
+
+
+def external_tensor(name: str, read: StoredTensor) -> TensorProto:
+    """A tensor whose values lie in the weights file."""
+    tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL)
+    tensor.data_type = _ONNX_TYPES[read.dtype]
+    tensor.dims.extend(read.shape)
+    for key, value in (("location", WEIGHTS_FILE), ("offset", str(read.offset)), ("length", str(read.length))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
 
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:

@@ -7,6 +7,7 @@ when it fails `bundle_folder.py`'s.
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
@@ -32,9 +33,14 @@ from actvar.export.scales_graph import build_scales
 from actvar.export.weights_file import WeightsFile
 from actvar.files import FileEntry, hash_file
 from actvar.models.actvar import ActVAR
+from actvar.runtime.extras import needs
+
+if TYPE_CHECKING:
+    from actvar.export.decoder_int8 import Int8Decoder, Int8Graph
 
 _SCALES = SCALES_FILE.removesuffix(".onnx")
 _WEIGHTS_SHARE = 0.9  # of the time that an export with weights takes, about
+_DRAWING_SHARE = 0.8  # of the time that one in int8 takes, as the model draws pictures for it
 
 Progress = Callable[[float], None]
 
@@ -54,18 +60,26 @@ def export_bundle(
     Args:
         model: on any device.
         folder: the target. A bundle that is there is replaced; anything else that is there is left alone.
-        precision: "fp32", "fp16" or "bf16".
+        precision: "fp32", "fp16", "bf16" or "int8".
         source: where the weights come from, in words, for the manifest.
         progress: told the share that is done, 0 to 1.
         debug: let scale graphs give `graphs.debug_outputs`, too.
 
     Raises:
+        ActVARError: for int8 ONNX Runtime is missing.
         UsageError: no such precision.
         BundleError: the target is something else than a bundle, or cannot be written.
         CheckpointError: a weight does not fit into fp16.
     """
     read = model.state_dict().__getitem__
-    return _export(model.config, read, folder, precision, source, progress, debug)
+    decoder = None
+    if precision == "int8":
+        with needs("cpu", "to measure the ranges that int8 must hold"):
+            from actvar.export.decoder_int8 import int8_decoder
+        report = progress or (lambda share: None)
+        decoder = int8_decoder(model, lambda share: report(_DRAWING_SHARE * share))
+        progress = lambda share: report(_DRAWING_SHARE + (1 - _DRAWING_SHARE) * share)  # noqa: E731
+    return _export(model.config, read, folder, precision, source, progress, debug, decoder)
 
 
 def export_graphs(
@@ -75,8 +89,13 @@ def export_graphs(
 
     Graphs and the places of the weights are those that `export_bundle` writes for a model of this configuration.
     Arguments and errors are those of `export_bundle`.
+
+    Raises:
+        UsageError: the precision is int8, whose graphs hold what was measured with the weights.
     """
-    return _export(config, None, folder, precision, source, progress, debug=False)
+    if precision == "int8":
+        raise UsageError("Graphs in int8 are made for the weights they have. Name a checkpoint: actvar-trt export.")
+    return _export(config, None, folder, precision, source, progress)
 
 
 def program_versions() -> dict[str, str]:
@@ -91,21 +110,26 @@ def _export(
     precision: str,
     source: str,
     progress: Progress | None,
-    debug: bool,
+    debug: bool = False,
+    decoder: "Int8Decoder | None" = None,
 ) -> Manifest:
     if precision not in PRECISIONS:
         raise UsageError(f"The precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     report = progress or (lambda share: None)
     weights_share = _WEIGHTS_SHARE if read else 0.0
     with folder_written_whole(folder) as unfinished:
-        file, path = WeightsFile.of(config, precision), unfinished / WEIGHTS_FILE
+        file = WeightsFile.of(config, precision, decoder.weights if decoder else None)
+        path = unfinished / WEIGHTS_FILE
         if read:
             weights = file.write(path, read, lambda share: report(share * weights_share))
         else:
             weights = file.layout
             _reserve(path, weights.bytes)
-        builders = {name: build_graph(name, config, weights.tensors, precision, debug) for name in graph_names(config)}
-        if precision == "fp32":
+        builders: dict[str, GraphBuilder | Int8Graph] = {}
+        for name in graph_names(config):
+            own = decoder.placed(weights.tensors) if decoder and name == "decoder" else None
+            builders[name] = own or build_graph(name, config, weights.tensors, precision, debug)
+        if precision in ("fp32", "int8"):
             builders[_SCALES] = build_scales(config, weights.tensors, debug)
         entries: dict[str, FileEntry] = {}
         for name, builder in builders.items():
@@ -124,7 +148,7 @@ def _export(
     return manifest
 
 
-def _graph_spec(entry: FileEntry, builder: GraphBuilder) -> GraphSpec:
+def _graph_spec(entry: FileEntry, builder: "GraphBuilder | Int8Graph") -> GraphSpec:
     shapes = {name: tensor.shape for name, tensor in builder.weights.items()}
     return GraphSpec(entry, tuple(builder.inputs), tuple(builder.outputs), shapes)
 

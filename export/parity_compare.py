@@ -60,6 +60,11 @@ GRAPH_TOLERANCES: dict[str, dict[str, Tolerance]] = {
         **dict.fromkeys((*_SHALLOW, *_DEEP, HIDDEN), Tolerance(relative=5e-2)),
         "image": Tolerance(relative=1e-2),  # the decoder is in fp16
     },
+    "int8": {
+        TOKENS: Tolerance(equal=0.8),
+        **dict.fromkeys(_SELECTIONS, Tolerance(equal=0.9)),
+        **dict.fromkeys((*_SHALLOW, *_DEEP, HIDDEN), Tolerance(relative=5e-2)),
+    },
 }
 """Of one graph that is given the reference's inputs, by precision and output (DESIGN, Sec. 8; docs/parity.md)."""
 
@@ -69,6 +74,7 @@ CHAIN_TOLERANCES: dict[str, dict[str, Tolerance]] = {
     # The first token that differs changes all that follow, and the picture may be as good: reported, not judged.
     "fp16": {TOKENS: Tolerance(), PIXELS: Tolerance()},
     "bf16": {TOKENS: Tolerance(), PIXELS: Tolerance()},
+    "int8": {TOKENS: Tolerance(), PIXELS: Tolerance()},
 }
 """Of whole pictures, by precision and output."""
 

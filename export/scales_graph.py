@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 
 from actvar.bundle import SCALE_INPUT, Shape, StoredTensor
 from actvar.config import HEAD_WIDTH, ModelConfig
+from actvar.export import int8
 from actvar.export.graph_builder import GraphBuilder
 from actvar.export.graphs import EXPERTS, HIDDEN, KEPT, LOGITS, look_inside
 from actvar.export.sampler import Resize, add_tokens, guided_logits, next_tokens_in, resize_matrix, sample
@@ -44,7 +45,7 @@ _SHOWN: dict[str, Shape] = {
 
 
 def build_scales(config: ModelConfig, weights: Mapping[str, StoredTensor], debug: bool = False) -> GraphBuilder:
-    """The graph of all scales of a model, in fp32.
+    """The graph of all scales of a model, in fp32 or, where the weights file holds matrices so, in int8.
 
     It reads what the scale graphs read (`actvar.bundle.contract`), and the scale's index, `SCALE_INPUT`; a scale that
     reads no `past_kv`, `tokens_in` or `start` is given any. It gives what they give; what the last scale does not give
@@ -315,6 +316,8 @@ class _BlockWriter:
     def _sum_of_experts(self, weights: str, experts: int, x_MC: str, scores_MN: str) -> str:
         """`ActVarRoutedFFN`, each expert with nodes of its own."""
         b, fc1, fc2 = self.b, f"{weights}.fc1", f"{weights}.fc2"
+        if b.has(f"{fc2}.{int8.VALUES}"):
+            return int8.quantized_experts(b, x_MC, scores_MN, weights, experts, self.active_1, b.weight_slice)
         _, chosen_MA = b.ops("TopK", scores_MN, self.active_1, count=2, axis=1, name="chosen")
         nowhere_MN = b.op("Expand", b.scalar(0.0), b.op("Shape", scores_MN), name="nowhere")
         yes_MA = b.op("Expand", b.scalar(1.0), b.op("Shape", chosen_MA), name="yes")

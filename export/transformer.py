@@ -11,11 +11,13 @@ de = 4C / N; M = R * K, the tokens of all rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
 from actvar.config import HEAD_WIDTH, ModelConfig
+from actvar.export import int8
 from actvar.export.graph_builder import GraphBuilder
 from actvar.models.block import NORM_EPS
 
@@ -45,7 +47,9 @@ class WrittenBlock:
 
 
 def linear(b: GraphBuilder, x_MC: str, layer: str, name: str) -> str:
-    """x W^T + b, with a layer's [out, in] weight."""
+    """x W^T + b, with a layer's [out, in] weight, or in int8 where it is stored so."""
+    if b.has(f"{layer}.{int8.VALUES}"):
+        return int8.quantized_linear(b, x_MC, layer, name)
     return b.op("Gemm", x_MC, b.weight(f"{layer}.weight"), b.weight(f"{layer}.bias"), transB=1, name=name)
 
 
@@ -60,6 +64,8 @@ def modulated_norm(b: GraphBuilder, width: int, x: str, scale: str, shift: str) 
 def dense_ffn(b: GraphBuilder, weights: str, x_MC: str) -> str:
     """All hidden neurons of an FFN, MC."""
     gelu = b.op("Gelu", linear(b, x_MC, f"{weights}.fc1", "fc1"), approximate="tanh")
+    if b.has(f"{weights}.fc2.{int8.VALUES}"):
+        return int8.quantized_linear(b, gelu, f"{weights}.fc2", "fc2")
     return b.op("Gemm", gelu, b.weight(f"{weights}.fc2.weight_t"), b.weight(f"{weights}.fc2.bias"), name="fc2")
 
 
@@ -177,6 +183,9 @@ class BlockWriter:
             return dense_ffn(b, weights, b.to_compute(x_MC)), ""
         experts, each = activation.experts, self.config.hidden // activation.experts
         scores_RKN = b.reshape(linear(b, x_MC, f"{weights}.router", "router"), -1, self._keep, experts)
+        if b.has(f"{fc2}.{int8.VALUES}"):
+            scores_MN, part = b.reshape(scores_RKN, -1, experts), partial(int8.cut, b)
+            return int8.quantized_experts(b, x_MC, scores_MN, weights, experts, active, part), scores_RKN
         w1_NeC = b.weight(f"{weights}.fc1.weight", (experts, each, width))
         b1_Ne = b.weight(f"{weights}.fc1.bias", (experts, each))
         w2_NeC = b.weight(f"{fc2}.weight_t", (experts, each, width))

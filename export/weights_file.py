@@ -29,6 +29,7 @@ from torch import Tensor
 from actvar.bundle import StoredTensor, WeightsSpec
 from actvar.config import ModelConfig
 from actvar.errors import CheckpointError
+from actvar.export import int8
 from actvar.export import precision as dtypes
 from actvar.models.actvar import empty_model
 from actvar.models.attention import MAX_SCALE_MUL
@@ -44,6 +45,7 @@ SUBPIXEL_CONV = "subpixel_conv"
 # exact, so it is always fp32: embeddings (the residual stream), selector and router, head, codebook and phi (f_hat),
 # norms.
 _BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
+_OF_DECODER = ("vqvae.post_quant_conv.", "vqvae.decoder.")
 _DECODER = re.compile(r"vqvae\.(post_quant_conv|decoder\.(?!.*norm))")
 _UPSAMPLING = re.compile(r"(vqvae\.decoder\..*upsample)\.conv\.(weight|bias)")
 
@@ -60,8 +62,69 @@ class _Recipe:
     sources: tuple[str, ...]
     make: Callable[..., Tensor] = lambda tensor: tensor
 
+    def dtype(self, name: str, precision: str) -> str:
+        """What the file holds it in."""
+        if _BLOCKS.match(name):
+            return dtypes.BLOCKS[precision]
+        return dtypes.DECODER[precision] if _DECODER.match(name) else "float32"
+
     def compute(self, read: Callable[[str], Tensor]) -> Tensor:
         return self.make(*(read(source).detach().float() for source in self.sources))
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Of the result, by the shapes of the model's tensors."""
+        zero = torch.zeros(())  # in every place: computing on the meta device takes seconds of imports
+        return tuple(self.compute(lambda source: zero.expand(shapes[source])).shape)
+
+
+@dataclass(frozen=True)
+class _Int8Recipe:
+    """One part of a matrix's int8 form: whole numbers, or what they are multiplied with.
+
+    Attributes:
+        matrix: [O, I], or [I, O] if it is `turned`.
+        part: takes the matrix as [I, O].
+        of_shape: the part's shape, by I and O.
+    """
+
+    matrix: "_AnyRecipe"
+    turned: bool
+    part: Callable[[Tensor], Tensor]
+    of_shape: Callable[[int, int], tuple[int, ...]]
+
+    def compute(self, read: Callable[[str], Tensor]) -> Tensor:
+        made = self.matrix.compute(read)
+        return self.part(made if self.turned else made.t())
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """See `_Recipe`. Nothing is computed: it would be all weights' rounding."""
+        one, other = self.matrix.shape(shapes)
+        return self.of_shape(one, other) if self.turned else self.of_shape(other, one)
+
+    def dtype(self, name: str, precision: str) -> str:
+        """See `_Recipe`."""
+        return "float32" if name.endswith(int8.SCALES) else "int8"
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """A tensor that is there already."""
+
+    tensor: Tensor
+
+    def compute(self, read: Callable[[str], Tensor]) -> Tensor:
+        return self.tensor
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """See `_Recipe`."""
+        return tuple(self.tensor.shape)
+
+    def dtype(self, name: str, precision: str) -> str:
+        """See `_Recipe`."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+
+_AnyRecipe = _Recipe | _Int8Recipe | _Given
 
 
 @dataclass(frozen=True)
@@ -73,23 +136,35 @@ class WeightsFile:
     """
 
     layout: WeightsSpec
-    _recipes: Mapping[str, _Recipe]
+    _recipes: Mapping[str, _AnyRecipe]
 
     @classmethod
-    def of(cls, config: ModelConfig, precision: str) -> "WeightsFile":
+    def of(cls, config: ModelConfig, precision: str, decoder: Mapping[str, Tensor] | None = None) -> "WeightsFile":
         """The file of a bundle of this precision: tensors in the order in which the graphs read them.
 
         It costs no memory: the layout is that of a model of names and shapes alone.
+
+        Args:
+            config: the model's.
+            precision: "fp32", "fp16", "bf16" or "int8".
+            decoder: what stands in the place of the decoder's own tensors, if it is another decoder.
         """
         shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
-        zero = torch.zeros(())  # in every place: computing on the meta device takes seconds of imports
-        recipes = _recipes(config, shapes)
+        recipes: dict[str, _AnyRecipe] = dict(_recipes(config, shapes))
+        if precision == "int8":
+            recipes = _in_int8(config, recipes)
+        if decoder:
+            recipes = {name: recipe for name, recipe in recipes.items() if not name.startswith(_OF_DECODER)}
+            recipes |= {name: _Given(tensor) for name, tensor in decoder.items()}
         stored, position = {}, 0
         for name, recipe in recipes.items():
-            shape = tuple(recipe.compute(lambda source: zero.expand(shapes[source])).shape)
-            stored[name] = StoredTensor(_dtype(name, precision), shape, position)
+            stored[name] = StoredTensor(recipe.dtype(name, precision), recipe.shape(shapes), position)
             position += -(-stored[name].length // ALIGNMENT) * ALIGNMENT
         return cls(WeightsSpec(position, None, stored), recipes)
+
+    def tensor(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        """What the file holds under a name, on the CPU; `read` and errors are those of `write`."""
+        return _converted(name, self._recipes[name].compute(read).cpu(), self.layout.tensors[name].dtype)
 
     def write(
         self, path: Path, read: Callable[[str], Tensor], progress: Callable[[float], None] | None = None
@@ -111,7 +186,7 @@ class WeightsFile:
         digest, tensors = hashlib.sha256(), self.layout.tensors
         with path.open("wb") as file:
             for count, (name, stored) in enumerate(tensors.items(), 1):
-                values = _bytes(_converted(name, self._recipes[name].compute(read).cpu(), stored.dtype))
+                values = _bytes(self.tensor(name, read))
                 for block in (values, bytes(-stored.length % ALIGNMENT)):
                     file.write(block)
                     digest.update(block)
@@ -122,15 +197,9 @@ class WeightsFile:
         return WeightsSpec(self.layout.bytes, digest.hexdigest(), tensors)
 
 
-def _dtype(name: str, precision: str) -> str:
-    if _BLOCKS.match(name):
-        return dtypes.BLOCKS[precision]
-    return dtypes.DECODER[precision] if _DECODER.match(name) else "float32"
-
-
 def _converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
     wanted: torch.dtype = getattr(torch, dtype)
-    if wanted != torch.float32:
+    if wanted.is_floating_point and wanted != torch.float32:
         lowest, highest = tensor.aminmax()
         if max(-lowest, highest) > torch.finfo(wanted).max:
             raise CheckpointError(f"{name} holds values that {dtypes.SHORT[dtype]} cannot. Make an fp32 bundle of it.")
@@ -139,7 +208,7 @@ def _converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The values, little-endian. numpy has no bfloat16, so it is shown integers of the same size."""
-    integers = tensor.view(torch.int32 if tensor.itemsize == 4 else torch.int16).numpy()
+    integers = tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.itemsize]).numpy()
     return integers.astype(integers.dtype.newbyteorder("<"), copy=False).data
 
 
@@ -175,6 +244,28 @@ def _recipes(config: ModelConfig, names: Iterable[str]) -> dict[str, _Recipe]:
         else:
             keep(name)
     return recipes
+
+
+def _in_int8(config: ModelConfig, recipes: Mapping[str, _AnyRecipe]) -> dict[str, _AnyRecipe]:
+    """The same tensors, each matrix of the blocks as whole numbers and scales."""
+    found: dict[str, _AnyRecipe] = {}
+    for name, recipe in recipes.items():
+        layer, _, kind = name.rpartition(".")
+        if not _BLOCKS.match(name) or kind not in ("weight", "weight_t"):
+            found[name] = recipe
+            continue
+        made = partial(_Int8Recipe, recipe, kind == "weight_t")
+        found[f"{layer}.{int8.VALUES}"] = made(int8.whole_numbers, lambda wide, out: (wide, out))
+        found[f"{layer}.{int8.SCALES}"] = made(int8.column_scales, lambda _, out: (out,))
+        if config.activation and layer.endswith(".fc1"):
+            count = config.activation.experts
+            of_shape = partial(_shape_by_expert, count)
+            found[f"{layer}.{int8.EXPERT_VALUES}"] = made(partial(int8.expert_numbers, count), of_shape)
+    return found
+
+
+def _shape_by_expert(experts: int, wide: int, out: int) -> tuple[int, ...]:
+    return experts * wide, out // experts
 
 
 def _block(config: ModelConfig, block: str) -> dict[str, _Recipe]:

@@ -31,7 +31,7 @@ _WAYS: dict[str, dict[int, str]] = {
 _INITIALIZER = (7, 5)  # the way to a weight of the graph itself
 _DIMS, _TYPE, _NAME, _EXTERNAL = 1, 2, 8, 13  # fields of Tensor
 _KEY, _VALUE = 1, 2  # fields of an external tensor's entries
-_TYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 64
 

@@ -382,8 +382,8 @@ def test_a_weight_too_large_for_fp16_is_named(tmp_path):
 
 def test_an_unknown_precision_is_refused(tmp_path, exported):
     """Before anything is written."""
-    with pytest.raises(UsageError, match="fp32, fp16, bf16, got 'int8'"):
-        export_bundle(exported("dense").model, tmp_path / "bundle", "int8", "test")
+    with pytest.raises(UsageError, match="fp32, fp16, bf16, int8, got 'int4'"):
+        export_bundle(exported("dense").model, tmp_path / "bundle", "int4", "test")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,16 @@ from typing import TypeAlias
 import numpy as np
 import onnxruntime
 
-from actvar.bundle import EXPORT_AGAIN, SCALE_INPUT, SCALES_FILE, WEIGHTS_FILE, Manifest, StoredTensor, graph_names
+from actvar.bundle import (
+    EXPORT_AGAIN,
+    FOR_A_GPU,
+    SCALE_INPUT,
+    SCALES_FILE,
+    WEIGHTS_FILE,
+    Manifest,
+    StoredTensor,
+    graph_names,
+)
 from actvar.config import HEAD_WIDTH
 from actvar.errors import ActVARError, BundleError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
@@ -58,7 +67,7 @@ def load(
 
     Raises:
         BundleError: a graph would read a file that is not the bundle's, or weights that are not in it; or the bundle is
-            in bf16, of which numpy and so ONNX Runtime's Python know nothing.
+            in bf16, of which numpy and so ONNX Runtime's Python know nothing, or in int8 and for the CPU.
         ActVARError: the device cannot be used.
     """
     if manifest.precision == "bf16":
@@ -66,6 +75,8 @@ def load(
             f"{folder} is in bf16, which ONNX Runtime does not draw with here. "
             "Export it in fp16 or fp32, or take --backend tensorrt."
         )
+    if manifest.precision == "int8" and device != "cpu":
+        raise BundleError(f"{folder} is in int8, which is for the CPU alone. {FOR_A_GPU}")
     scales = manifest.scales if joined and device == "cpu" else None
     names = ("condition", _SCALES, "decoder") if scales else tuple(manifest.graphs)
     for name in names:
@@ -78,7 +89,8 @@ def load(
         memory = HostMemory()
     else:
         memory = _cuda_memory()
-    given = {name: dict(weights.of_graph(name)) if name != _SCALES else None for name in names}
+    packed = (_SCALES, "decoder") if manifest.precision == "int8" else (_SCALES,)  # a convolution in int8 loses without
+    given = {name: None if name in packed else dict(weights.of_graph(name)) for name in names}
     makers = ThreadPoolExecutor(_MAKERS, thread_name_prefix="actvar-load")
     sessions = {name: makers.submit(_make_session, folder, name, given[name], threads, device) for name in names}
     makers.shutdown(wait=False)
