@@ -16,6 +16,7 @@ from actvar.runtime.commands.model_choice import (
     ExpertRatesOption,
     ExpertsOption,
     Fp16Option,
+    Int8Option,
     PatchNumsOption,
     Preset,
     TokenRatesOption,
@@ -33,6 +34,8 @@ actvar-trt export --checkpoint var_d16.pth --vqvae vae_ch160v4096z32.pth --out b
 
 actvar-trt export --preset d20 --fp16 --token-rates 0.75,0.75 --expert-rates 0.75,0.75
 
+actvar-trt export --checkpoint mine.safetensors --int8
+
 actvar-trt export --preset mini --patch-nums 1,2,4,8,16 --active-scales 4,5 --experts 8"""
 
 
@@ -45,6 +48,7 @@ def export(
     ] = None,
     fp16: Fp16Option = False,
     bf16: Bf16Option = False,
+    int8: Int8Option = False,
     active_scales: ActiveScalesOption = None,
     token_rates: TokenRatesOption = None,
     expert_rates: ExpertRatesOption = None,
@@ -61,7 +65,7 @@ def export(
         raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
     if checkpoint and patch_nums:
         raise UsageError("--patch-nums shapes a --preset; a checkpoint has its own. Leave it out.")
-    precision = chosen_precision(fp16, bf16)
+    precision = chosen_precision(fp16, bf16, int8)
     config = preset_config(preset, patch_nums) if preset else None
     target = out or Path("bundles") / f"{preset or (checkpoint and checkpoint.stem)}-{precision}"
     if target.is_symlink() or (target.exists() and not (target / MANIFEST_FILE).is_file()):

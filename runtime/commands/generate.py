@@ -16,6 +16,7 @@ from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint, cached_bundle, discard
 from actvar.runtime.class_choice import choose_classes, class_label
 from actvar.runtime.commands.console import progress_bar, say, tell
+from actvar.runtime.commands.model_choice import refuse_int8_elsewhere
 from actvar.runtime.extras import needs
 from actvar.runtime.image import sheet, write_png
 from actvar.runtime.output import destination, make_folder, scales_strip
@@ -36,7 +37,7 @@ actvar-trt generate --class 207 --bundle bundles/d20-fp16 --backend tensorrt --b
 
 Model: TypeAlias = Literal["actvar-mini", "var-mini"]
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 def generate(
@@ -92,6 +93,7 @@ def generate(
     The first use of a model exports it into a cache; later uses take it from there.
     """
     _refuse_contradictions(seed, bundle, checkpoint, vqvae, backend, device)
+    refuse_int8_elsewhere("--precision int8", precision, backend, device)
     where = destination(out, 1 if grid else count * len(set(classes)))
 
     def sampling_of(config: ModelConfig) -> Sampling:

@@ -22,6 +22,9 @@ Fp16Option: TypeAlias = Annotated[
     bool, typer.Option("--fp16", help="Matrices in fp16; what must be exact stays in fp32.")
 ]
 Bf16Option: TypeAlias = Annotated[bool, typer.Option("--bf16", help="Matrices in bfloat16, else as --fp16.")]
+Int8Option: TypeAlias = Annotated[
+    bool, typer.Option("--int8", help="Matrices and convolutions in int8, for ONNX Runtime on a CPU.")
+]
 ActiveScalesOption: TypeAlias = Annotated[
     str | None, typer.Option(show_default="the last two", help="Scales that leave tokens and experts out, from 1.")
 ]
@@ -41,15 +44,34 @@ PatchNumsOption: TypeAlias = Annotated[
 ]
 
 
-def chosen_precision(fp16: bool, bf16: bool) -> str:
+def chosen_precision(fp16: bool, bf16: bool, int8: bool = False) -> str:
     """The precision that the options name.
 
     Raises:
-        UsageError: both are given.
+        UsageError: more than one is given.
     """
-    if fp16 and bf16:
-        raise UsageError("--fp16 and --bf16 exclude each other. Give one of them.")
-    return "fp16" if fp16 else "bf16" if bf16 else "fp32"
+    named = [name for name, given in (("fp16", fp16), ("bf16", bf16), ("int8", int8)) if given]
+    if len(named) > 1:
+        options = " and ".join(f"--{name}" for name in named)
+        raise UsageError(f"{options} exclude each other. Give one of them.")
+    return named[0] if named else "fp32"
+
+
+def refuse_int8_elsewhere(option: str, precision: str | None, backend: str, device: str | None) -> None:
+    """Refuse int8 for all but ONNX Runtime on a CPU.
+
+    Args:
+        option: that asks for int8.
+        precision: of the graphs.
+        backend: what runs them.
+        device: where; None leaves it to the backend.
+
+    Raises:
+        UsageError: it is int8, and for something else.
+    """
+    if precision == "int8" and (backend != "onnxruntime" or device == "cuda"):
+        other = f"--backend {backend}" if backend != "onnxruntime" else "--device cuda"
+        raise UsageError(f"{option} is for ONNX Runtime on a CPU. Leave {other} out, or take another precision.")
 
 
 def preset_config(name: str, patch_nums: str | None) -> ModelConfig:
