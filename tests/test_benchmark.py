@@ -385,6 +385,8 @@ def test_one_command_leaves_one_report(command, bundles: Path):
         (["--peers", "jax"], "--peers must be none, or some of eager,compile"),
         (["--backend", "tensorrt", "--device", "cpu"], "--backend tensorrt needs a GPU"),
         (["--fp16", "--bf16"], "exclude each other"),
+        (["--fp16", "--int8"], "exclude each other"),
+        (["--int8", "--backend", "tensorrt"], "--int8 is for ONNX Runtime on a CPU"),
         (["--bundle", "{dense}", "--fp16"], "--bundle has its own precision"),
         (["--bundle", "{dense}", "--preset", "d16"], "--bundle names what is there"),
         (["--bundle", "{dense}", "--token-rates", "0.5"], "--bundle names what is there"),

@@ -400,6 +400,8 @@ def test_a_right_checkpoint_ends_with_code_0_and_a_report(command, small_checkpo
         (["--bundle", "x"], "--bundle is compared with the --checkpoint"),
         (["--bundle", "x", "--checkpoint", "y", "--precision", "fp16"], "--precision is for an export"),
         (["--backend", "tensorrt", "--device", "cpu"], "--backend tensorrt needs a GPU"),
+        (["--precision", "int8", "--backend", "tensorrt"], "--precision int8 is for ONNX Runtime on a CPU"),
+        (["--precision", "int8", "--device", "cuda"], "Leave --device cuda out"),
         (["--json", "no/such/folder/report.json"], "--json must be a file in a folder that is there"),
         (["--pictures", "0"], "--pictures"),
     ],
