@@ -110,10 +110,20 @@ def quantized_expert(b: GraphBuilder, rows_TC: QuantizedRows, ffn: str, expert: 
 
 
 def quantized_experts(
-    b: GraphBuilder, x_MC: str, scores_MN: str, ffn: str, experts: int, active: int, part: Part
+    b: GraphBuilder, x_MC: str, scores_MN: str, ffn: str, experts: int, active_1: str, part: Part
 ) -> str:
-    """The sum of each token's best experts and fc2's bias, [M, C]: what `ActVarRoutedFFN` is in fp32."""
-    _, chosen_MA = b.ops("TopK", scores_MN, b.ints(active), count=2, axis=1, name="best")
+    """The sum of each token's best experts and fc2's bias, [M, C]: what `ActVarRoutedFFN` is in fp32.
+
+    Args:
+        b: the graph.
+        x_MC: the tokens.
+        scores_MN: the router's.
+        ffn: the layers' name.
+        experts: how many there are.
+        active_1: a value, how many of them a token uses.
+        part: how a weight is cut.
+    """
+    _, chosen_MA = b.ops("TopK", scores_MN, active_1, count=2, axis=1, name="best")
     rows = quantized_rows(b, x_MC)
     sum_MC = b.op("Expand", b.weight(f"{ffn}.fc2.bias"), b.op("Shape", x_MC), name="start")
     for expert in range(experts):

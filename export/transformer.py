@@ -185,7 +185,7 @@ class BlockWriter:
         scores_RKN = b.reshape(linear(b, x_MC, f"{weights}.router", "router"), -1, self._keep, experts)
         if b.has(f"{fc2}.{int8.VALUES}"):
             scores_MN, part = b.reshape(scores_RKN, -1, experts), partial(int8.cut, b)
-            return int8.quantized_experts(b, x_MC, scores_MN, weights, experts, active, part), scores_RKN
+            return int8.quantized_experts(b, x_MC, scores_MN, weights, experts, b.ints(active), part), scores_RKN
         w1_NeC = b.weight(f"{weights}.fc1.weight", (experts, each, width))
         b1_Ne = b.weight(f"{weights}.fc1.bias", (experts, each))
         w2_NeC = b.weight(f"{fc2}.weight_t", (experts, each, width))

@@ -134,7 +134,7 @@ def test_experts_add_what_each_token_chose(tmp_path, active):
     tensors[f"ffn.fc1.{int8.EXPERT_VALUES}"] = by_expert
 
     def write(b):
-        return int8.quantized_experts(b, "x", "scores", "ffn", experts, active, lambda *of: int8.cut(b, *of))
+        return int8.quantized_experts(b, "x", "scores", "ffn", experts, b.ints(active), lambda *of: int8.cut(b, *of))
 
     y_MC = run(tmp_path, tensors, write, {"x": x_MC, "scores": scores_MN})
     each = hidden // experts
