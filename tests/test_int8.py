@@ -25,7 +25,7 @@ from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.parity import check_parity
 from actvar.plans import PlanOptions
 from actvar.runtime.backends import ort, trt
-from actvar.runtime.pipeline import Order
+from actvar.runtime.pipeline import Order, Pipeline
 from actvar.runtime.sources import open_graphs
 
 RNG = np.random.default_rng(5)
@@ -211,6 +211,16 @@ def test_a_picture_does_not_depend_on_its_batch(model, folder):
     for pictures in zip(*batches, strict=True):
         for other in pictures[1:]:
             np.testing.assert_array_equal(other.pixels_HW3, pictures[0].pixels_HW3)
+
+
+def test_one_graph_for_all_scales_draws_what_a_graph_for_each_draws(model, folder):
+    """The whole numbers are the same, so the tokens are; the experts' weights are read in parts in one of them."""
+    manifest, orders = read_manifest(folder), [Order(class_id, 7 + class_id) for class_id in range(4)]
+    drawn = []
+    for joined in (True, False):
+        pipeline = Pipeline(ort.load(folder, manifest, 1, joined=joined), 4)
+        drawn.append([np.concatenate(p.token_ids) for p in pipeline.draw(orders, model.config.sampling)])
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_the_graphs_are_close_to_the_model(model, folder):
