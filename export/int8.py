@@ -9,7 +9,7 @@ not 8: without VNNI a processor adds two products in 16 bits, and 2 * 255 * 64 i
 whole numbers are the same on every processor. Activations are unsigned, 128 in place of 0: of int8 by int8, ONNX
 Runtime is slower than fp32.
 
-Two cores with AVX2, 512 rows, fp32's time by this one's: 1.8 for C to 4C with GELU at C = 1024, 1.6 for 4C to C, 1.7
+Two cores with AVX2, 512 rows, fp32's time by this one's: 1.8 for C to 4C with GELU at C = 1024, 1.5 for 4C to C, 1.7
 for C to C; 3 for 2 rows, where reading the weights is the work.
 
 Letters in shapes: M tokens, I values into a layer, O out of it, N experts, de hidden values of each, C width, T tokens
