@@ -3,8 +3,11 @@
 On the CPU all scales are run by one session where the bundle has a graph for that (`scales.onnx`). That session packs
 its matrices into a layout of its own as it is made: it reads the weights file itself, one tensor at a time, and gives
 back what it has packed. All other weights are views of the file, which is mapped into memory once; packing is switched
-off for them, as every session would pack a copy. The pages of a graph that runs once for every picture are let go after
-it: the next picture finds them in the system's cache of files (docs/cpu.md has what that saves, and costs).
+off for them, as every session would pack a copy. The pages of `condition`, a quarter of a model that is read once for a
+picture, are let go as it runs: the next picture finds them in the system's cache of files.
+
+Threads spin while they wait for each other within a run, and not between two runs, where they would take the cores from
+the next session and from everyone else.
 
 On a GPU the weights are brought there once, and every session is given the same tensors. Not yet run on a GPU.
 """
@@ -12,8 +15,10 @@ On a GPU the weights are brought there once, and every session is given the same
 import mmap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import TypeAlias
 
 import numpy as np
@@ -34,13 +39,13 @@ from actvar.errors import ActVARError, BundleError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory
 from actvar.runtime.backends.protocol import Device
-from actvar.runtime.c_heap import return_large_blocks
+from actvar.runtime.c_heap import give_back, keep_small_blocks
 from actvar.runtime.graph_file import ExternalTensor, external_tensors
 
 Session: TypeAlias = onnxruntime.InferenceSession
 
 _SCALES = SCALES_FILE.removesuffix(".onnx")
-_ONCE_A_PICTURE = ("condition", "decoder")  # graphs whose weights lie idle while the scales are drawn
+_SWEEP_SECONDS = 0.004
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # The first copies all of past_kv at once, where each block would take its own share.
@@ -55,7 +60,7 @@ def load(
     """Load a bundle whose files have been verified.
 
     The sessions are made in the background, in the order in which they run, so that the first graphs work while the
-    last are still being made. On the CPU the process from here on gives large blocks back when it frees them
+    last are still being made. On the CPU the process from here on keeps small blocks and gives back large ones
     (`c_heap`).
 
     Args:
@@ -85,7 +90,7 @@ def load(
     weights = _Weights(folder / WEIGHTS_FILE, manifest, device)
     memory: Memory
     if device == "cpu":
-        return_large_blocks()
+        keep_small_blocks()
         memory = HostMemory()
     else:
         memory = _cuda_memory()
@@ -117,7 +122,10 @@ class _OrtExecutor:
         own = self._sessions.get(graph)
         session = (own or self._sessions[_SCALES]).result()
         lane.stream.wait()
+        if graph == "decoder" and self._device == "cpu":
+            give_back()  # what the scales have left, before there are whole pictures
         try:
+            sweep = self._weights.let_go() if graph == "condition" else nullcontext()
             binding = session.io_binding()
             for name, buffer in inputs.items():
                 binding.bind_input(*self._place(name, buffer))
@@ -125,11 +133,10 @@ class _OrtExecutor:
                 binding.bind_ortvalue_input(name, value)
             for name, buffer in outputs.items():
                 binding.bind_output(*self._place(name, buffer))
-            session.run_with_iobinding(binding)
+            with sweep:
+                session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise _refusal(f"the graph {graph} cannot be run", error) from None
-        if graph in _ONCE_A_PICTURE:
-            self._weights.let_go()
 
     def forget(self, lane: int) -> None:
         """See `Executor`. Nothing is kept from one run to the next."""
@@ -167,10 +174,29 @@ class _Weights:
                 self._made[name, shape] = self._make(self._manifest.weights.tensors[name], shape)
             yield name, self._made[name, shape]
 
-    def let_go(self) -> None:
-        """Let the system have the memory of the pages that were read; who reads them again finds them in its cache."""
-        if self._mapping and hasattr(mmap, "MADV_DONTNEED"):
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+    @contextmanager
+    def let_go(self) -> Iterator[None]:
+        """While the block runs, let the system have the pages that were read, so that few of them are held at a time.
+
+        They are the file's own: who reads one again finds it in the system's cache.
+        """
+        mapping, done = self._mapping, Event()
+        if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
+            yield
+            return
+
+        def sweep() -> None:
+            while not done.wait(_SWEEP_SECONDS):
+                mapping.madvise(mmap.MADV_DONTNEED)
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+        sweeper = Thread(target=sweep, name="actvar-let-go")
+        sweeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            sweeper.join()
 
     def _make(self, stored: StoredTensor, shape: tuple[int, ...]) -> onnxruntime.OrtValue:
         array = self._bytes[stored.offset : stored.offset + stored.length].view(stored.dtype).reshape(shape)
@@ -238,7 +264,7 @@ def _make_session(
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if device == "cpu":
         options.enable_cpu_mem_arena = False
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if weights is not None:
             options.add_session_config_entry("session.disable_prepacking", "1")
     for weight, value in (weights or {}).items():
