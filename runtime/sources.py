@@ -31,7 +31,7 @@ def shipped_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(path, None if path == with_vqvae else with_vqvae)
 
 
-def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "cpu") -> Pipeline:
+def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "cpu", joined: bool = True) -> Pipeline:
     """The graphs of a bundle in ONNX Runtime, every file of it checked first.
 
     Args:
@@ -39,6 +39,7 @@ def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "c
         batch_size: pictures at a time.
         threads: of the CPU; 0 is one for each core.
         device: where the graphs run.
+        joined: run all scales by one graph where there is one for the device; else each by its own.
 
     Raises:
         BundleError: the bundle is incomplete, altered, reaches out of its folder, or is of types that the device lacks.
@@ -49,7 +50,7 @@ def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "c
     manifest = read_manifest(bundle)
     require_weights(bundle, manifest)
     verify(bundle, manifest)
-    return Pipeline(ort.load(bundle, manifest, threads, device), batch_size)
+    return Pipeline(ort.load(bundle, manifest, threads, device, joined), batch_size)
 
 
 def open_engines(bundle: Path, batch_size: int) -> Pipeline:

@@ -58,10 +58,10 @@ def bundles(model, tmp_path_factory) -> Callable[[str], Path]:
     return get
 
 
-@pytest.fixture(scope="module")
-def graphs(bundles) -> Pipeline:
+@pytest.fixture(scope="module", params=[True, False], ids=["all scales by one graph", "each by its own"])
+def graphs(bundles, request) -> Pipeline:
     """The fp32 bundle, opened to draw two pictures at a time."""
-    return open_graphs(bundles("fp32"), batch_size=2, threads=1)
+    return open_graphs(bundles("fp32"), batch_size=2, threads=1, joined=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,9 @@ def test_a_bundle_with_a_wrong_constant_ends_with_code_1_and_the_graphs_name(com
     bundle, file = tmp_path / "bundle", tmp_path / "report.json"
     export_bundle(vivid_model(FOUR_SCALES), bundle, "fp32", "random weights")
     change_constant(bundle, "scale_03", "bicubic_3_to_5")
-    code, said = command("--bundle", bundle, "--checkpoint", small_checkpoint, "--pictures", 2, "--json", file)
+    code, said = command(
+        "--bundle", bundle, "--checkpoint", small_checkpoint, "--pictures", 2, "--json", file, "--each-scale"
+    )
     assert code == 1
     assert "The first graph that departs is scale_03: next_f_hat:" in said
     assert "Whole pictures first draw other tokens at scale_04/token_ids" in said

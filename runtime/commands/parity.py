@@ -18,7 +18,6 @@ from actvar.runtime.commands.model_choice import refuse_int8_elsewhere
 from actvar.runtime.commands.report_file import check_json_option, write_report
 from actvar.runtime.extras import needs
 from actvar.runtime.gpu import first_gpu
-from actvar.runtime.pipeline import Pipeline
 from actvar.runtime.sources import open_engines, open_graphs, shipped_checkpoint
 
 EXAMPLES = """Examples:
@@ -61,6 +60,12 @@ def parity(
         Device | None,
         typer.Option(show_default="cpu; cuda for tensorrt", help="Where the graphs run; PyTorch runs on the CPU."),
     ] = None,
+    each_scale: Annotated[
+        bool,
+        typer.Option(
+            "--each-scale", help="Run every scale by its own graph, as engines do; on the CPU one graph runs them all."
+        ),
+    ] = False,
     pictures: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many are compared.")] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the pictures.")] = 0,
@@ -94,7 +99,10 @@ def parity(
         if backend == "tensorrt" and not bundle:
             _build(folder, batch_size)
         place: Device = device or ("cuda" if backend == "tensorrt" else "cpu")
-        graphs = _open(folder, batch_size, backend, place)
+        if backend == "tensorrt":
+            graphs = open_engines(folder, batch_size)
+        else:
+            graphs = open_graphs(folder, batch_size, 0, place, joined=not each_scale)
         if graphs.model != model.config:
             raise UsageError(f"--bundle {folder} is of another model than {source}. Name what it was exported from.")
         with progress_bar(f"Comparing {pictures} pictures") as progress:
@@ -106,10 +114,6 @@ def parity(
         write_report(json_file, report.to_json(), "--json")
     if not report.passed:
         raise typer.Exit(1)
-
-
-def _open(folder: Path, batch_size: int, backend: Backend, device: Device) -> Pipeline:
-    return open_engines(folder, batch_size) if backend == "tensorrt" else open_graphs(folder, batch_size, 0, device)
 
 
 def _build(folder: Path, batch_size: int) -> None:
