@@ -48,8 +48,9 @@ _SCALES = SCALES_FILE.removesuffix(".onnx")
 _SWEEP_SECONDS = 0.004
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# The first copies all of past_kv at once, where each block would take its own share.
-_UNWANTED = ["GatherSliceToSplitFusion"]
+UNWANTED = ["GatherSliceToSplitFusion"]
+"""Optimizers that are switched off: it copies all of past_kv at once, where each block would take its own share."""
+
 _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
 _MAKERS = 2  # sessions that are made at a time
 
@@ -258,21 +259,33 @@ def _make_session(
     folder: Path, name: str, weights: Mapping[str, onnxruntime.OrtValue] | None, threads: int, device: Device
 ) -> Session:
     """The session of a graph over weights that are given; without them it reads the file by itself, and packs them."""
-    path, options = folder / f"{name}.onnx", onnxruntime.SessionOptions()
+    path, options = folder / f"{name}.onnx", session_options(threads, device, packs=weights is None)
+    for weight, value in (weights or {}).items():
+        options.add_initializer(weight, value)
+    try:
+        return Session(path, options, providers=[_PROVIDERS[device]], disabled_optimizers=UNWANTED)
+    except Exception as error:  # see `run`
+        raise _refusal(f"{path} cannot be loaded", error) from None
+
+
+def session_options(threads: int, device: Device, packs: bool) -> onnxruntime.SessionOptions:
+    """How every session is made; see `load` for the arguments, and above for why.
+
+    Args:
+        threads: of the CPU; 0 is one for each core.
+        device: where the graph runs.
+        packs: whether it packs its matrices.
+    """
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if device == "cpu":
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if weights is not None:
+        if not packs:
             options.add_session_config_entry("session.disable_prepacking", "1")
-    for weight, value in (weights or {}).items():
-        options.add_initializer(weight, value)
-    try:
-        return Session(path, options, providers=[_PROVIDERS[device]], disabled_optimizers=_UNWANTED)
-    except Exception as error:  # see `run`
-        raise _refusal(f"{path} cannot be loaded", error) from None
+    return options
 
 
 def _refusal(what: str, error: Exception) -> BundleError:

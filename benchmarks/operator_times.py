@@ -1,0 +1,99 @@
+"""Where the time of a picture goes on a CPU, operator by operator, in ONNX Runtime.
+
+    python benchmarks/operator_times.py --bundle bundles/d16 --json FILE
+
+Runs every scale and the decoder of an fp32 or int8 bundle on random inputs, with the runtime's own session options and
+ONNX Runtime's profiler, and adds up the medians of each operator's nodes. Profiling costs time itself: read shares, not
+seconds. What is inside an `If` counts as itself, and the `If` not at all.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnxruntime
+from checkout import commit
+
+from actvar.bundle import SCALE_INPUT, SCALES_FILE, read_manifest, scale_name
+from actvar.config import ModelConfig
+from actvar.runtime.backends.ort import UNWANTED, session_options
+from actvar.runtime.machine import this_machine
+
+_CONTROL = ("If", "Scan", "Loop")
+
+
+def scale_inputs(session: onnxruntime.InferenceSession, model: ModelConfig, si: int) -> dict[str, np.ndarray]:
+    """What a graph reads for one picture at scale index si: random numbers, and the model's own cuts."""
+    sampling, random = model.sampling, np.random.default_rng(si)
+    sizes = {"B": 1, "R": 2, "L": model.schedule.tokens[si], "T": model.cached_tokens[-1]}
+    given = {name: np.asarray(getattr(sampling, name)) for name in ("cfg", "top_k", "top_p")} | {
+        SCALE_INPUT: np.array(si)
+    }
+    inputs = {}
+    for tensor in session.get_inputs():
+        dtype = np.int64 if tensor.type == "tensor(int64)" else np.float32
+        shape = [sizes.get(size, size) for size in tensor.shape]
+        inputs[tensor.name] = np.asarray(given.get(tensor.name, random.random(shape)), dtype)
+    return inputs
+
+
+def operator_seconds(events: Iterable[dict]) -> dict[str, float]:
+    """Seconds by operator, the most first: the sum over its nodes of each one's median."""
+    of_node = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            of_node[event["args"]["op_name"], event["name"]].append(event["dur"] / 1e6)
+    sums: dict[str, float] = defaultdict(float)
+    for (operator, _), durations in of_node.items():
+        if operator not in _CONTROL:
+            sums[operator] += median(durations)
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def profile(path: Path, model: ModelConfig, si: int, threads: int, runs: int) -> dict[str, float]:
+    """Seconds by operator of one graph."""
+    with TemporaryDirectory() as scratch:
+        options = session_options(threads, "cpu", packs=path.name == SCALES_FILE)
+        options.enable_profiling, options.profile_file_prefix = True, f"{scratch}/profile"
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED
+        )
+        inputs = scale_inputs(session, model, si)
+        for _ in range(runs):
+            session.run(None, inputs)
+        return operator_seconds(json.loads(Path(session.end_profiling()).read_text()))
+
+
+def main() -> None:
+    """Profile a bundle; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=0, help="0 is one for each core")
+    parser.add_argument("--runs", type=int, default=5, help="of every graph")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    model, last = read_manifest(given.bundle).model, 0
+    found = {}
+    for si in range(len(model.schedule)):
+        found[scale_name(si)] = profile(given.bundle / SCALES_FILE, model, si, given.threads, given.runs)
+        last = si
+    found["decoder"] = profile(given.bundle / "decoder.onnx", model, last, given.threads, given.runs)
+    for graph, seconds in found.items():
+        whole = sum(seconds.values())
+        parts = ", ".join(f"{name} {value / whole:.0%}" for name, value in list(seconds.items())[:8])
+        print(f"{graph}: {whole * 1000:.0f} ms: {parts}")
+    if given.json:
+        facts = {"command": shlex.join(["python", *sys.argv]), **commit(), "machine": asdict(this_machine())}
+        given.json.write_text(json.dumps({**facts, "seconds": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
