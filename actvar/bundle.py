@@ -29,7 +29,7 @@ from typing import Any
 
 from actvar.config import HEAD_WIDTH, ModelConfig
 from actvar.errors import BundleError
-from actvar.files import FileEntry, read_verified
+from actvar.files import FileEntry, read_verified, require_size
 from actvar.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, write_json
 
 FORMAT, VERSION = "actvar-bundle", 3
@@ -270,8 +270,25 @@ def verify(folder: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: a file is missing, is a link or no plain file, or differs in size or SHA-256.
     """
-    for entry in manifest.files:
+    verify_graphs(folder, manifest)
+    verify_weights(folder, manifest)
+
+
+def verify_graphs(folder: Path, manifest: Manifest) -> None:
+    """`verify` for the graphs; of the weights only that they are there, in full length.
+
+    Graphs can be opened then: nothing of them lies beyond the end of a file. Errors are those of `verify`.
+    """
+    for entry in manifest.graph_files:
         read_verified(folder / entry.file, entry, EXPORT_AGAIN)
+    if weights := manifest.weights.entry:
+        require_size(folder / weights.file, weights, EXPORT_AGAIN)
+
+
+def verify_weights(folder: Path, manifest: Manifest) -> None:
+    """`verify` for the weights, if there are any."""
+    if weights := manifest.weights.entry:
+        read_verified(folder / weights.file, weights, EXPORT_AGAIN)
 
 
 class _ManifestReader(FormReader):

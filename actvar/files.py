@@ -97,16 +97,27 @@ def read_verified(path: Path, entry: FileEntry, advice: str, take: Callable[[byt
         BundleError: it is missing, is a link or no plain file, or differs in size or SHA-256.
     """
     with opened(path, advice) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != entry.bytes:
-            raise BundleError(
-                f"{path} was cut or altered: the manifest says {entry.bytes} bytes, found {size}. {advice}"
-            )
+        _require_size(file, path, entry, advice)
         found = _digest(file, entry.file, take)
     if found != entry:
         raise BundleError(
             f"{path} was altered: the manifest says SHA-256 {entry.sha256[:12]}…, found {found.sha256[:12]}…. {advice}"
         )
+
+
+def require_size(path: Path, entry: FileEntry, advice: str) -> None:
+    """Make sure that a file is there and as long as it was meant to be, without reading it.
+
+    Arguments and errors are those of `read_verified`.
+    """
+    with opened(path, advice) as file:
+        _require_size(file, path, entry, advice)
+
+
+def _require_size(file: BinaryIO, path: Path, entry: FileEntry, advice: str) -> None:
+    size = os.fstat(file.fileno()).st_size
+    if size != entry.bytes:
+        raise BundleError(f"{path} was cut or altered: the manifest says {entry.bytes} bytes, found {size}. {advice}")
 
 
 def _digest(file: BinaryIO, name: str, take: Callable[[bytes], object] | None = None) -> FileEntry:

@@ -6,7 +6,7 @@ The one place that knows which backend there is; each is imported when it is ask
 from importlib.resources import files
 from pathlib import Path
 
-from actvar.bundle import read_manifest, require_weights, verify
+from actvar.bundle import read_manifest, require_weights, verify_graphs, verify_weights
 from actvar.errors import ActVARError
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint
@@ -49,8 +49,10 @@ def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "c
         from actvar.runtime.backends import ort
     manifest = read_manifest(bundle)
     require_weights(bundle, manifest)
-    verify(bundle, manifest)
-    return Pipeline(ort.load(bundle, manifest, threads, device, joined), batch_size)
+    verify_graphs(bundle, manifest)
+    engine = ort.load(bundle, manifest, threads, device, joined)  # which goes on in the background
+    verify_weights(bundle, manifest)
+    return Pipeline(engine, batch_size)
 
 
 def open_engines(bundle: Path, batch_size: int) -> Pipeline:
