@@ -198,7 +198,7 @@ def test_both_backends_draw_the_same_tokens(command: Command, checkpoint: Path):
         (["--threads", -1], "--threads"),
         (["--count", 2, "--out", "one.png"], "Name a folder, or add --grid"),
         (["--out", "one.jpg"], "--out must be a .png file"),
-        (["--precision", "int8"], "--precision"),
+        (["--precision", "fp8"], "--precision"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_at_once(command: Command, arguments: list, message: str):
