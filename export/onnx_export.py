@@ -125,22 +125,23 @@ def _export(
         else:
             weights = file.layout
             _reserve(path, weights.bytes)
-        builders: dict[str, GraphBuilder | Int8Graph] = {}
-        for name in graph_names(config):
-            own = decoder.placed(weights.tensors) if decoder and name == "decoder" else None
-            builders[name] = own or build_graph(name, config, weights.tensors, precision, debug)
-        if precision in ("fp32", "int8"):
-            builders[_SCALES] = build_scales(config, weights.tensors, debug)
-        entries: dict[str, FileEntry] = {}
-        for name, builder in builders.items():
-            graph_path = unfinished / f"{name}.onnx"
-            _write(graph_path, builder.build().SerializeToString())
-            onnx.checker.check_model(graph_path, full_check=True)
-            entries[name] = hash_file(graph_path)
-            report(weights_share + (1 - weights_share) * len(entries) / len(builders))
-        of_all = builders.pop(_SCALES, None)
-        scales = ScalesSpec(entries[_SCALES], of_all.weights) if of_all else None
-        graphs = {name: _graph_spec(entries[name], builder) for name, builder in builders.items()}
+        names = (*graph_names(config), *((_SCALES,) if precision in ("fp32", "int8") else ()))
+        graphs: dict[str, GraphSpec] = {}
+        scales = None
+        for done, name in enumerate(names, 1):
+            builder: GraphBuilder | Int8Graph
+            if name == _SCALES:
+                builder = build_scales(config, weights.tensors, debug)
+            elif decoder and name == "decoder":
+                builder = decoder.placed(weights.tensors)
+            else:
+                builder = build_graph(name, config, weights.tensors, precision, debug)
+            entry = _written(unfinished / f"{name}.onnx", builder.build())
+            if name == _SCALES:
+                scales = ScalesSpec(entry, builder.weights)
+            else:
+                graphs[name] = _graph_spec(entry, builder)
+            report(weights_share + (1 - weights_share) * done / len(names))
         if not read:
             path.unlink()
         manifest = Manifest(config, precision, source, program_versions(), weights, graphs, scales)
@@ -159,8 +160,11 @@ def _reserve(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _written(path: Path, graph: onnx.ModelProto) -> FileEntry:
+    """The file of a graph that ONNX's own checker accepts."""
     with path.open("wb") as file:
-        file.write(data)
+        file.write(graph.SerializeToString())
         file.flush()
         os.fsync(file.fileno())
+    onnx.checker.check_model(path, full_check=True)
+    return hash_file(path)
