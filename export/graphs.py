@@ -119,7 +119,8 @@ def _scale(b: GraphBuilder, config: ModelConfig, si: int, debug: bool) -> None:
         blocks.append(writer.block(i, x_RLC, modulation_R6C, past))
         x_RLC = blocks[-1].x_RLC
     if debug:
-        look_inside(b, blocks, b.ints(config.active_experts(si)) if config.activation else "")
+        routes = any(block.router_scores_RKN for block in blocks)
+        look_inside(b, blocks, b.ints(config.active_experts(si)) if routes else "")
     if not last:
         new_kv = [part for block in blocks for part in (block.new_kv.keys, block.new_kv.values)]
         shape = b.ints(config.depth, 2, -1, config.heads, config.kept_tokens(si), HEAD_WIDTH)
