@@ -247,7 +247,7 @@ class _BlockWriter:
             config,
             KeptShapes(heads, tables.shape("width", -1, kept_1, config.width)),
             kept_1,
-            tables.size("active", active),
+            tables.size("active", active) if any(routes) else "",
             tables.scalar("selects", selects, np.bool_) if any(selects) else "",
             tables.scalar("routes", routes, np.bool_) if any(routes) else "",
         )
