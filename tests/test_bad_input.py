@@ -212,7 +212,9 @@ def test_an_output_that_cannot_be_written_is_told_before_drawing(run: Run, bundl
 
 
 SLOWED = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without one
 from actvar.export import onnx_export
 
 build = onnx_export.build_graph

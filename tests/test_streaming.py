@@ -23,7 +23,7 @@ from actvar.runtime.cli import main
 from actvar.runtime.image import SHEET_GAP
 
 LARGE_SIDE = 80
-ALLOWED = 40_000  # bytes: Python and numpy keep some small things for later, 20 kB of them after 200 pictures
+ALLOWED = 60_000  # bytes: Python and numpy keep small things for later, 20 to 42 kB after 200 pictures; a leak holds 80
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +238,12 @@ def test_a_grid_keeps_the_pixels_and_nothing_else(large_bundle: Path, tmp_path: 
 # ---- runs that do not come to their end
 
 STOPPED = """
-import itertools, sys
+import itertools, signal, sys
 from PIL import Image
 from actvar.runtime.backends.buffered import BufferedEngine
 from actvar.runtime.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without one
 moment, turn = sys.argv.pop(1), int(sys.argv.pop(1))
 turns = itertools.count(1)
 
