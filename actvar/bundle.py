@@ -12,7 +12,7 @@ A bundle may come from anywhere, so whatever is read is held to its form before 
                      "sha256": of all that stands before it}
     weights.bin     all weights, once; a bundle that was built before there was a checkpoint has none yet
     <graph>.onnx    condition, scale_01 ... scale_NN, decoder
-    scales.onnx     in an fp32 bundle, all scales in one graph, for ONNX Runtime on the CPU
+    scales.onnx     in fp32 and int8, all scales in one graph, for ONNX Runtime on the CPU
     plans/          engines that were built from the graphs, with manifests of their own (actvar.plans)
 
 Letters in shapes: B pictures, R = 2B rows; both stand in the manifest by name, all else by number. L tokens of a scale,
