@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import in_process
 from import_tree import ROOT
 from small_models import SMALL_VQVAE, small_config, vivid_model
 
@@ -23,7 +24,6 @@ from actvar.export.binder import bind, bind_random
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
-from actvar.runtime.cli import main
 from actvar.runtime.pipeline import Order
 from actvar.runtime.sources import open_graphs
 
@@ -247,16 +247,7 @@ def test_a_plan_that_was_built_once_serves_both(tmp_path, precision):
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """`actvar-trt bind` in this process: its code, what it printed, and what it said."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["actvar-trt", "bind", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return int(left.value.code or 0), said.out, said.err
-
-    return run
+    return in_process(monkeypatch, capsys, "bind")
 
 
 def test_the_command_binds_in_place_or_to_a_new_folder(bound, command):

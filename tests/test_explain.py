@@ -2,8 +2,6 @@
 
 import base64
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import Command, in_process
 from PIL import Image
 from small_models import small_config, vivid_model
 
@@ -22,7 +21,6 @@ from actvar.export.graphs import EXPERTS, KEPT
 from actvar.export.recording import record
 from actvar.generation import generate
 from actvar.models.selection import Router
-from actvar.runtime.cli import main
 from actvar.runtime.explain_figures import (
     chosen_figure,
     expert_colour,
@@ -38,7 +36,6 @@ MODEL = replace(
     small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))),
     class_names=("red-disc", "green-disc", "red-star", "green-star", HOSTILE),
 )
-Command = Callable[..., tuple[int, str, str]]
 
 
 def invented(side: int = 5, blocks: int = 3, experts: int = 8, active: int = 4, seed: int = 0) -> Choices:
@@ -276,16 +273,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """`actvar-trt` in this process, in an empty folder."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["actvar-trt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return int(left.value.code or 0), said.out, said.err
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 def test_a_picture_is_explained(command: Command, checkpoints: Path):

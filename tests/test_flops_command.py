@@ -2,21 +2,18 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_line import Command, in_process
 
 from actvar.config import PRESETS, Activation
 from actvar.evaluation.paper_savings import PAPER_ROWS, PaperRow, equation_12, savings
 from actvar.flops import decoder_work, scale_work, transformer_work
-from actvar.runtime.cli import main
 from actvar.runtime.flops_report import rates_in_words
 
 NOTES = Path(__file__).parent.parent / "docs" / "paper-notes.md"
-Command = Callable[..., tuple[int, str, str]]
 OUTLIER = (2, (0.5, 0.25))
 """Of the paper's rows the one that lies further off than 1.5 points; docs/paper-notes.md says why."""
 
@@ -26,16 +23,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """`actvar-trt` in this process, in an empty folder."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["actvar-trt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return int(left.value.code or 0), said.out, said.err
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 def counted(command: Command, *arguments: object) -> dict:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import in_process
 from PIL import Image
 from small_models import SMALL_VQVAE, small_config, vivid_model
 
 from actvar.export.onnx_export import export_bundle
 from actvar.runtime.backends.buffered import BufferedEngine
-from actvar.runtime.cli import main
 from actvar.runtime.image import SHEET_GAP
 
 LARGE_SIDE = 80
@@ -70,16 +70,8 @@ def generate(
     """`actvar-trt generate` in this process and an empty folder: exit code, stdout, stderr."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
-
-    def run(bundle: Path, count: int, *more: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["actvar-trt", *arguments(bundle, count, *more)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return int(left.value.code or 0), said.out, said.err
-
-    return run
+    run = in_process(monkeypatch, capsys)
+    return lambda bundle, count, *more: run(*arguments(bundle, count, *more))
 
 
 # ---- as they are drawn
