@@ -32,7 +32,7 @@ from actvar.errors import BundleError
 from actvar.files import FileEntry, read_verified, require_size
 from actvar.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, write_json
 
-FORMAT, VERSION = "actvar-bundle", 3
+FORMAT, VERSION = "actvar-bundle", 4
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
 SCALES_FILE = "scales.onnx"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -152,6 +152,16 @@ def scale_name(si: int) -> str:
 def graph_names(model: ModelConfig) -> tuple[str, ...]:
     """The graphs of a model's bundle, in the order in which they run."""
     return ("condition", *(scale_name(si) for si in range(len(model.schedule))), "decoder")
+
+
+def kv_parts(model: ModelConfig) -> tuple[tuple[str, str], ...]:
+    """What the graph of all scales reads in place of `past_kv`, and gives in place of `new_kv`: names in pairs.
+
+    Of each block its keys, then its values. It reads those of the scales before, [R, h, P, d], and gives what the next
+    scale reads, [R, h, P + K, d]: one behind the other, they are the whole cache, without a gap.
+    """
+    places = [(part, block) for block in range(model.depth) for part in ("keys", "values")]
+    return tuple((f"past_{part}_{block}", f"kv_{part}_{block}") for part, block in places)
 
 
 def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str, Shape]]:

@@ -179,7 +179,12 @@ class EngineGraphRunner(_Runner):
         if "past_kv" in dtypes:
             given["past_kv"] = self._past(inputs["past_kv"], dtypes["past_kv"])
         outputs = self._engine.run(self._graph, given)
-        return {name: self._engine.download(tensor) for name, tensor in outputs.items()}
+        made = {name: self._engine.download(tensor) for name, tensor in outputs.items()}
+        if "new_kv" in made:  # an engine may give the whole cache with it
+            model = self._engine.manifest.model
+            kept = model.kept_tokens(graph_names(model).index(self._graph) - 1)
+            made["new_kv"] = made["new_kv"][..., -kept:, :]
+        return made
 
     def _past(self, past_D2RhTd: np.ndarray, dtype: str) -> protocol.Tensor:
         """The engine's own cache, filled as the scales before would leave it: where it lies is the engine's affair."""

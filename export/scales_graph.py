@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import TensorProto, helper
 
-from actvar.bundle import SCALE_INPUT, Shape, StoredTensor
+from actvar.bundle import SCALE_INPUT, Shape, StoredTensor, kv_parts
 from actvar.config import HEAD_WIDTH, ModelConfig
 from actvar.export import int8
 from actvar.export.graph_builder import GraphBuilder
@@ -48,8 +48,10 @@ def build_scales(config: ModelConfig, weights: Mapping[str, StoredTensor], debug
     """The graph of all scales of a model, in fp32 or, where the weights file holds matrices so, in int8.
 
     It reads what the scale graphs read (`actvar.bundle.contract`), and the scale's index, `SCALE_INPUT`; a scale that
-    reads no `past_kv`, `tokens_in` or `start` is given any. It gives what they give; what the last scale does not give
-    is there, and means nothing.
+    reads no `tokens_in` or `start` is given any. It gives what they give; what the last scale does not give is there,
+    and means nothing. Only the KV cache passes otherwise (`kv_parts`): each block's keys and values are read as the
+    scale before gave them, and what attention puts together of old and new ones is given, so that nothing is copied
+    but by that.
 
     Args:
         config: the model's.
@@ -68,12 +70,14 @@ def build_scales(config: ModelConfig, weights: Mapping[str, StoredTensor], debug
     b.input("cfg", "float32", ())
     b.input("top_k", "int64", ())
     b.input("top_p", "float32", ())
-    b.input("past_kv", "float32", (depth, 2, "R", config.heads, "T", HEAD_WIDTH))
+    for past, _ in kv_parts(config):
+        b.input(past, "float32", ("R", config.heads, "P", HEAD_WIDTH))
     looks = _ScalesWriter(b, config).write(debug)
     b.output("token_ids", "int64", ("B", "L"))
     b.output("next_f_hat", "float32", ("B", codes, side, side))
     b.output("next_tokens_in", "float32", ("B", "next_L", codes))
-    b.output("new_kv", "float32", (depth, 2, "R", config.heads, "K", HEAD_WIDTH))
+    for _, kv in kv_parts(config):
+        b.output(kv, "float32", ("R", config.heads, "T", HEAD_WIDTH))
     for name, dtype in looks.items():
         b.output(name, dtype, _SHOWN[name])
     return b
@@ -120,11 +124,10 @@ class _ScalesWriter:
         blocks = _BlockWriter.of(b, config, tables, kept_1)
         x_RLC = self._embedded(tables, tokens_1)
         written = []
-        for i, past in enumerate(self._past(tables)):
+        for i in range(config.depth):
             modulation_R6C = b.op("Gather", "modulation", b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
-            written.append(blocks.block(i, x_RLC, modulation_R6C, past))
+            written.append(blocks.block(i, x_RLC, modulation_R6C))
             x_RLC = written[-1].x_RLC
-        self._new_kv(tables, kept_1, written)
         looks = look_inside(b, written, blocks.active_1) if debug else {}
 
         with b.scope("head"):
@@ -153,35 +156,6 @@ class _ScalesWriter:
             x_RLC = b.op("Concat", x_BLC, x_BLC, axis=0, name="rows")
             is_first = b.op("Equal", SCALE_INPUT, b.int_scalar(0), name="is_first")
             return b.op("Where", is_first, "start", x_RLC, name="input")
-
-    def _past(self, tables: _Tables) -> list[KeysValues]:
-        """Each block's keys and values that the scales before have left; none before the first."""
-        b, axes = self.b, self.b.ints(0, 1, 4)
-        filled_1 = tables.size("filled", self.config.cached_tokens[: len(self.config.schedule)])
-        parts = []
-        for place in range(2 * self.config.depth):
-            i, part = divmod(place, 2)
-            with b.scope(f"blocks.{i}"):
-                name = f"past_{'kv'[part]}"
-                ends = b.op("Concat", b.ints(i + 1, part + 1), filled_1, axis=0, name=f"{name}_ends")
-                window = b.op("Slice", "past_kv", b.ints(i, part, 0), ends, axes, name=f"{name}_window")
-                parts.append(b.op("Squeeze", window, b.ints(0, 1), name=name))
-        return [KeysValues(keys, values) for keys, values in zip(parts[::2], parts[1::2], strict=True)]
-
-    def _new_kv(self, tables: _Tables, kept_1: str, blocks: Sequence[WrittenBlock]) -> None:
-        """The keys and values of all blocks; the last scale's are not put together, as nothing reads them."""
-        b, config = self.b, self.config
-        shape = tables.shape("new_kv", config.depth, 2, -1, config.heads, kept_1, HEAD_WIDTH)
-
-        def together() -> tuple[str]:
-            parts = [part for block in blocks for part in (block.new_kv.keys, block.new_kv.values)]
-            return (b.op("Reshape", b.op("Concat", *parts, axis=0, name="kv"), shape, name="kv_of_blocks"),)
-
-        def nothing() -> tuple[str]:
-            return (b.op("ConstantOfShape", b.ints(0, 0, 0, 0, 0, 0), name="no_kv"),)
-
-        feeds = tables.scalar("feeds", [True] * (len(config.schedule) - 1) + [False], np.bool_)
-        b.op("Identity", *b.choose(feeds, together, nothing, ["float32"], "kv_if_fed"), output="new_kv")
 
     def _pass_on(self, tables: _Tables, token_ids_BL: str) -> None:
         """What the next scale starts from."""
@@ -252,14 +226,15 @@ class _BlockWriter:
             tables.scalar("routes", routes, np.bool_) if any(routes) else "",
         )
 
-    def block(self, i: int, x_RLC: str, modulation_R6C: str, past: KeysValues) -> WrittenBlock:
+    def block(self, i: int, x_RLC: str, modulation_R6C: str) -> WrittenBlock:
         """Block i."""
         b, updates = self.b, UpdateWriter(self.b, self.config, self.shapes, self._ffn)
+        past, kv = (KeysValues(*names) for names in zip(*kv_parts(self.config)[2 * i : 2 * i + 2], strict=True))
         with b.scope(f"blocks.{i}"):
             if not self.selects:
-                return updates.update(i, x_RLC, modulation_R6C, past)
+                return updates.update(i, x_RLC, modulation_R6C, past, kv)
             kept_RKC, indices_RK = self._selected(i, x_RLC)
-            updated = updates.update(i, kept_RKC, modulation_R6C, past)
+            updated = updates.update(i, kept_RKC, modulation_R6C, past, kv)
 
             def scattered() -> tuple[str]:
                 return (b.op("ActVarTokenScatter", x_RLC, indices_RK, updated.x_RLC, name="scatter"),)

@@ -33,6 +33,10 @@ class KeysValues:
     values: str
 
 
+UNNAMED = KeysValues("", "")
+"""No names of their own."""
+
+
 @dataclass(frozen=True)
 class WrittenBlock:
     """The values of a block: its output RLC, its keys and values, and what it chose by.
@@ -96,20 +100,22 @@ class UpdateWriter:
     shapes: KeptShapes
     ffn: FFN
 
-    def update(self, i: int, x_RKC: str, modulation_R6C: str, past: KeysValues | None) -> WrittenBlock:
-        """Block i."""
+    def update(
+        self, i: int, x_RKC: str, modulation_R6C: str, past: KeysValues | None, kv: KeysValues = UNNAMED
+    ) -> WrittenBlock:
+        """Block i; `kv` names outputs of the graph that past and new keys and values together are to be."""
         b, width = self.b, self.config.width
         gamma1, gamma2, scale1, scale2, shift1, shift2 = b.split(modulation_R6C, 6, axis=1, name="modulation")
         with b.scope("attn"):
             normed_RKC = modulated_norm(b, width, x_RKC, scale1, shift1)
-            attended_MC, new_kv = self._attention(f"var.blocks.{i}.attn", normed_RKC, past)
+            attended_MC, new_kv = self._attention(f"var.blocks.{i}.attn", normed_RKC, past, kv)
             x_RKC = self._gated_sum(x_RKC, attended_MC, gamma1)
         with b.scope("ffn"):
             normed_RKC = modulated_norm(b, width, x_RKC, scale2, shift2)
             changed, scores_RKN = self.ffn(f"var.blocks.{i}.ffn", normed_RKC)
             return WrittenBlock(self._gated_sum(x_RKC, changed, gamma2), new_kv, router_scores_RKN=scores_RKN)
 
-    def _attention(self, weights: str, x_RKC: str, past: KeysValues | None) -> tuple[str, KeysValues]:
+    def _attention(self, weights: str, x_RKC: str, past: KeysValues | None, kv: KeysValues) -> tuple[str, KeysValues]:
         """The output, MC, and the new keys and values."""
         b, width = self.b, self.config.width
         qkv = linear(b, b.to_compute(b.reshape(x_RKC, -1, width)), f"{weights}.mat_qkv", "qkv")
@@ -123,8 +129,8 @@ class UpdateWriter:
 
         k_RhTd, v_RhTd = k_RhKd, v_RhKd
         if past:
-            k_RhTd = b.op("Concat", past.keys, k_RhKd, axis=2, name="keys")
-            v_RhTd = b.op("Concat", past.values, v_RhKd, axis=2, name="values")
+            k_RhTd = b.op("Concat", past.keys, k_RhKd, axis=2, name="keys", output=kv.keys)
+            v_RhTd = b.op("Concat", past.values, v_RhKd, axis=2, name="values", output=kv.values)
         scores_RhKT = b.op("MatMul", q_RhKd, b.op("Transpose", k_RhTd, perm=[0, 1, 3, 2]), name="scores")
         probability_RhKT = b.to_compute(b.op("Softmax", b.to_fp32(scores_RhKT), axis=-1))
         out_RhKd = b.op("MatMul", probability_RhKT, v_RhTd, name="attend")

@@ -136,9 +136,10 @@ class _PictureChain:
         last = len(self.manifest.model.schedule) - 1
         held = {**given, **self._run(graphs, "condition", given)}
         cache = graphs.kv_cache(self.pictures)
-        held["past_kv"] = cache.past
         results = {}
         for si in range(last + 1):
+            if si:
+                held["past_kv"] = cache.past
             made = self._run(graphs, scale_name(si), {**held, "uniform": given[_uniform(si)]})
             results[_tokens(si)] = made["token_ids"]
             held["f_hat"] = made["next_f_hat"]

@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(bundle: Path) -> BufferedEngine:
-    return ort.load(bundle, read_manifest(bundle), threads=1)
+    return ort.load(bundle, read_manifest(bundle), threads=1, joined=False)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
 class OnStream:
     """ONNX Runtime's executor, whose runs are put on a stream of the stand-in's like a kernel."""
 
-    recordable = True
+    recordable, kv_grows = True, False
 
     def __init__(self, inner: Any, host: HostCuda):
         self._inner, self._host = inner, host
@@ -120,6 +120,17 @@ def test_the_window_holds_the_concatenation_of_what_was_appended(loaded, host: H
             cache.append(engine.upload(part))
         whole = engine.download(cache.past)
         np.testing.assert_array_equal(whole[..., :7, :], np.concatenate(parts, axis=-2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_cache_that_grows_is_the_cache_of_the_window(bundle: Path, loaded: BufferedEngine, batch_size: int):
+    """One graph of all scales gives old and new keys and values as attention put them together, a batch of any size."""
+    joined = ort.load(bundle, read_manifest(bundle), threads=1)
+    assert joined._lanes[0]._executor.kv_grows
+    assert_same(draw(joined, orders(5), batch_size), draw(loaded, orders(5), batch_size))
+    places = {place for _, place in addresses(joined)}
+    assert {("new_kv", 0), ("new_kv", 1)} < places
+    assert "past_kv" not in places
 
 
 # ---- buffers

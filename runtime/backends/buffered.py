@@ -12,12 +12,12 @@ Letters in shapes: D depth, R rows, h heads, T tokens that the cache has room fo
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from actvar.bundle import EXPORT_AGAIN, ITEM_BYTES, GraphSpec, Manifest
+from actvar.bundle import EXPORT_AGAIN, ITEM_BYTES, GraphSpec, Manifest, TensorSpec, graph_names
 from actvar.config import HEAD_WIDTH
 from actvar.errors import BundleError
 from actvar.runtime.backends.memory import Block, Buffer, Memory, Stream
@@ -54,6 +54,13 @@ class Executor(Protocol):
     def recordable(self) -> bool:
         """Whether all of a run is on the lane's stream, so that whoever records the stream has recorded the run."""
 
+    @property
+    def kv_grows(self) -> bool:
+        """Whether its scales read the KV cache as it has grown so far, and give it grown by their own part.
+
+        Else the cache has one place: they read in its window, and give their own part alone.
+        """
+
     def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
         """Put one run of a graph on a stream.
 
@@ -85,7 +92,8 @@ class BufferedEngine:
     def __init__(self, manifest: Manifest, executor: Executor, memory: Memory, lanes: int = 1):
         self.manifest = manifest
         self._memory = memory
-        self._lanes = [_Lane(manifest, executor, memory, number) for number in range(lanes)]
+        ran = _with_growing_kv(manifest) if executor.kv_grows else manifest
+        self._lanes = [_Lane(ran, executor, memory, number) for number in range(lanes)]
         self._launches = 0
         self._staged: np.ndarray | None = None
 
@@ -177,8 +185,9 @@ class _Lane:
         self._turns[graph] += 1
         outputs = {}
         for tensor in spec.outputs:
-            # new_kv is large, and read before the next scale writes it: one place serves all scales.
-            place = "new_kv" if tensor.name == "new_kv" else (graph, turn, tensor.name)
+            place: Hashable = (graph, turn, tensor.name)
+            if tensor.name == "new_kv":
+                place = self._kv_place(graph)
             outputs[tensor.name] = self._buffer(place, tensor.dtype, tensor.sized(pictures))
         self._executor.run(graph, inputs, outputs, self)
         return outputs
@@ -193,8 +202,14 @@ class _Lane:
         self._recordings.clear()
         self._executor.forget(self.number)
 
+    def _kv_place(self, graph: str) -> Hashable:
+        """Keys and values are large, and read by the next scale, or before it runs: all scales share a place or two."""
+        return "new_kv", tuple(self._manifest.graphs).index(graph) % 2 if self._executor.kv_grows else 0
+
     def kv_cache(self, pictures: int) -> KVCache:
         """See `GraphRunner`."""
+        if self._executor.kv_grows:
+            return _GrowingKVCache()
         model = self._manifest.model
         dtypes = (t.dtype for graph in self._manifest.graphs.values() for t in graph.outputs if t.name == "new_kv")
         shape = (model.depth, 2, 2 * pictures, model.heads, model.cached_tokens[-1], HEAD_WIDTH)
@@ -289,6 +304,41 @@ class _WindowedKVCache:
         target = self.past.address + self._filled * item
         self._stream.copy_rows(target, self.past.shape[-2] * item, new_kv.address, tokens * item, math.prod(rows))
         self._filled += tokens
+
+
+class _GrowingKVCache:
+    """The cache as the last scale gave it."""
+
+    def __init__(self) -> None:
+        self._past: Buffer | None = None
+
+    @property
+    def past(self) -> Buffer:
+        """See `KVCache`."""
+        assert self._past, "no scale has given any keys and values yet"
+        return self._past
+
+    def append(self, new_kv: Buffer) -> None:
+        """See `KVCache`; what is given holds all before it."""
+        self._past = new_kv
+
+
+def _with_growing_kv(manifest: Manifest) -> Manifest:
+    """The same graphs, with a cache of as many tokens as it holds before and after each scale."""
+    model = manifest.model
+    graphs = dict(manifest.graphs)
+    for si, name in enumerate(graph_names(model)[1:-1]):
+        before, kept = model.cached_tokens[si], model.kept_tokens(si)
+
+        def sized(tensor: TensorSpec, part: str, tokens: int) -> TensorSpec:
+            return replace(tensor, shape=(*tensor.shape[:-2], tokens, HEAD_WIDTH)) if tensor.name == part else tensor
+
+        graphs[name] = replace(
+            graphs[name],
+            inputs=tuple(sized(tensor, "past_kv", before) for tensor in graphs[name].inputs),
+            outputs=tuple(sized(tensor, "new_kv", before + kept) for tensor in graphs[name].outputs),
+        )
+    return replace(manifest, graphs=graphs)
 
 
 class _Launched:

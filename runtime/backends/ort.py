@@ -12,6 +12,7 @@ the next session and from everyone else.
 On a GPU the weights are brought there once, and every session is given the same tensors. Not yet run on a GPU.
 """
 
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,19 +28,21 @@ import onnxruntime
 from actvar.bundle import (
     EXPORT_AGAIN,
     FOR_A_GPU,
+    ITEM_BYTES,
     SCALE_INPUT,
     SCALES_FILE,
     WEIGHTS_FILE,
     Manifest,
     StoredTensor,
     graph_names,
+    kv_parts,
 )
 from actvar.config import HEAD_WIDTH
 from actvar.errors import ActVARError, BundleError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory
 from actvar.runtime.backends.protocol import Device
-from actvar.runtime.c_heap import give_back, keep_small_blocks
+from actvar.runtime.c_heap import keep_blocks
 from actvar.runtime.graph_file import ExternalTensor, external_tensors
 
 Session: TypeAlias = onnxruntime.InferenceSession
@@ -61,8 +64,7 @@ def load(
     """Load a bundle whose files have been verified.
 
     The sessions are made in the background, in the order in which they run, so that the first graphs work while the
-    last are still being made. On the CPU the process from here on keeps small blocks and gives back large ones
-    (`c_heap`).
+    last are still being made. On the CPU the process from here on keeps memory that it has freed (`c_heap`).
 
     Args:
         folder: the bundle.
@@ -91,7 +93,7 @@ def load(
     weights = _Weights(folder / WEIGHTS_FILE, manifest, device)
     memory: Memory
     if device == "cpu":
-        keep_small_blocks()
+        keep_blocks()
         memory = HostMemory()
     else:
         memory = _cuda_memory()
@@ -112,27 +114,33 @@ class _OrtExecutor:
         self._sessions, self._device = sessions, device
         self._weights = weights  # the sessions only borrow them
         self._manifest = manifest
+        past_kv, new_kv = zip(*kv_parts(manifest.model), strict=True)
+        self._kv_parts = {"past_kv": past_kv, "new_kv": new_kv} if _SCALES in sessions else {}
 
     @property
     def recordable(self) -> bool:
         """See `Executor`. ONNX Runtime has a stream of its own."""
         return False
 
+    @property
+    def kv_grows(self) -> bool:
+        """See `Executor`. The graph of all scales gives what its attention has put together."""
+        return bool(self._kv_parts)
+
     def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
         """See `Executor`. A run starts when the lane's stream is done, and is waited for."""
         own = self._sessions.get(graph)
         session = (own or self._sessions[_SCALES]).result()
         lane.stream.wait()
-        if graph == "decoder" and self._device == "cpu":
-            give_back()  # what the scales have left, before there are whole pictures
         try:
             sweep = self._weights.let_go() if graph == "condition" else nullcontext()
             binding = session.io_binding()
-            for name, buffer in inputs.items():
+            for name, buffer in self._apart(inputs):
                 binding.bind_input(*self._place(name, buffer))
             for name, value in ({} if own else self._unread(graph, inputs)).items():
                 binding.bind_ortvalue_input(name, value)
-            for name, buffer in outputs.items():
+            unwanted = {} if own or "new_kv" in outputs else self._kv_nobody_reads(inputs["f_hat"].shape[0], lane)
+            for name, buffer in (*self._apart(outputs), *unwanted.items()):
                 binding.bind_output(*self._place(name, buffer))
             with sweep:
                 session.run_with_iobinding(binding)
@@ -142,21 +150,46 @@ class _OrtExecutor:
     def forget(self, lane: int) -> None:
         """See `Executor`. Nothing is kept from one run to the next."""
 
+    def _apart(self, buffers: Buffers) -> Iterator[tuple[str, Buffer]]:
+        """What a session reads or gives; the graph of all scales has a tensor for each part of the KV cache."""
+        for name, buffer in buffers.items():
+            if name not in self._kv_parts:
+                yield name, buffer
+                continue
+            parts = self._kv_parts[name]
+            for i, part in enumerate(parts):
+                address = buffer.address + i * (buffer.bytes // len(parts))
+                yield part, Buffer(address, buffer.dtype, buffer.shape[2:], buffer.owner)
+
+    def _kv_nobody_reads(self, pictures: int, lane: Place) -> dict[str, Buffer]:
+        """Places for the keys and values that the last scale gives: one for all blocks' keys, and one for all values.
+
+        Each block writes there and reads it in its attention, without which the next block has nothing to write. Not
+        bound, they would all be held to the end of the run: at d16 that is as much as a quarter of the weights.
+        """
+        model = self._manifest.model
+        tokens = model.cached_tokens[-1] + model.kept_tokens(len(model.schedule) - 1)
+        shape = (2 * pictures, model.heads, tokens, HEAD_WIDTH)
+        size = math.prod(shape) * ITEM_BYTES["float32"]
+        scratch = lane.scratch(2 * size)
+        return {
+            name: Buffer(scratch.address + i % 2 * size, "float32", shape, scratch)
+            for i, name in enumerate(self._kv_parts["new_kv"])
+        }
+
     def _place(self, name: str, buffer: Buffer) -> tuple[str, str, int, type, tuple[int, ...], int]:
         return name, self._device, 0, np.dtype(buffer.dtype).type, buffer.shape, buffer.address
 
     def _unread(self, graph: str, inputs: Buffers) -> dict[str, onnxruntime.OrtValue]:
         """What the graph of all scales reads and this scale does not: its index, and what it has no use for."""
         model, pictures = self._manifest.model, inputs["f_hat"].shape[0]
-        past = (model.depth, 2, 2 * pictures, model.heads, 0, HEAD_WIDTH)
-        empty = {"start": (2 * pictures, 1, model.width), "tokens_in": (pictures, 1, model.vqvae.z_channels)}
-        arrays = {name: np.zeros(shape, np.float32) for name, shape in {**empty, "past_kv": past}.items()}
-        arrays[SCALE_INPUT] = np.array(graph_names(model).index(graph) - 1)
-        return {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            for name, array in arrays.items()
-            if name not in inputs
-        }
+        si = graph_names(model).index(graph) - 1
+        unread: dict[str, tuple[int, ...]] = {"start": (2 * pictures, 1, model.width)}
+        if si == 0:
+            unread = {name: (2 * pictures, model.heads, 0, HEAD_WIDTH) for name in self._kv_parts["past_kv"]}
+            unread["tokens_in"] = (pictures, 1, model.vqvae.z_channels)
+        arrays = {name: np.zeros(shape, np.float32) for name, shape in unread.items()} | {SCALE_INPUT: np.array(si)}
+        return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 
 
 class _Weights:

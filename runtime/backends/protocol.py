@@ -24,10 +24,10 @@ class KVCache(Protocol):
 
     @property
     def past(self) -> Tensor:
-        """What every scale reads as `past_kv`: [D, 2, R, h, T, d]. `append` writes into it."""
+        """What the next scale reads as `past_kv`, when one has been appended: [D, 2, R, h, T, d]."""
 
     def append(self, new_kv: Tensor) -> None:
-        """Add what a scale gave as `new_kv`: [D, 2, R, h, K, d]."""
+        """Take what a scale gave as `new_kv`: [D, 2, R, h, K, d], or all so far where an engine's scales give that."""
 
 
 class GraphRunner(Protocol):

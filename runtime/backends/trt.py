@@ -161,6 +161,11 @@ class TrtExecutor:
         """See `Executor`."""
         return True
 
+    @property
+    def kv_grows(self) -> bool:
+        """See `Executor`."""
+        return False
+
     def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
         """See `Executor`."""
         key = graph, *((name, buffer.address, buffer.shape) for name, buffer in (*inputs.items(), *outputs.items()))
