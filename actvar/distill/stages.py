@@ -3,7 +3,7 @@
 Both see stored tokens, a frozen dense teacher, run once per step, and a student that starts from the teacher's weights.
 Stage 1 trains routers and selectors and nothing else; stage 2 trains all the rest of the transformer.
 
-Letters in shapes: B pictures, T tokens of all scales, L tokens of one scale, V codes.
+Letters in shapes: B pictures, T tokens of all scales, E code width, V codes.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,9 @@ from torch import Tensor, nn
 
 from actvar.config import ModelConfig
 from actvar.data.tokens import TokenStore
-from actvar.distill.losses import (
-    balancing_loss,
-    block_loss,
-    distillation_loss,
-    expert_distances,
-    output_loss,
-    pseudo_label,
-    token_distances,
-)
+from actvar.distill.losses import block_loss, output_loss
+from actvar.distill.scorer_losses import scorer_losses
 from actvar.models.block import BlockTrace
-from actvar.models.experts import FFN
 from actvar.models.quantizer import MultiScaleQuantizer
 from actvar.models.var import VAR, fresh_scorers, is_scorer
 from actvar.training.loop import RunSettings, autocast, run, step_generator
@@ -77,8 +69,8 @@ def train_stage1(
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
-        pairs = zip(student.blocks, batch.student_traces, batch.teacher_traces, strict=True)
-        parts = torch.stack([_scorer_losses(student.config, block.ffn, *traces) for block, *traces in pairs]).sum(0)
+        pairs = zip(teacher.blocks, batch.student_traces, batch.teacher_traces, strict=True)
+        parts = torch.stack([scorer_losses(student.config, block.ffn, *traces) for block, *traces in pairs]).sum(0)
         dis, bl = parts.unbind()
         return {"loss": cls + settings.alpha * dis + settings.beta * bl, "cls": cls, "dis": dis, "bl": bl}
 
@@ -103,24 +95,10 @@ def train_stage2(
     return _train("Stage 2", teacher, student, settings, store, quantizer, losses, trainable, straight_through=False)
 
 
-def _scorer_losses(config: ModelConfig, ffn: FFN, student: BlockTrace, teacher: BlockTrace) -> Tensor:
-    """Sums of the distillation (Eqs. 14, 17) and balancing losses (Eqs. 15, 18) of one block over the active scales."""
-    assert student.selector_scores_RT is not None and student.kept_RT is not None
-    assert student.router_scores_RTN is not None and student.active_RTN is not None and config.activation is not None
-    dis = bl = student.selector_scores_RT.new_zeros(())
-    for si in (scale - 1 for scale in config.activation.scales):
-        here = slice(config.schedule.starts[si], config.schedule.starts[si] + config.schedule.tokens[si])
-        if (keep := config.kept_tokens(si)) < config.schedule.tokens[si]:
-            change_BL = token_distances(teacher.input_RTC[:, here], teacher.output_RTC[:, here])
-            scores_BL = student.selector_scores_RT[:, here]
-            dis = dis + distillation_loss(scores_BL, pseudo_label(change_BL, keep))
-            bl = bl + balancing_loss(scores_BL, student.kept_RT[:, here])
-        if (active := config.active_experts(si)) < config.activation.experts:
-            distances_BLN = expert_distances(ffn, student.ffn_input_RTC[:, here].detach(), config.activation.experts)
-            scores_BLN = student.router_scores_RTN[:, here]
-            dis = dis + distillation_loss(scores_BLN, pseudo_label(-distances_BLN, active))
-            bl = bl + balancing_loss(scores_BLN, student.active_RTN[:, here])
-    return torch.stack((dis, bl))
+@torch.no_grad()
+def teacher_pass(teacher: VAR, class_ids_B: Tensor, tokens_in_BTE: Tensor) -> tuple[Tensor, list[BlockTrace]]:
+    """The frozen teacher on a batch, without gradients: logits BTV and each block's trace. Once per step."""
+    return teacher(class_ids_B, tokens_in_BTE)
 
 
 def _train(
@@ -153,8 +131,7 @@ def _train(
         with torch.no_grad():
             tokens_in_BTE, _ = quantizer.teacher_forcing(token_ids_BT)
         with autocast(settings.device):
-            with torch.no_grad():
-                teacher_logits, teacher_traces = teacher(class_ids_B, tokens_in_BTE)
+            teacher_logits, teacher_traces = teacher_pass(teacher, class_ids_B, tokens_in_BTE)
             logits, traces = student(class_ids_B, tokens_in_BTE, straight_through=straight_through)
             values = losses(Pass(token_ids_BT, logits, teacher_logits, traces, teacher_traces))
         optimizer.zero_grad(set_to_none=True)
