@@ -15,7 +15,7 @@ from actvar.data.glyphs import glyph_batch
 from actvar.data.tokens import TokenStore, build_token_store
 from actvar.errors import ActVARError, CheckpointError
 from actvar.models.actvar import ActVAR, random_model
-from actvar.training.loop import RunSettings, learning_rate_at, run
+from actvar.training.loop import RunSettings, autocast, learning_rate_at, run
 from actvar.training.var import VARSettings, teacher_forced_loss, train_var
 from actvar.training.vqvae import VQVAESettings, train_vqvae
 
@@ -126,6 +126,15 @@ def test_the_learning_rate_rises_then_falls_to_its_floor():
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert 0.02 <= rates[-1] < 0.03
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [({"avx2"}, torch.float32), ({"avx2", "avx512_bf16"}, torch.bfloat16)])
+def test_bfloat16_is_left_to_processors_that_have_it(monkeypatch: pytest.MonkeyPatch, flags: set, dtype: torch.dtype):
+    """Others emulate it: on two AVX2 cores a step of stage 1 took five times as long as in fp32."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: "avx512_bf16" in flags)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: "amx_tile" in flags)
+    with autocast("cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_the_first_scales_loss_is_the_same_alone_and_in_the_whole_sequence(model: ActVAR, store: TokenStore):
