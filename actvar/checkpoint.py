@@ -123,7 +123,7 @@ def open_model(path: Path, vqvae: Path | None = None, activation: Activation | N
         vqvae: the file that holds the VQVAE, where the first holds none: `vae_ch160v4096z32.pth` for official files,
             another checkpoint of ours for ours.
         activation: makes an ActVAR of a dense checkpoint; its router and selector are drawn anew, small and always the
-            same. Of an ActVAR it replaces scales and rates; the number of experts must stay.
+            same. Of an ActVAR it replaces scales and rates; the number of experts and the choices must stay.
 
     Raises:
         CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; see the message.
@@ -224,6 +224,13 @@ def _activated(config: ModelConfig, activation: Activation, path: Path) -> Model
             f"{path} has a router for {config.activation.experts} experts, and {activation.experts} were asked for. "
             "Ask for as many as it has, or start from a dense checkpoint."
         )
+    for name in ("token_choice", "expert_choice") if config.activation else ():
+        own, asked = getattr(config.activation, name), getattr(activation, name)
+        if own != asked:
+            raise CheckpointError(
+                f"{path} was trained with a {own} {name}, and a {asked} one was asked for. "
+                f"Ask for the {name} that it has, or start from a dense checkpoint."
+            )
     try:
         return replace(config, activation=activation)
     except ValueError as error:

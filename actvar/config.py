@@ -12,6 +12,9 @@ from actvar.scales import LARGE_PATCH_NUMS, ScaleSchedule
 
 HEAD_WIDTH = 64
 
+DYNAMIC, FIXED, STATIC = "dynamic", "fixed", "static"
+_CHOICES = {"token_choice": (DYNAMIC, FIXED), "expert_choice": (DYNAMIC, STATIC)}
+
 
 @dataclass(frozen=True)
 class VQVAEConfig:
@@ -44,14 +47,24 @@ class Activation:
     `scales` are numbered from 1, as in the paper; `token_rates` and `expert_rates` hold one share in (0, 1] for each.
     Scales that are not named run densely.
 
+    The choices are the paper's own, or the baselines that its tables hold against them at the same rates, which run in
+    PyTorch only:
+
+    - `token_choice` "dynamic": every block selects its tokens. "fixed": all blocks keep the tokens that the first one
+      selects at that scale (fixed token pruning, Table 4).
+    - `expert_choice` "dynamic": every token is routed. "static": every block has one order of its experts, learned and
+      the same for all tokens (static weight pruning, Table 5).
+
     Raises:
-        ValueError: scales repeat or are below 1, the counts differ, or a rate lies outside (0, 1].
+        ValueError: scales repeat or are below 1, the counts differ, a rate lies outside (0, 1], or a choice is unknown.
     """
 
     experts: int = 16
     scales: tuple[int, ...] = (9, 10)
     token_rates: tuple[float, ...] = (0.75, 0.75)
     expert_rates: tuple[float, ...] = (0.75, 0.75)
+    token_choice: str = DYNAMIC
+    expert_choice: str = DYNAMIC
 
     def __post_init__(self) -> None:
         if self.experts < 1:
@@ -63,6 +76,14 @@ class Activation:
                 raise ValueError(f"{name} needs one rate for each of the scales {self.scales}, got {rates}")
             if any(not 0 < rate <= 1 for rate in rates):
                 raise ValueError(f"{name} must lie in (0, 1], got {rates}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether every block selects its tokens and every token its experts: ActVAR, and no baseline."""
+        return self.token_choice == self.expert_choice == DYNAMIC
 
     def token_rate(self, si: int) -> float:
         """Share of the tokens that each block updates at scale index si (from 0)."""
@@ -186,8 +207,7 @@ class ModelConfig:
             "num_classes": self.num_classes,
             "shared_adaln": self.shared_adaln,
             "vqvae": {name: _plain(getattr(self.vqvae, name)) for name in VQVAEConfig.__dataclass_fields__},
-            "activation": self.activation
-            and {name: _plain(getattr(self.activation, name)) for name in Activation.__dataclass_fields__},
+            "activation": self.activation and _activation_dict(self.activation),
             "class_names": list(self.class_names),
             "sampling": asdict(self.sampling),
         }
@@ -199,9 +219,12 @@ class ModelConfig:
         Raises:
             ValueError: a field is missing, unknown, of the wrong type, or does not fit the others.
         """
+        given = data.get("activation") if isinstance(data, dict) else None
         like = replace(MINI, activation=Activation()).to_dict()
-        if isinstance(data, dict) and data.get("activation") is None:
+        if given is None:
             like["activation"] = None
+        elif isinstance(given, dict):
+            like["activation"] |= {name: DYNAMIC for name in _CHOICES if name in given}
         _check_types("the configuration", data, like)
         activation = data["activation"]
         return cls(
@@ -219,6 +242,12 @@ class ModelConfig:
 def round_half_up(value: float) -> int:
     """Nearest integer, halves up: 126.75 -> 127, 0.5 -> 1. Python's own `round` takes halves to the even side."""
     return math.floor(value + 0.5)
+
+
+def _activation_dict(activation: Activation) -> dict[str, Any]:
+    """Plain JSON types; a choice that is the paper's is left out, as it was when there was no other."""
+    fields = {name: _plain(getattr(activation, name)) for name in Activation.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if name not in _CHOICES or value != DYNAMIC}
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ S side of a map.
 
 from dataclasses import astuple, dataclass
 
-from actvar.config import ModelConfig
+from actvar.config import DYNAMIC, ModelConfig
 
 ROWS = 2
 """Rows of the transformer for each picture; without guidance there is 1."""
@@ -53,9 +53,14 @@ def scale_work(model: ModelConfig, si: int, rows: int = ROWS) -> ScaleWork:
 
     A block runs on K of L tokens. Of its 12 C^2 weights the attention has 4 C^2, and the FFN's 8 C^2 are used in
     proportion to the active experts. The selector sees L tokens and the router K; a scale that keeps all has neither.
+    Of a baseline, a fixed choice of tokens has one selector in all, and a static choice of experts no router.
     """
     width, tokens, kept, past = model.width, model.schedule.tokens[si], model.kept_tokens(si), model.cached_tokens[si]
-    experts = model.activation.experts if model.activation else 1
+    experts, selectors, routers = 1, model.depth, model.depth
+    if activation := model.activation:
+        experts = activation.experts
+        selectors = model.depth if activation.token_choice == DYNAMIC else 1
+        routers = model.depth if activation.expert_choice == DYNAMIC else 0
     active = model.active_experts(si)
     one, blocks = 2 * rows, 2 * rows * model.depth
     return ScaleWork(
@@ -63,8 +68,8 @@ def scale_work(model: ModelConfig, si: int, rows: int = ROWS) -> ScaleWork:
         projections=blocks * kept * 4 * width * width,
         attention=blocks * 2 * kept * (past + kept) * width,
         ffn=blocks * kept * (8 * width * width * active // experts),  # N divides 4C, so this is a whole number
-        selector=blocks * tokens * width if kept < tokens else 0,
-        router=blocks * kept * width * experts if active < experts else 0,
+        selector=one * selectors * tokens * width if kept < tokens else 0,
+        router=one * routers * kept * width * experts if active < experts else 0,
         head=one * tokens * width * model.vqvae.vocab_size,
     )
 

@@ -67,10 +67,11 @@ def export_bundle(
 
     Raises:
         ActVARError: for int8 ONNX Runtime is missing.
-        UsageError: no such precision.
+        UsageError: no such precision, or the model is a baseline.
         BundleError: the target is something else than a bundle, or cannot be written.
         CheckpointError: a weight does not fit into fp16.
     """
+    _require_dynamic(model.config)
     read = model.state_dict().__getitem__
     decoder = None
     if precision == "int8":
@@ -91,16 +92,28 @@ def export_graphs(
     Arguments and errors are those of `export_bundle`.
 
     Raises:
-        UsageError: the precision is int8, whose graphs hold what was measured with the weights.
+        UsageError: the precision is int8, whose graphs hold what was measured with the weights; or the model is a
+            baseline.
     """
     if precision == "int8":
         raise UsageError("Graphs in int8 are made for the weights they have. Name a checkpoint: actvar-trt export.")
+    _require_dynamic(config)
     return _export(config, None, folder, precision, source, progress)
 
 
 def program_versions() -> dict[str, str]:
     """The programs that make a bundle."""
     return {"actvar": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
+
+
+def _require_dynamic(config: ModelConfig) -> None:
+    """Make sure that a model is none of the study's baselines, which the graphs do not know."""
+    if config.activation and not config.activation.is_dynamic:
+        own = config.activation
+        raise UsageError(
+            f"A model with a {own.token_choice} token_choice and a {own.expert_choice} expert_choice is a baseline of "
+            "the study, and runs in PyTorch only. Export a model where both are dynamic."
+        )
 
 
 def _export(

@@ -50,7 +50,7 @@ def test_a_block_with_its_cache_agrees_over_three_scales(shared_adaln):
     past = torch.empty(2, len(class_ids), config.heads, 0, 64)
     for si, tokens in enumerate(config.schedule.tokens):
         x_RLC = normal(len(class_ids), tokens, config.width, seed=si)
-        out_RLC, new_kv = var.blocks[1].infer(x_RLC, modulation_R6C, past, si)
+        out_RLC, new_kv, _ = var.blocks[1].infer(x_RLC, modulation_R6C, past, si)
         past = torch.cat((past, new_kv), dim=3)
         for row, class_id in enumerate(class_ids):
             class_C = state["class_emb.weight"][class_id]

@@ -299,6 +299,8 @@ UNFIT = {
     "VQVAE": (replace(ACTIVE, vqvae=replace(SMALL_VQVAE, norm_groups=4)), "the VQVAE's norm_groups is 4, and the"),
     "dense": (ACTIVE.dense(), "is a dense VAR without the selectors and routers that the graphs of"),
     "experts": (replace(ACTIVE, activation=replace(SPARSE, experts=8)), "has 8 experts, and the graphs of .* for 16"),
+    "fixed": (replace(ACTIVE, activation=replace(SPARSE, token_choice="fixed")), "is a baseline of the study"),
+    "static": (replace(ACTIVE, activation=replace(SPARSE, expert_choice="static")), "is a baseline of the study"),
     "rates": (
         replace(ACTIVE, activation=replace(SPARSE, token_rates=(0.75, 0.25))),
         "keeps 6 tokens and 4 experts at scale 4, and the graphs of .* keep 13 and 4",

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,20 @@ def test_an_activation_that_does_not_fit_is_refused(own, files):
         load_model(*files, Activation(24))
     with pytest.raises(UsageError, match="keeps no token of scale 1"):
         load_model(*files, Activation(16, (1,), (0.1,), (0.5,)))
+    with pytest.raises(CheckpointError, match=r"with a dynamic token_choice, and a fixed one was asked for\."):
+        load_model(own, activation=replace(SPARSE.activation, token_choice="fixed"))
+
+
+def test_a_baseline_comes_back_as_it_was_and_with_other_rates(tmp_path):
+    """Its choices are in the metadata, and no reader asks for selectors and routers that it does not have."""
+    config = small_config(activation=replace(SPARSE.activation, token_choice="fixed", expert_choice="static"))
+    model, path = vivid_model(config), tmp_path / "baseline.safetensors"
+    save_model(model, path, torch.float32)
+    found = load_model(path)
+    assert found.config == config
+    assert same(found.state_dict(), model.state_dict())
+    other = replace(config.activation, scales=(4,), token_rates=(0.5,), expert_rates=(0.5,))
+    assert load_model(path, activation=other).config.activation == other
 
 
 # ---- files that do not hold what they should

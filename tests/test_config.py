@@ -70,6 +70,8 @@ def test_depth_decides_width_and_heads(depth):
         (dict(token_rates=(0.75, 0.0)), r"token_rates must lie in \(0, 1\]"),
         (dict(expert_rates=(1.01, 0.75)), r"expert_rates must lie in \(0, 1\]"),
         (dict(expert_rates=(float("nan"), 0.75)), r"expert_rates must lie in \(0, 1\]"),
+        (dict(token_choice="static"), "token_choice must be dynamic or fixed, got 'static'"),
+        (dict(expert_choice="fixed"), "expert_choice must be dynamic or static, got 'fixed'"),
     ],
 )
 def test_an_activation_that_cannot_work_is_refused_by_name(activation: dict[str, Any], message: str):
@@ -104,6 +106,7 @@ def test_numbers_out_of_range_are_refused_by_name(make, message):
 EXAMPLES = {
     **PRESETS,
     "sparse": ModelConfig(16, activation=Activation(8, (10, 7), (0.25, 0.5), (1, 0.125))),
+    "Table 4's and 5's baseline": ModelConfig(16, activation=Activation(token_choice="fixed", expert_choice="static")),
     "activated nowhere": ModelConfig(3, ScaleSchedule((1, 3)), activation=Activation(3, (), (), ())),
     "guided strongly": ModelConfig(2, num_classes=2, class_names=("cat", "dog"), sampling=Sampling(4, 1, 1)),
 }
@@ -113,6 +116,17 @@ EXAMPLES = {
 def test_json_brings_a_configuration_back(name):
     config = EXAMPLES[name]
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_papers_choices_are_not_written():
+    """Files from before there were others have no such fields, and hashes of bundles and checkpoints stay theirs."""
+    fields = ["experts", "scales", "token_rates", "expert_rates"]
+    assert list(ModelConfig(16, activation=Activation()).to_dict()["activation"]) == fields
+    fixed = ModelConfig(16, activation=Activation(token_choice="fixed")).to_dict()["activation"]
+    assert list(fixed) == [*fields, "token_choice"]
+    named = {**ModelConfig(16, activation=Activation()).to_dict()}
+    named["activation"] |= {"token_choice": "dynamic", "expert_choice": "dynamic"}
+    assert ModelConfig.from_dict(named) == ModelConfig(16, activation=Activation())
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -147,6 +161,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("vqvae", None, "vqvae must be of the type dict"),
         ("vqvae.ch_mult", 4, "ch_mult must be of the type list"),
         ("activation", [], "activation must be of the type dict"),
+        ("activation.token_choice", 1, "token_choice must be of the type str, got 1"),
+        ("activation.expert_choice", "random", "expert_choice must be dynamic or static, got 'random'"),
         ("activation.scales", [9.0], "an item of scales must be of the type int"),
         ("activation.token_rates", ["a lot", 1], "an item of token_rates must be of the type float"),
         ("sampling.top_k", 900.0, "top_k must be of the type int"),

@@ -87,6 +87,17 @@ def test_what_is_recorded_is_what_the_blocks_chose(activation: Activation):
             assert (choices.best_DLT[block, skipped] == NOBODY).all()
 
 
+def test_a_baselines_choices_are_the_same_in_every_block_or_for_every_token():
+    """Which the exporter's recording cannot say: it does not know the baselines."""
+    activation = replace(MODEL.activation, token_choice="fixed", expert_choice="static")
+    model = vivid_model(small_config(activation=activation))
+    _, choices = record_choices(model, 2, MODEL.sampling, 3)
+    assert choices.kept_DL.sum(1).tolist() == [13, 13] and (choices.kept_DL == choices.kept_DL[0]).all()
+    for block, used_LN in enumerate(choices.used_DLN[:, choices.kept_DL[0]]):
+        best = model.var.blocks[block].ffn.router.bias.argsort(descending=True)[:4]
+        assert (used_LN.sum(1) == 4).all() and used_LN[:, best].all()
+
+
 def test_the_best_experts_come_in_the_order_of_their_scores(monkeypatch: pytest.MonkeyPatch):
     """By a plain sort of what the router says, for the row that knows the class."""
     said: list[torch.Tensor] = []

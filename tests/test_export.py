@@ -20,7 +20,7 @@ from small_models import small_config, vivid_model
 from actvar.bundle import Manifest, graph_names, read_manifest, verify
 from actvar.config import MINI, PRESETS, Activation, Sampling
 from actvar.errors import BundleError, CheckpointError, UsageError
-from actvar.export.onnx_export import export_bundle
+from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.recording import Recording, record
 from actvar.export.sampler import resize_matrix
 from actvar.models.actvar import ActVAR
@@ -378,6 +378,18 @@ def test_a_weight_too_large_for_fp16_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"var\.blocks\.1\.ffn\.fc1\.weight holds values that fp16 cannot"):
         export_bundle(model, tmp_path / "bundle", "fp16", "test")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("choice", [{"token_choice": "fixed"}, {"expert_choice": "static"}])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_baseline_of_the_study_is_refused(tmp_path, choice, precision):
+    """Its graphs would choose by selectors and routers that it does not have."""
+    config = small_config((1, 2, 3), Activation(4, (3,), (0.5,), (0.5,), **choice))
+    with pytest.raises(UsageError, match="a baseline of the study, and runs in PyTorch only"):
+        export_bundle(vivid_model(config), tmp_path / "bundle", precision, "test")
+    with pytest.raises(UsageError, match="a baseline of the study, and runs in PyTorch only"):
+        export_graphs(config, tmp_path / "bundle", "fp32", "test")
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_unknown_precision_is_refused(tmp_path, exported):

@@ -23,6 +23,8 @@ CONFIGS = [
     small_config(activation=ACTIVE),
     small_config(activation=replace(ACTIVE, token_rates=(1.0, 1.0))),
     small_config(activation=replace(ACTIVE, expert_rates=(1.0, 1.0))),
+    small_config(activation=replace(ACTIVE, token_choice="fixed")),
+    small_config(activation=replace(ACTIVE, expert_choice="static")),
     small_config(shared_adaln=True),
     small_config(vqvae=VQVAEConfig(48, 6, 16, (1, 2, 2, 3), 2, 8), depth=1),
 ]

@@ -14,6 +14,7 @@ from actvar.generation import generate
 from actvar.models.actvar import ActVAR, random_model
 from actvar.models.kv_cache import KVCache
 from actvar.models.selection import token_gather, token_scatter, token_select, top_mask
+from actvar.models.var import Condition, is_scorer
 from actvar.scales import STANDARD_PATCH_NUMS
 
 SAMPLING = Sampling(cfg=1.5, top_k=20, top_p=0.9)
@@ -26,6 +27,14 @@ ODD_ACTIVATIONS = {
     "every scale, many experts": ((1, 2, 4), 2, Activation(64, (1, 2, 3), (0.5, 0.5, 0.1), (0.5, 0.9, 0.01))),
     "three experts, a scale in the middle": ((1, 3, 4), 3, Activation(3, (2,), (0.6,), (0.34,))),
     "no scale at all": ((1, 2, 3), 2, Activation(16, (), (), ())),
+    "Table 4's baseline": ((1, 2, 3, 5), 3, Activation(16, (3, 4), (0.75, 0.5), (0.75, 0.75), "fixed")),
+    "Table 5's baseline": ((1, 2, 3, 5), 2, Activation(4, (3, 4), (0.75, 0.5), (0.75, 0.25), "dynamic", "static")),
+    "both baselines, not at the last scale": ((1, 3, 4), 3, Activation(32, (2,), (0.6,), (0.5,), "fixed", "static")),
+    "fixed tokens at one of two active scales": (
+        (1, 2, 4),
+        2,
+        Activation(8, (3, 2), (1.0, 0.5), (0.75, 1.0), "fixed"),
+    ),
 }
 
 
@@ -141,7 +150,7 @@ def test_skipped_tokens_pass_unchanged_and_leave_nothing_in_the_cache():
     generator = torch.Generator().manual_seed(0)
     x_RLC, past = torch.randn(2, 16, 128, generator=generator), torch.randn(2, 2, 2, 5, 64, generator=generator)
     modulation_R6C = torch.randn(2, 6, 128, generator=generator)
-    out_RLC, new_kv_2RhKd = block.infer(x_RLC, modulation_R6C, past, 2)
+    out_RLC, new_kv_2RhKd, _ = block.infer(x_RLC, modulation_R6C, past, 2)
     assert new_kv_2RhKd.shape == (2, 2, 2, 10, 64)  # 0.6 * 16 = 9.6 tokens, rounded
 
     best_RL = block.selector(x_RLC).argsort(dim=1, descending=True)
@@ -151,7 +160,7 @@ def test_skipped_tokens_pass_unchanged_and_leave_nothing_in_the_cache():
     assert [set(row.nonzero().flatten().tolist()) for row in changed_RL] == kept
     for row in range(2):  # the kept tokens become what a dense block makes of them where there are no others
         alone = x_RLC[row, sorted(kept[row])][None]
-        expected, expected_kv = dense.infer(alone, modulation_R6C[row : row + 1], past[:, row : row + 1], 0)
+        expected, expected_kv, _ = dense.infer(alone, modulation_R6C[row : row + 1], past[:, row : row + 1], 0)
         torch.testing.assert_close(out_RLC[row, sorted(kept[row])], expected[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(new_kv_2RhKd[:, row], expected_kv[:, 0], rtol=0, atol=1e-5)
 
@@ -169,6 +178,81 @@ def test_the_cache_grows_by_the_kept_tokens():
         assert torch.equal(cache.past, torch.cat((before, new_kv), dim=-2))
     assert tuple(lengths) == config.cached_tokens == (0, 1, 3)
     assert cache.past.shape == (2, 2, 2, 2, 13, 64)
+
+
+# ---- the baselines of Tables 4 and 5
+
+
+def inputs_of_last_scale(model: ActVAR) -> tuple[Tensor, Condition, Tensor]:
+    """Two rows' tokens, condition and cache, all random."""
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    tokens_in = torch.randn(2, config.schedule.tokens[-1], config.vqvae.z_channels, generator=generator)
+    past = torch.randn(config.depth, 2, 2, config.heads, config.cached_tokens[-1], 64, generator=generator)
+    return tokens_in, model.var.condition(torch.tensor([1, 5])), past
+
+
+def test_fixed_tokens_are_a_shorter_sequence_from_the_first_block_on():
+    """Row by row: a dense model of those tokens alone; the others reach the head as they came in, and no cache."""
+    config = small_config((1, 2, 4), Activation(16, (3,), (0.6,), (1.0,), "fixed"), depth=3)
+    model, dense = vivid_model(config), vivid_model(config.dense())
+    tokens_in, condition, past = inputs_of_last_scale(model)
+    logits_RLV, new_kv = model.var.infer(tokens_in, condition, past, 2)
+    embedded_RLC = model.var.word_embed(tokens_in) + model.var.positions(2)
+    chosen = [set(row[:10].tolist()) for row in model.var.blocks[0].selector(embedded_RLC).argsort(1, descending=True)]
+    assert chosen[0] != chosen[1]
+    for row, places in enumerate(map(sorted, chosen)):
+        x_1KC, of_row = embedded_RLC[row, places][None], slice(row, row + 1)
+        for i, block in enumerate(dense.var.blocks):
+            x_1KC, kv, _ = block.infer(x_1KC, condition.modulation_DR6C[i, of_row], past[i][:, of_row], 0)
+            torch.testing.assert_close(new_kv[i][:, of_row], kv, rtol=0, atol=1e-5)
+        hidden_LC = embedded_RLC[row].clone()
+        hidden_LC[places] = x_1KC[0]
+        expected_1LV = dense.var.logits(hidden_LC[None], condition.head_modulation_R2C[of_row])
+        torch.testing.assert_close(logits_RLV[of_row], expected_1LV, rtol=0, atol=1e-5)
+
+
+def test_static_experts_are_a_dense_model_whose_other_neurons_are_cut_out():
+    """Of every block the same neurons for all tokens; which, its router's bias says."""
+    config = small_config((1, 2, 4), Activation(8, (3,), (1.0,), (0.375,), expert_choice="static"))
+    model, pruned = vivid_model(config), vivid_model(config.dense())
+    kept = []
+    for block, of_pruned in zip(model.var.blocks, pruned.var.blocks, strict=True):
+        bias = block.ffn.router.bias.tolist()
+        kept.append(sorted(range(8), key=lambda expert: -bias[expert])[:3])
+        for expert in set(range(8)) - set(kept[-1]):
+            of_pruned.ffn.fc2.weight[:, expert * 64 : (expert + 1) * 64] = 0
+    assert set(kept[0]) != set(kept[1])
+    inputs = inputs_of_last_scale(model)
+    (logits_RLV, new_kv), (expected_RLV, expected_kv) = (each.var.infer(*inputs, 2) for each in (model, pruned))
+    torch.testing.assert_close(logits_RLV, expected_RLV, rtol=0, atol=1e-5)
+    torch.testing.assert_close(new_kv, expected_kv, rtol=0, atol=1e-5)
+
+
+def test_a_baseline_has_no_weights_that_it_never_reads():
+    """Else data-parallel training would wait for gradients that never come."""
+    activation = Activation(16, (3, 4), (0.75, 0.75), (0.75, 0.75), "fixed", "static")
+    model = vivid_model(small_config(activation=activation)).requires_grad_(True)
+    class_ids_B, token_ids_BT = torch.tensor([0, 3]), random_tokens(model.config, 2)
+    trained_logits(model, class_ids_B, token_ids_BT, straight_through=True).square().sum().backward()
+    scorers = {name: p for name, p in model.var.named_parameters() if is_scorer(name)}
+    assert scorers.keys() == {
+        "blocks.0.selector.weight",
+        "blocks.0.selector.bias",
+        "blocks.0.ffn.router.bias",
+        "blocks.1.ffn.router.bias",
+    }
+    assert all(p.grad is not None and (name.endswith("selector.bias") or p.grad.any()) for name, p in scorers.items())
+
+
+@pytest.mark.parametrize("experts", [4, 8, 16, 32])
+def test_every_number_of_experts_of_figure_9_trains_and_draws(experts):
+    """At the paper's rates; three quarters of 4 are 3."""
+    activation = Activation(experts, (3, 4), (0.75, 0.75), (0.75, 0.75))
+    model = vivid_model(small_config(activation=activation))
+    assert model.config.active_experts(3) == experts * 3 // 4
+    _, traces = model.var(torch.tensor([1]), torch.randn(1, 38, 6))
+    assert (traces[0].active_RTN[0].sum(1)[14:] == experts * 3 // 4).all()
+    assert torch.isfinite(generate(model, [1], SAMPLING).pictures_B3HW).all()
 
 
 # ---- choosing

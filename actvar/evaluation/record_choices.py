@@ -42,7 +42,7 @@ def record_choices(
     routing = [each for each in scales if config.active_experts(each) < _experts(config)]
     kept_DL = np.ones((config.depth, config.schedule.tokens[si]), bool)
     if si in selecting:
-        said = [scores_RL[selecting.index(si)] for scores_RL in selectors]
+        said = [(of_block or selectors[0])[selecting.index(si)] for of_block in selectors]  # fixed: the first's choice
         kept_DL = torch.stack([top_mask(s[_CONDITIONAL], config.kept_tokens(si)) for s in said]).cpu().numpy()
     used_DLN = np.repeat(kept_DL[:, :, None], _experts(config), axis=2)
     best_DLT = np.full((*kept_DL.shape, min(BEST, config.active_experts(si))), NOBODY)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actvar.config import ModelConfig
+from actvar.config import DYNAMIC, ModelConfig
 from actvar.models.attention import SelfAttention
 from actvar.models.experts import FFN
 from actvar.models.selection import Selection, Selector, token_gather, token_scatter, token_select, top_mask
@@ -29,7 +29,10 @@ FREE = Selection()
 
 @dataclass(frozen=True)
 class BlockTrace:
-    """What the distillers want to know of one block's pass over a sequence. None where nothing is left out."""
+    """What the distillers want to know of one block's pass over a sequence.
+
+    None where nothing is left out, and `selector_scores_RT` also where the tokens are another block's choice.
+    """
 
     input_RTC: Tensor
     output_RTC: Tensor
@@ -63,15 +66,22 @@ class AdaLinear(nn.Sequential):
 
 
 class Block(nn.Module):
-    """AdaLN, attention, AdaLN, FFN, each half with a gated residual; with a selector and a router in an ActVAR."""
+    """AdaLN, attention, AdaLN, FFN, each half with a gated residual; with a selector and a router in an ActVAR.
 
-    def __init__(self, config: ModelConfig):
+    Args:
+        config: of the model.
+        is_first: where the choice of tokens is fixed, the first block alone has a selector.
+    """
+
+    def __init__(self, config: ModelConfig, is_first: bool):
         super().__init__()
         width, activation = config.width, config.activation
         self.config = config
         self.attn = SelfAttention(config.heads)
-        self.ffn = FFN(width, activation.experts if activation else None)
-        self.selector = Selector(width) if activation else None
+        routed = activation is None or activation.expert_choice == DYNAMIC
+        self.ffn = FFN(width, activation.experts if activation else None, routed)
+        selects = activation is not None and (is_first or activation.token_choice == DYNAMIC)
+        self.selector = Selector(width) if selects else None
         # Official VAR computes the modulation in each block, or once for all blocks, to which each adds its own part.
         self.ada_lin = None if config.shared_adaln else AdaLinear(width, MODULATIONS)
         self.ada_gss = nn.Parameter(torch.zeros(1, 1, MODULATIONS, width)) if config.shared_adaln else None
@@ -91,23 +101,33 @@ class Block(nn.Module):
         assert self.ada_gss is not None
         return self.ada_gss[0, 0]
 
-    def infer(self, x_RLC: Tensor, modulation_R6C: Tensor, past_kv_2RhPd: Tensor, si: int) -> tuple[Tensor, Tensor]:
-        """One scale: RLC -> the updated RLC, and the keys and values of the kept tokens, [2, R, h, K, d]."""
-        y_RLC, new_kv, _ = self.trace(x_RLC, modulation_R6C, past_kv_2RhPd, si)
-        return y_RLC, new_kv
-
-    def trace(
-        self, x_RLC: Tensor, modulation_R6C: Tensor, past_kv_2RhPd: Tensor, si: int, forced: Selection = FREE
+    def infer(
+        self,
+        x_RLC: Tensor,
+        modulation_R6C: Tensor,
+        past_kv_2RhPd: Tensor,
+        si: int,
+        before_RK: Tensor | None = None,
+        forced: Selection = FREE,
     ) -> tuple[Tensor, Tensor, Selection]:
-        """`infer` with a look at the choices: what `forced` holds is chosen in place of what scores best.
+        """One scale.
 
-        Returns: what `infer` does, and what scores best.
+        Args:
+            x_RLC: the block's input.
+            modulation_R6C: see `modulation`.
+            past_kv_2RhPd: what the scales before left in this block.
+            si: the scale, from 0.
+            before_RK: what the block before selected, which a block without a selector keeps.
+            forced: what is chosen in place of what scores best.
+
+        Returns: the updated RLC; the keys and values of the kept tokens, [2, R, h, K, d]; and what scores best.
         """
-        keep = self.config.kept_tokens(si)
-        if self.selector is None or keep == x_RLC.shape[1]:
+        keep, best_RK = self.config.kept_tokens(si), before_RK
+        if self.selector is not None and keep < x_RLC.shape[1]:
+            best_RK = token_select(self.selector(x_RLC), keep)
+        if best_RK is None:
             y_RLC, new_kv, best_RKA = self._update(x_RLC, modulation_R6C, past_kv_2RhPd, si, forced.experts_RKA)
             return y_RLC, new_kv, Selection(None, best_RKA)
-        best_RK = token_select(self.selector(x_RLC), keep)
         kept_RK = best_RK if forced.kept_RK is None else forced.kept_RK
         kept_RKC = token_gather(x_RLC, kept_RK)
         updated_RKC, new_kv, best_RKA = self._update(kept_RKC, modulation_R6C, past_kv_2RhPd, si, forced.experts_RKA)
@@ -121,8 +141,8 @@ class Block(nn.Module):
         x_RKC = x_RKC + attended * gamma1
         ffn_input = modulated_norm(x_RKC, scale2, shift2)
         gate = best_RKA = None
-        active = self.config.active_experts(si)
-        if self.ffn.router is not None and active < self.ffn.router.out_features:
+        active, activation = self.config.active_experts(si), self.config.activation
+        if self.ffn.router is not None and activation is not None and active < activation.experts:
             scores_RKN = self.ffn.router(ffn_input)
             best_RKA = token_select(scores_RKN.flatten(0, 1), active).unflatten(0, scores_RKN.shape[:2])
             chosen_RKA = best_RKA if forced_RKA is None else forced_RKA
@@ -130,7 +150,12 @@ class Block(nn.Module):
         return x_RKC + self.ffn(ffn_input, gate) * gamma2, new_kv, best_RKA
 
     def forward(
-        self, x_RTC: Tensor, modulation_R6C: Tensor, visible_TT: Tensor, straight_through: bool = False
+        self,
+        x_RTC: Tensor,
+        modulation_R6C: Tensor,
+        visible_TT: Tensor,
+        straight_through: bool = False,
+        first_scores_RT: Tensor | None = None,
     ) -> tuple[Tensor, BlockTrace]:
         """A whole sequence, or its first scales.
 
@@ -139,15 +164,17 @@ class Block(nn.Module):
             modulation_R6C: see `modulation`.
             visible_TT: bool, true where a token's scale may see another's.
             straight_through: let gradients reach selector and router as if the choices were K * softmax(scores).
+            first_scores_RT: the selector's scores in the first block, for a block without a selector.
 
         Returns: the output, and what was chosen on the way.
         """
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation_R6C.unsqueeze(2).unbind(1)
-        selector_scores = kept = router_scores = active = None
+        kept = router_scores = active = None
         mask = visible_TT
-        if self.selector is not None:
-            selector_scores = self.selector(x_RTC)
-            kept, token_gate = self._choose(selector_scores, self.config.kept_tokens, straight_through)
+        selector_scores = self.selector(x_RTC) if self.selector is not None else None
+        token_scores = first_scores_RT if selector_scores is None else selector_scores
+        if token_scores is not None:
+            kept, token_gate = self._choose(token_scores, self.config.kept_tokens, straight_through)
             mask = visible_TT & kept[:, None, None, :]  # inference has cached the kept tokens only
         attended, _ = self.attn(modulated_norm(x_RTC, scale1, shift1), mask_RhLT=mask)
         y_RTC = x_RTC + attended * gamma1

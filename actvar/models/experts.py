@@ -9,7 +9,7 @@ Letters in shapes: C width, F = 4C hidden, N experts; leading dimensions are fre
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actvar.models.selection import Router
+from actvar.models.selection import Router, StaticRouter
 
 
 class FFN(nn.Module):
@@ -18,12 +18,15 @@ class FFN(nn.Module):
     Args:
         width: C.
         experts: N, or None for a network without a router.
+        routed: score the experts for each token; otherwise once for all.
     """
 
-    def __init__(self, width: int, experts: int | None = None):
+    def __init__(self, width: int, experts: int | None = None, routed: bool = True):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.router = Router(width, experts) if experts else None
+        self.router: Router | StaticRouter | None = None
+        if experts:
+            self.router = Router(width, experts) if routed else StaticRouter(experts)
 
     def hidden(self, x: Tensor) -> Tensor:
         """Hidden values of all experts: [..., C] -> [..., F]."""

@@ -36,6 +36,18 @@ class Router(Scorer):
     """Scores each expert for each token: C -> N on the FFN's input (R in ActVAR, Sec. 3.2)."""
 
 
+class StaticRouter(nn.Module):
+    """Scores each expert once, whatever the token: a router's bias without its weight (ActVAR, Table 5's baseline)."""
+
+    def __init__(self, experts: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., N] fp32, all rows the same."""
+        return self.bias.float().expand(*x.shape[:-1], -1)
+
+
 @dataclass(frozen=True)
 class Selection:
     """What a block chooses at one scale: tokens, and experts for each of them; ascending, None where nothing is cut."""

@@ -78,7 +78,7 @@ class VAR(nn.Module):
         self.pos_1LC = nn.Parameter(torch.zeros(1, schedule.total, width))
         self.lvl_embed = nn.Embedding(len(schedule), width)
         self.shared_ada_lin = AdaLinear(width, MODULATIONS) if config.shared_adaln else None
-        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config) for _ in range(config.depth)))
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config, i == 0) for i in range(config.depth)))
         self.head_nm = _HeadNorm(width)
         self.head = nn.Linear(width, config.vqvae.vocab_size)
 
@@ -117,9 +117,9 @@ class VAR(nn.Module):
         Returns: logits RLV, and the keys and values to append to the cache, [D, 2, R, h, K, d].
         """
         x_RLC = self._embedded(tokens_in_RLE, condition, si)
-        new_kv = []
+        new_kv, best = [], FREE
         for block, modulation_R6C, past_kv in zip(self.blocks, condition.modulation_DR6C, past_kv_D2RhPd, strict=True):
-            x_RLC, block_kv = block.infer(x_RLC, modulation_R6C, past_kv, si)
+            x_RLC, block_kv, best = block.infer(x_RLC, modulation_R6C, past_kv, si, best.kept_RK)
             new_kv.append(block_kv)
         return self.logits(x_RLC, condition.head_modulation_R2C), torch.stack(new_kv)
 
@@ -133,17 +133,17 @@ class VAR(nn.Module):
     ) -> ScaleTrace:
         """`infer` with a look inside. `forced` is what each block is to choose, whatever scores best in it."""
         x_RLC = self._embedded(tokens_in_RLE, condition, si)
-        hidden, new_kv, best = [], [], []
+        hidden, new_kv, best = [], [], [FREE]
         for i, block in enumerate(self.blocks):
             to_choose = forced[i] if forced else FREE
-            x_RLC, block_kv, of_block = block.trace(
-                x_RLC, condition.modulation_DR6C[i], past_kv_D2RhPd[i], si, to_choose
+            x_RLC, block_kv, of_block = block.infer(
+                x_RLC, condition.modulation_DR6C[i], past_kv_D2RhPd[i], si, best[-1].kept_RK, to_choose
             )
             hidden.append(x_RLC)
             new_kv.append(block_kv)
             best.append(of_block)
         logits_RLV = self.logits(x_RLC, condition.head_modulation_R2C)
-        return ScaleTrace(logits_RLV, torch.stack(new_kv), torch.stack(hidden), tuple(best))
+        return ScaleTrace(logits_RLV, torch.stack(new_kv), torch.stack(hidden), tuple(best[1:]))
 
     def _embedded(self, tokens_in_RLE: Tensor | None, condition: Condition, si: int) -> Tensor:
         """The first block's input, RLC."""
@@ -167,9 +167,10 @@ class VAR(nn.Module):
         positions_TC = self.lvl_embed(scales[1:]) + self.pos_1LC[0, 1:count]
         x_BTC = torch.cat((condition.start_R1C, (self.word_embed(tokens_in_BTE) + positions_TC).float()), dim=1)
         visible_TT = scales[:, None] >= scales[None, :]
-        traces = []
+        traces: list[BlockTrace] = []
         for block, modulation_R6C in zip(self.blocks, condition.modulation_DR6C, strict=True):
-            x_BTC, trace = block(x_BTC, modulation_R6C, visible_TT, straight_through)
+            first_scores_BT = traces[0].selector_scores_RT if traces else None
+            x_BTC, trace = block(x_BTC, modulation_R6C, visible_TT, straight_through, first_scores_BT)
             traces.append(trace)
         return self.logits(x_BTC, condition.head_modulation_R2C), traces
 

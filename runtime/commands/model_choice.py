@@ -123,11 +123,12 @@ def chosen_activation(
         return values * len(chosen) if len(values) == 1 else values
 
     try:
-        return Activation(
-            experts if experts is not None else own.experts if own else Activation.experts,
-            chosen,
-            rates("--token-rates", token_rates, own.token_rates if own else ()),
-            rates("--expert-rates", expert_rates, own.expert_rates if own else ()),
+        return replace(
+            own or Activation(),
+            experts=experts if experts is not None else own.experts if own else Activation.experts,
+            scales=chosen,
+            token_rates=rates("--token-rates", token_rates, own.token_rates if own else ()),
+            expert_rates=rates("--expert-rates", expert_rates, own.expert_rates if own else ()),
         )
     except ValueError as error:
         raise UsageError(f"The activation cannot be used: {error}.") from None
