@@ -23,3 +23,7 @@ class BundleError(ActVARError):
 
 class EngineError(ActVARError):
     """An engine's library is not there, or failed at its work."""
+
+
+class DataError(ActVARError):
+    """A folder of pictures or of their tokens is not what it should be."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actvar.config import MINI, ModelConfig
 from actvar.data.glyphs import glyph_batch
-from actvar.data.tokens import TokenStore, build_token_store
+from actvar.data.tokens import TokenStore
 from actvar.errors import ActVARError, CheckpointError
 from actvar.models.actvar import ActVAR, random_model
 from actvar.training.loop import RunSettings, autocast, learning_rate_at, run
@@ -144,22 +144,3 @@ def test_the_first_scales_loss_is_the_same_alone_and_in_the_whole_sequence(model
         whole = teacher_forced_loss(model.var, model.vqvae.quantize, classes, ids)
         first = teacher_forced_loss(model.var, model.vqvae.quantize, classes, ids[:, :30])
     torch.testing.assert_close(first, whole[:, :30], rtol=0, atol=2e-2)  # bfloat16 inside
-
-
-def test_a_token_store_resumes_and_refuses_another_source(model: ActVAR, tmp_path: Path):
-    """Encoded once: a second call reads, a killed one goes on, another VQVAE's tokens are never mixed in."""
-    calls: list[range] = []
-
-    def source(numbers: range) -> tuple[Tensor, Tensor]:
-        calls.append(numbers)
-        if len(calls) == 2:
-            raise Killed
-        return glyph_batch(np.asarray(numbers), seed=0)
-
-    with pytest.raises(Killed):
-        build_token_store(tmp_path, model.vqvae, source, count=6, identity="a", chunk=3)
-    store = build_token_store(tmp_path, model.vqvae, source, count=6, identity="a", chunk=3)
-    assert [numbers.start for numbers in calls] == [0, 3, 3]
-    assert store.token_ids.shape == (6, TINY.schedule.total) and store.class_ids.tolist() == [0, 1, 2, 3, 4, 5]
-    with pytest.raises(CheckpointError, match="another VQVAE or data set"):
-        build_token_store(tmp_path, model.vqvae, source, count=6, identity="b", chunk=3)

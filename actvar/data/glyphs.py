@@ -9,12 +9,14 @@ Lengths are in units in which the picture spans [-1, 1]; y points up.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from actvar.data.glyph_names import CLASS_NAMES, COLOURS, SHAPES
+from actvar.data.pictures import PictureBatch
 
 TRAIN_SEED = 0
 """Pictures that the VQVAE and VAR are trained on."""
@@ -45,6 +47,27 @@ _RGB = {
 _BACKGROUND_TINT = np.array([0.90, 1.00, 1.25], np.float32)
 
 Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class GlyphPictures:
+    """The first `count` pictures of a seed, as a data set."""
+
+    count: int
+    seed: int = TRAIN_SEED
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What decides the pixels."""
+        return {"name": "Glyphs-100", "pictures": self.count, "seed": self.seed}
+
+    def __len__(self) -> int:
+        """N."""
+        return self.count
+
+    def load(self, numbers: range) -> PictureBatch:
+        """The pictures of these numbers."""
+        return PictureBatch(*glyph_batch(np.asarray(numbers), self.seed))
 
 
 def balanced_classes(indices_N: Array) -> Array:

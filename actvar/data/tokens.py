@@ -1,34 +1,61 @@
-"""Pictures turned into token ids once, so that a transformer's training need not encode them again.
+"""Pictures as the token ids that a VQVAE made of them: what a transformer is trained on.
 
-A store is one `.npy` file of uint16 [pictures, tokens] and its class ids; it grows in chunks and resumes.
-
-Letters in shapes: N pictures, T tokens of all scales.
+Letters in shapes: N rows (one of each picture, or two with its mirror image), T tokens of all scales.
 """
 
-import json
-import os
-from collections.abc import Callable
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
-from actvar.errors import CheckpointError
+from actvar.data.token_files import StorePlan, chunk_path, read_plan, read_record
+from actvar.errors import DataError
 from actvar.models.vqvae import VQVAE
-from actvar.training.loop import autocast
 
-PictureSource = Callable[[range], tuple[Tensor, Tensor]]
-"""Picture numbers to pictures in [-1, 1], N3HW, and their class ids, N."""
+Rows = np.ndarray | slice | int
+
+
+class MappedTokens:
+    """Token ids NT (uint16) in the files of a store, indexed as an array of the first axis is.
+
+    What is asked for is read, and nothing is kept: 1.28 million pictures are 1.7 GB.
+
+    Args:
+        files: each holds `rows_per_file` rows, the last may hold fewer.
+        rows_per_file: rows in a file.
+        rows_N: the rows that count, in the numbering of all files together.
+        tokens: T.
+    """
+
+    def __init__(self, files: Sequence[Path], rows_per_file: int, rows_N: np.ndarray, tokens: int):
+        self._files, self._rows_per_file, self._rows_N = files, rows_per_file, rows_N
+        self.shape = (len(rows_N), tokens)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._rows_N)
+
+    def __getitem__(self, places: Rows) -> np.ndarray:
+        """The token ids of some rows."""
+        rows = np.asarray(self._rows_N[places])
+        files, inside = np.divmod(rows, self._rows_per_file)
+        token_ids = np.empty((*rows.shape, self.shape[1]), np.uint16)
+        for file in np.unique(files):
+            here = files == file
+            # Mapped for this call alone: thousands of open maps would be as many open files.
+            token_ids[here] = np.load(self._files[file], mmap_mode="r", allow_pickle=False)[inside[here]]
+        return token_ids
 
 
 @dataclass(frozen=True)
 class TokenStore:
     """Token ids NT (uint16) and class ids N (int64) of a data set."""
 
-    token_ids: np.ndarray
+    token_ids: np.ndarray | MappedTokens
     class_ids: np.ndarray
 
     def __len__(self) -> int:
@@ -36,65 +63,50 @@ class TokenStore:
         return len(self.class_ids)
 
     def batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and class ids of some pictures, int64."""
+        """Token ids and class ids of some rows, int64."""
         rows = places.numpy()
         return torch.from_numpy(self.token_ids[rows].astype(np.int64)), torch.from_numpy(self.class_ids[rows])
 
 
-def build_token_store(
-    folder: Path,
-    vqvae: VQVAE,
-    pictures: PictureSource,
-    count: int,
-    identity: str,
-    device: str = "cpu",
-    chunk: int = 500,
-) -> TokenStore:
-    """Encode pictures 0 to count-1, continuing what an earlier call began.
+def open_token_store(folder: Path, vqvae: VQVAE | None = None) -> TokenStore:
+    """Open a store that `actvar-trt encode` made; its tokens stay on the disk, and every file is checked first.
 
     Args:
-        folder: receives one file for each chunk.
-        vqvae: the encoder, in evaluation mode.
-        pictures: the data set.
-        count: N.
-        identity: names VQVAE and data; a folder built from others is refused.
-        device: where to encode.
-        chunk: pictures per file.
+        folder: of the store.
+        vqvae: that the tokens must be of, where it is known.
 
     Raises:
-        CheckpointError: the folder holds tokens of another VQVAE or data set.
+        DataError: it is no store, is not whole yet, was damaged, holds no picture, or is of another VQVAE.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    label = folder / "source.json"
-    wanted = json.dumps({"identity": identity, "chunk": chunk})
-    if label.exists() and label.read_text(encoding="utf-8") != wanted:
-        raise CheckpointError(
-            f"{folder} holds tokens of another VQVAE or data set. Choose another folder or remove it."
+    plan = read_plan(folder)
+    if vqvae is not None and (found := vqvae_hash(vqvae)) != plan.vqvae:
+        raise DataError(
+            f"{folder} holds tokens of another VQVAE: expected {found[:12]}…, found {plan.vqvae[:12]}…. "
+            "Encode the pictures with this one, or take that one."
         )
-    label.write_text(wanted, encoding="utf-8")
-    vqvae = vqvae.to(device)
-    starts = range(0, count, chunk)
-    for start in track(starts, description="Encoding pictures"):
-        if not _chunk_file(folder, start).exists():
-            _encode_chunk(folder, vqvae, pictures, range(start, start + chunk), device)
-    loaded = [np.load(_chunk_file(folder, start), allow_pickle=False) for start in starts]
-    return TokenStore(
-        np.concatenate([chunk["token_ids"] for chunk in loaded])[:count],
-        np.concatenate([chunk["class_ids"] for chunk in loaded])[:count],
-    )
+    records = [read_record(folder, plan, chunk) for chunk in plan.chunks]
+    if missing := [chunk for chunk, record in zip(plan.chunks, records, strict=True) if record is None]:
+        raise DataError(
+            f"{folder} is not whole: {len(missing)} of {len(plan.chunks)} chunks are not encoded yet, the first "
+            f"{chunk_path(folder, missing[0]).name}. Run its actvar-trt encode again, every --shard of it."
+        )
+    class_ids = np.concatenate([np.asarray(record.class_ids, np.int64) for record in records if record])
+    used = np.ones(plan.pictures, bool)
+    used[[picture.number for record in records if record for picture in record.skipped]] = False
+    if not used.any():
+        raise DataError(f"{folder} holds no token: all {plan.pictures} pictures were skipped. Look at the pictures.")
+    return TokenStore(_mapped(folder, plan, used.repeat(plan.views)), class_ids[used].repeat(plan.views))
 
 
-def _chunk_file(folder: Path, start: int) -> Path:
-    return folder / f"tokens_{start:08d}.npz"
+def _mapped(folder: Path, plan: StorePlan, used: np.ndarray) -> MappedTokens:
+    files = [chunk_path(folder, chunk) for chunk in plan.chunks]
+    return MappedTokens(files, plan.chunk * plan.views, np.flatnonzero(used), plan.tokens)
 
 
-def _encode_chunk(folder: Path, vqvae: VQVAE, pictures: PictureSource, numbers: range, device: str) -> None:
-    token_ids, class_ids = [], []
-    for first in range(numbers.start, numbers.stop, 50):
-        batch_N3HW, batch_N = pictures(range(first, min(first + 50, numbers.stop)))
-        with autocast(device):
-            token_ids.append(vqvae.encode(batch_N3HW.to(device)).cpu().numpy().astype(np.uint16))
-        class_ids.append(batch_N.numpy())
-    temporary = folder / "tokens.tmp.npz"
-    np.savez(temporary, token_ids=np.concatenate(token_ids), class_ids=np.concatenate(class_ids))
-    os.replace(temporary, _chunk_file(folder, numbers.start))
+def vqvae_hash(vqvae: VQVAE) -> str:
+    """SHA-256 of a VQVAE's weights as fp32, by name and shape: the same for every file and device that holds them."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(vqvae.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

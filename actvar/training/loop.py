@@ -64,8 +64,12 @@ def autocast(device: str) -> torch.autocast:
 
     There it would be emulated: a step of stage 1 took five times as long as in fp32 (AVX2, two cores).
     """
-    kind = torch.device(device).type
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind != "cpu" or cpu_has_bfloat16())
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 itself."""
+    return torch.device(device).type != "cpu" or cpu_has_bfloat16()
 
 
 def cpu_has_bfloat16() -> bool:

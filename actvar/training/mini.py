@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from actvar.checkpoint import save_model
 from actvar.config import MINI, Activation
-from actvar.data.glyphs import TRAIN_SEED, glyph_batch
-from actvar.data.tokens import TokenStore, build_token_store
+from actvar.data.encoding import EncodeSettings, build_token_store
+from actvar.data.glyphs import TRAIN_SEED, GlyphPictures, glyph_batch
+from actvar.data.tokens import TokenStore
 from actvar.distill.stages import StageSettings, student_of, train_stage1, train_stage2
 from actvar.models.actvar import ActVAR
 from actvar.models.var import VAR
 from actvar.models.vqvae import VQVAE
+from actvar.training.loop import has_bfloat16
 from actvar.training.var import VARSettings, train_var
 from actvar.training.vqvae import VQVAESettings, train_vqvae
 
@@ -47,12 +48,12 @@ class MiniRecipe:
             seed=self.seed,
             device=self.device,
         )
-        return train_vqvae(MINI, settings, lambda numbers: _glyphs(numbers)[0])
+        return train_vqvae(MINI, settings, lambda numbers: glyph_batch(np.asarray(numbers), TRAIN_SEED)[0])
 
     def tokens(self, vqvae: VQVAE) -> TokenStore:
         """The training pictures as tokens of this VQVAE."""
-        identity = f"Glyphs-100 seed {TRAIN_SEED}, VQVAE of {self.vqvae_steps} steps, seed {self.seed}"
-        return build_token_store(self.folder / "tokens", vqvae, _glyphs, self.pictures, identity, self.device)
+        settings = EncodeSettings(precision="bf16" if has_bfloat16(self.device) else "fp32", device=self.device)
+        return build_token_store(self.folder / "tokens", vqvae, GlyphPictures(self.pictures), settings)
 
     def var(self, vqvae: VQVAE, store: TokenStore) -> VAR:
         """The dense VAR; two steps of three see the first seven scales (155 of 680 tokens) of more pictures."""
@@ -100,7 +101,3 @@ class MiniRecipe:
         dense = self.save(var, vqvae, "var_mini.safetensors", with_vqvae=False)
         actvar = self.actvar(vqvae, store, var, activation)
         return dense, self.save(actvar, vqvae, "actvar_mini.safetensors")
-
-
-def _glyphs(numbers: range) -> tuple[Tensor, Tensor]:
-    return glyph_batch(np.asarray(numbers), TRAIN_SEED)
