@@ -19,7 +19,9 @@ from actvar.errors import BundleError, CheckpointError, UsageError
 from actvar.files import hash_file, written_whole
 from actvar.models.actvar import ActVAR, empty_model
 from actvar.models.var import fresh_scorers, is_scorer
-from actvar.official import derive_config, read_official
+from actvar.models.vqvae import VQVAE
+from actvar.official import derive_config, derive_vqvae, networks, read_official, schedule_of, without_hits
+from actvar.scales import ScaleSchedule
 from actvar.tensor_file import TensorFile, open_tensor_file, require_file
 from actvar.weights import Weights
 
@@ -159,6 +161,56 @@ def load_model(path: Path, vqvae: Path | None = None, activation: Activation | N
     return model.requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class StoredVQVAE:
+    """The VQVAE of a file: fp32, on the CPU, in evaluation mode, without gradients.
+
+    `num_classes` is None for an official file of the VQVAE alone, which does not tell.
+    """
+
+    vqvae: VQVAE
+    picture_size: int
+    num_classes: int | None
+
+
+def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE:
+    """Read the VQVAE of a checkpoint into memory, and nothing else of it.
+
+    Args:
+        path: a checkpoint of ours that holds a VQVAE, official `vae_ch160v4096z32.pth`, or a self-trained official one.
+        schedule: the token maps, where the file does not tell them; without it the ten standard ones.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, hostile, incomplete, or holds no VQVAE.
+        UsageError: the file does tell its token maps.
+    """
+    file = open_tensor_file(path)
+    own, num_classes = None, None
+    if file.metadata.get("format") == FORMAT:
+        said = _config(file)
+        weights = _part(_file_with_vqvae(file, None), _VQVAE)
+        config = derive_vqvae(weights, said.vqvae.norm_groups)
+        if said.vqvae != config:
+            raise CheckpointError(f"{path}: vqvae: expected {said.vqvae}, found tensors of {config}. Write it again.")
+        own, num_classes = said.schedule, said.num_classes
+    else:
+        var, found = networks(file)
+        if found is None:
+            raise CheckpointError(f"{path} holds no VQVAE. Name the official vae_ch160v4096z32.pth, or one of ours.")
+        weights = without_hits(found)
+        config = derive_vqvae(weights)
+        if var:
+            own, num_classes = schedule_of(var), var.shape("class_emb.weight", 2)[0] - 1
+    if own and schedule:
+        raise UsageError(f"{path} has its own patch_nums, {own.patch_nums}. Leave --patch-nums out.")
+    schedule = own or schedule or ScaleSchedule()
+    with torch.device("meta"):
+        vqvae = VQVAE(config, schedule)
+    weights.require({name: p.shape for name, p in vqvae.named_parameters()}, "a VQVAE")
+    vqvae.load_state_dict({name: weights.read(name, copy=True) for name in vqvae.state_dict()}, assign=True)
+    return StoredVQVAE(vqvae.eval().requires_grad_(False), schedule.side * config.downsampling, num_classes)
+
+
 def checkpoint_hash(path: Path) -> str:
     """SHA-256 of a checkpoint file, in hexadecimal digits.
 
@@ -174,6 +226,20 @@ def checkpoint_hash(path: Path) -> str:
 
 def _read_ours(file: TensorFile, vqvae_path: Path | None) -> tuple[ModelConfig, Weights, Weights]:
     """The configuration in the metadata, held against the tensors before anything is built by it."""
+    config = _config(file)
+    var, vqvae = _part(file, _VAR), _part(_file_with_vqvae(file, vqvae_path), _VQVAE)
+    derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
+    for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
+        said, found = getattr(config, field), getattr(derived, field)
+        if said != found:
+            raise CheckpointError(
+                f"{file.path}: {field}: expected {said}, as its metadata say, found tensors of {found}. Write it again."
+            )
+    return config, var, vqvae
+
+
+def _config(file: TensorFile) -> ModelConfig:
+    """The configuration in the metadata of a checkpoint of ours, which holds nothing but the two networks."""
     if file.metadata.get("version") != VERSION:
         raise CheckpointError(
             f"{file.path} has the format's version {file.metadata.get('version')!r}, this program reads {VERSION!r}. "
@@ -185,15 +251,7 @@ def _read_ours(file: TensorFile, vqvae_path: Path | None) -> tuple[ModelConfig, 
         raise CheckpointError(f"{file.path}: the metadata's configuration: {error}. Write the file again.") from None
     if other := next((name for name in file.content if not name.startswith((_VAR, _VQVAE))), None):
         raise CheckpointError(f"{file.path}: {other}: expected names in var or vqvae, found another. Write it again.")
-    var, vqvae = _part(file, _VAR), _part(_file_with_vqvae(file, vqvae_path), _VQVAE)
-    derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
-    for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
-        said, found = getattr(config, field), getattr(derived, field)
-        if said != found:
-            raise CheckpointError(
-                f"{file.path}: {field}: expected {said}, as its metadata say, found tensors of {found}. Write it again."
-            )
-    return config, var, vqvae
+    return config
 
 
 def _file_with_vqvae(file: TensorFile, vqvae_path: Path | None) -> TensorFile:

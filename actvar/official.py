@@ -38,7 +38,7 @@ def read_official(file: TensorFile, vqvae: Path | None) -> tuple[ModelConfig, We
     Raises:
         CheckpointError: a file is not what it should be, or the two do not fit each other.
     """
-    var_weights, own_vqvae = _networks(file)
+    var_weights, own_vqvae = networks(file)
     if var_weights is None:
         held = "a VQVAE and no VAR" if own_vqvae else f"no VAR (its first entries: {_first_names(file.content)})"
         raise CheckpointError(
@@ -49,16 +49,16 @@ def read_official(file: TensorFile, vqvae: Path | None) -> tuple[ModelConfig, We
         raise CheckpointError(f"{file.path} holds a VQVAE of its own, and {vqvae} was given too. Leave the latter out.")
     vqvae_weights = own_vqvae
     if vqvae:
-        vqvae_weights = _networks(open_tensor_file(vqvae))[1]
+        vqvae_weights = networks(open_tensor_file(vqvae))[1]
         if vqvae_weights is None:
             raise CheckpointError(f"{vqvae} holds no VQVAE. {_ITS_VQVAE}")
     if vqvae_weights is None:
         raise CheckpointError(f"{file.path} holds a VAR without its VQVAE. {_ITS_VQVAE}")
-    config = derive_config(var_weights, vqvae_weights, _schedule(var_weights))
-    return config, _without_buffers(var_weights, _var_buffers(config)), _without_hits(vqvae_weights)
+    config = derive_config(var_weights, vqvae_weights, schedule_of(var_weights))
+    return config, _without_buffers(var_weights, _var_buffers(config)), without_hits(vqvae_weights)
 
 
-def _networks(file: TensorFile) -> tuple[Weights | None, Weights | None]:
+def networks(file: TensorFile) -> tuple[Weights | None, Weights | None]:
     """VAR's and the VQVAE's weights, as far as a file has them."""
     trainer = file.content.get("trainer", file.content)
     prefix = "trainer." if "trainer" in file.content else ""
@@ -97,7 +97,7 @@ def derive_config(
     Raises:
         CheckpointError: a tensor that tells is missing, or two of them disagree.
     """
-    vqvae_config = _derive_vqvae(vqvae, norm_groups)
+    vqvae_config = derive_vqvae(vqvae, norm_groups)
     width, code_width = var.shape("word_embed.weight", 2)
     depth = var.count("blocks.")
     if width != HEAD_WIDTH * depth:
@@ -118,7 +118,8 @@ def derive_config(
     return ModelConfig(depth, schedule, labels - 1, shared_adaln=shared, vqvae=vqvae_config)
 
 
-def _derive_vqvae(weights: Weights, norm_groups: int) -> VQVAEConfig:
+def derive_vqvae(weights: Weights, norm_groups: int = VQVAEConfig.norm_groups) -> VQVAEConfig:
+    """The VQVAE that the tensors are of; no shape tells its `norm_groups`."""
     vocab_size, z_channels = weights.shape("quantize.embedding.weight", 2)
     ch = weights.shape("encoder.conv_in.weight", 4)[0]
     multiples = []
@@ -135,7 +136,7 @@ def _derive_vqvae(weights: Weights, norm_groups: int) -> VQVAEConfig:
         raise CheckpointError(f"{weights.path}: {error}. {_ORIGINAL}") from None
 
 
-def _schedule(var: Weights) -> ScaleSchedule:
+def schedule_of(var: Weights) -> ScaleSchedule:
     """The scales of an official VAR: as `lvl_1L` numbers its tokens, else the known schedule of that many tokens."""
     total = var.shape("pos_1LC", 3)[1]
     if "lvl_1L" not in var.tensors:
@@ -178,7 +179,7 @@ def _without_buffers(var: Weights, buffers: Mapping[str, Tensor]) -> Weights:
     return var.without(buffers.keys())
 
 
-def _without_hits(vqvae: Weights) -> Weights:
+def without_hits(vqvae: Weights) -> Weights:
     """Leave out the training's count of used codes, [S, V]; its S is that of the VQVAE's own training."""
     name = "quantize.ema_vocab_hit_SV"
     if name in vqvae.tensors:

@@ -17,6 +17,7 @@ from actvar.runtime.commands import (
     bind,
     build,
     doctor,
+    encode,
     explain,
     export_bundle,
     flops,
@@ -49,6 +50,7 @@ bench_app.callback(invoke_without_command=True, epilog=bench.EXAMPLES)(bench.ben
 bench_app.command(epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)
 app.add_typer(bench_app, name="bench")
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(epilog=encode.EXAMPLES)(encode.encode)
 app.add_typer(train_app, name="train")
 
 

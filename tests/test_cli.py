@@ -477,8 +477,11 @@ def test_what_needs_a_gpu_says_so(command: Command, checkpoint: Path):
 def test_every_command_has_help_with_an_example(command: Command):
     """The first thing that is tried."""
     assert command("--help").out == command().out
-    drawing, checking = ("generate", "export", "build", "bind", "train"), ("inspect", "parity", "bench", "doctor")
-    for name in (*drawing, *checking, "explain", "flops"):
+    drawing, checking = (
+        ("generate", "export", "build", "bind", "train"),
+        ("inspect", "parity", "bench", "doctor"),
+    )
+    for name in (*drawing, *checking, "explain", "flops", "encode"):
         run = command(name, "--help")
         assert run.code == 0 and f"actvar-trt {name}" in run.out.partition("Example")[2]
 

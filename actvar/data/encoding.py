@@ -4,6 +4,7 @@ Letters in shapes: N pictures, 3 red green blue, H W pixels down and across, R r
 T tokens of all scales.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 from actvar.data.pictures import PictureBatch, PictureSource, SkippedPicture
 from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, read_record, split_into_chunks, write_chunk
 from actvar.data.tokens import TokenStore, open_token_store, vqvae_hash
-from actvar.errors import DataError
+from actvar.errors import ActVARError, DataError, UsageError
 from actvar.files import locked
 from actvar.models.vqvae import VQVAE
 
@@ -120,6 +121,19 @@ def build_token_store(
             folder, vqvae, pictures, settings or EncodeSettings(), lambda done: bar.update(task, completed=done)
         )
     return open_token_store(folder)
+
+
+def require_device(name: str) -> None:
+    """Make sure that PyTorch has a device here.
+
+    Raises:
+        UsageError: it is the name of none that is used here.
+        ActVARError: it is a GPU that is not there.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise UsageError(f"--device must be cpu, cuda or cuda:0 and up, got {name!r}.")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ActVARError(f"PyTorch finds {torch.cuda.device_count()} GPUs here, no {name}. Take another --device.")
 
 
 def _parts(chunk: range, batch: int) -> list[range]:
