@@ -153,6 +153,37 @@ def test_stage_1_changes_routers_and_selectors_and_nothing_else(teacher: ActVAR,
     )
 
 
+def test_stage_1_trains_what_a_baseline_chooses_by(store: TokenStore, tmp_path: Path):
+    """One selector in all, and of each router its bias; the second block keeps what the first selected."""
+    dense = replace(TEACHER, depth=2)
+    baseline = replace(STUDENT.activation, token_choice="fixed", expert_choice="static")
+    teacher = random_model(dense)
+    student = student_of(teacher.var, replace(dense, activation=baseline))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    trained = train_stage1(teacher.var, student, settings(tmp_path), store, teacher.vqvae.quantize)
+    assert changed(before, trained.state_dict()) == {
+        "blocks.0.selector.weight",
+        "blocks.0.selector.bias",
+        "blocks.0.ffn.router.bias",
+        "blocks.1.ffn.router.bias",
+    }
+
+
+def test_a_static_choice_keeps_the_experts_whose_distances_are_least(store: TokenStore, tmp_path: Path):
+    """By the paper's losses, as the router learns; a balancing loss would drive out whichever expert is chosen."""
+    activation = Activation(4, (10,), (1.0,), (0.5,), expert_choice="static")
+    teacher = random_model(TEACHER)
+    ffn = teacher.var.blocks[0].ffn
+    for expert, factor in enumerate((0.1, 1.0, 0.1, 1.0)):  # the second and the last do most of the work
+        ffn.fc2.weight[:, expert * 64 : (expert + 1) * 64] *= factor
+    student = student_of(teacher.var, replace(TEACHER, activation=activation))
+    run = settings(tmp_path, steps=12, alpha=5.0)
+    trained = train_stage1(teacher.var, student, run, store, teacher.vqvae.quantize)
+    assert sorted(trained.blocks[0].ffn.router.bias.argsort(descending=True)[:2].tolist()) == [1, 3]
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["bl"] for line in log] == [0] * 12
+
+
 def test_stage_1_brings_the_choosers_nearer_to_the_pseudo_labels(teacher: ActVAR, store: TokenStore, tmp_path: Path):
     student = student_of(teacher.var, STUDENT, seed=3)
     with torch.no_grad():

@@ -8,7 +8,7 @@ Letters in shapes: B pictures, T tokens of all scales, L tokens of one scale, N 
 import torch
 from torch import Tensor
 
-from actvar.config import ModelConfig
+from actvar.config import DYNAMIC, ModelConfig
 from actvar.distill.losses import (
     balancing_loss,
     distillation_loss,
@@ -23,7 +23,9 @@ from actvar.models.experts import FFN
 def scorer_losses(config: ModelConfig, ffn: FFN, student: BlockTrace, teacher: BlockTrace) -> Tensor:
     """Sums of the distillation (Eqs. 14, 17) and balancing losses (Eqs. 15, 18) of one block over the active scales.
 
-    A scale at which a scorer leaves nothing out adds nothing: there is nothing to choose.
+    A scale at which a scorer leaves nothing out adds nothing: there is nothing to choose. Where tokens are fixed, the
+    first block alone has a selector to teach. A static choice of experts learns from the same distances, but not to
+    balance: of experts that work for all tokens or for none, the loss would push out whichever was chosen.
 
     Args:
         config: the student's.
@@ -33,19 +35,22 @@ def scorer_losses(config: ModelConfig, ffn: FFN, student: BlockTrace, teacher: B
 
     Returns: [2], fp32: the distillation losses, the balancing losses.
     """
-    assert student.selector_scores_RT is not None and student.kept_RT is not None
-    assert student.router_scores_RTN is not None and student.active_RTN is not None and config.activation is not None
-    dis = bl = student.selector_scores_RT.new_zeros(())
+    assert student.kept_RT is not None and config.activation is not None
+    assert student.router_scores_RTN is not None and student.active_RTN is not None
+    dis = bl = student.router_scores_RTN.new_zeros(())
+    selector_scores_RT = student.selector_scores_RT
     for si in (scale - 1 for scale in config.activation.scales):
         here = slice(config.schedule.starts[si], config.schedule.starts[si] + config.schedule.tokens[si])
-        if (keep := config.kept_tokens(si)) < config.schedule.tokens[si]:
+        keep, active = config.kept_tokens(si), config.active_experts(si)
+        if selector_scores_RT is not None and keep < config.schedule.tokens[si]:
             change_BL = token_distances(teacher.input_RTC[:, here], teacher.output_RTC[:, here])
-            scores_BL = student.selector_scores_RT[:, here]
+            scores_BL = selector_scores_RT[:, here]
             dis = dis + distillation_loss(scores_BL, pseudo_label(change_BL, keep))
             bl = bl + balancing_loss(scores_BL, student.kept_RT[:, here])
-        if (active := config.active_experts(si)) < config.activation.experts:
+        if active < config.activation.experts:
             distances_BLN = expert_distances(ffn, student.ffn_input_RTC[:, here].detach(), config.activation.experts)
             scores_BLN = student.router_scores_RTN[:, here]
             dis = dis + distillation_loss(scores_BLN, pseudo_label(-distances_BLN, active))
-            bl = bl + balancing_loss(scores_BLN, student.active_RTN[:, here])
+            if config.activation.expert_choice == DYNAMIC:
+                bl = bl + balancing_loss(scores_BLN, student.active_RTN[:, here])
     return torch.stack((dis, bl))
