@@ -25,6 +25,7 @@ from checkout import commit
 from actvar.bundle import SCALE_INPUT, SCALES_FILE, read_manifest, scale_name
 from actvar.config import ModelConfig
 from actvar.runtime.backends.ort import UNWANTED, session_options
+from actvar.runtime.c_heap import keep_blocks
 from actvar.runtime.machine import this_machine
 
 _CONTROL = ("If", "Scan", "Loop")
@@ -33,7 +34,7 @@ _CONTROL = ("If", "Scan", "Loop")
 def scale_inputs(session: onnxruntime.InferenceSession, model: ModelConfig, si: int) -> dict[str, np.ndarray]:
     """What a graph reads for one picture at scale index si: random numbers, and the model's own cuts."""
     sampling, random = model.sampling, np.random.default_rng(si)
-    sizes = {"B": 1, "R": 2, "L": model.schedule.tokens[si], "T": model.cached_tokens[-1]}
+    sizes = {"B": 1, "R": 2, "L": model.schedule.tokens[si], "P": model.cached_tokens[si]}
     given = {name: np.asarray(getattr(sampling, name)) for name in ("cfg", "top_k", "top_p")} | {
         SCALE_INPUT: np.array(si)
     }
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="of every graph")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    keep_blocks()
     model, last = read_manifest(given.bundle).model, 0
     found = {}
     for si in range(len(model.schedule)):

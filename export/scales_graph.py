@@ -6,8 +6,8 @@ with weights that are not packed (docs/cpu.md). So what is a constant in the gra
 here, at the scale's number, and FFNs are written as their experts: a session can pack an expert's matrices where they
 are constants of a `Gemm` of their own, and not where a loop hands them over.
 
-A model with active scales holds its FFNs twice, as one matrix for the scales that keep all experts, and as experts for
-the others: together with the attention, which all scales share, that is still less than two copies.
+The scales that keep all experts share the first matrix's nodes with those that do not, so that it is held once. Their
+second matrix is one product, as a sum of experts takes a tenth longer: that one is held twice.
 
 Letters in shapes: as in `graphs.py`; S scales, E experts' places, A active experts, t tokens of one expert.
 """
@@ -274,13 +274,41 @@ class _BlockWriter:
         if not self.routes:
             return dense_ffn(b, weights, x_MC), ""
         experts = config.activation.experts if config.activation else 1
+        if b.has(f"{weights}.fc2.{int8.VALUES}"):
+            return self._int8_ffn(weights, experts, x_RKC, x_MC)
+        places, scores_RKN = self._places_of_experts(weights, experts, x_RKC, x_MC)
+        fc1, fc2 = f"{weights}.fc1", f"{weights}.fc2"
+        hidden = []
+        for e, places_t in enumerate(places):
+            with b.scope(f"experts.{e}"):
+                x_tC = b.op("Gather", x_MC, places_t, axis=0, name="tokens")
+                w1, b1 = (b.weight_slice(f"{fc1}.{part}", e, experts) for part in ("weight", "bias"))
+                hidden.append(b.op("Gelu", b.op("Gemm", x_tC, w1, b1, transB=1, name="fc1"), approximate="tanh"))
+
+        def sum_of_chosen() -> tuple[str]:
+            sum_MC = b.op("Expand", b.weight(f"{fc2}.bias"), b.op("Shape", x_MC), name="start")
+            for e, (places_t, hidden_te) in enumerate(zip(places, hidden, strict=True)):
+                with b.scope(f"experts.{e}"):
+                    out_tC = b.op("Gemm", hidden_te, b.weight_slice(f"{fc2}.weight_t", e, experts), name="fc2")
+                    places_t1 = b.reshape(places_t, -1, 1)
+                    sum_MC = b.op("ScatterND", sum_MC, places_t1, out_tC, reduction="add", name="sum")
+            return (sum_MC,)
+
+        def all_at_once() -> tuple[str]:
+            hidden_MF = b.op("Concat", *hidden, axis=1, name="hidden")
+            return (b.op("Gemm", hidden_MF, b.weight(f"{fc2}.weight_t"), b.weight(f"{fc2}.bias"), name="fc2"),)
+
+        (changed_MC,) = b.choose(self.routes, sum_of_chosen, all_at_once, ["float32"], "change")
+        return changed_MC, scores_RKN
+
+    def _int8_ffn(self, weights: str, experts: int, x_RKC: str, x_MC: str) -> tuple[str, str]:
+        """In int8, where a matrix takes a quarter of the memory: each way with nodes of its own."""
+        b = self.b
 
         def routed() -> tuple[str, str]:
-            scores_MN = linear(b, x_MC, f"{weights}.router", "router")
-            rows_tokens = b.op("Shape", x_RKC, start=0, end=2, name="rows_tokens")
-            shape_RKN = b.op("Concat", rows_tokens, b.ints(experts), axis=0, name="scores_shape")
-            scores_RKN = b.op("Reshape", scores_MN, shape_RKN, name="scores")
-            return self._sum_of_experts(weights, experts, x_MC, scores_MN), scores_RKN
+            scores_MN, scores_RKN = self._scores(weights, experts, x_RKC, x_MC)
+            sum_MC = int8.quantized_experts(b, x_MC, scores_MN, weights, experts, self.active_1, b.weight_slice)
+            return sum_MC, scores_RKN
 
         def dense() -> tuple[str, str]:
             return dense_ffn(b, weights, x_MC), b.op("ConstantOfShape", b.ints(0, 0, experts), name="no_scores")
@@ -288,24 +316,33 @@ class _BlockWriter:
         changed_MC, scores_RKN = b.choose(self.routes, routed, dense, ["float32", "float32"], "change")
         return changed_MC, scores_RKN
 
-    def _sum_of_experts(self, weights: str, experts: int, x_MC: str, scores_MN: str) -> str:
-        """`ActVarRoutedFFN`, each expert with nodes of its own."""
-        b, fc1, fc2 = self.b, f"{weights}.fc1", f"{weights}.fc2"
-        if b.has(f"{fc2}.{int8.VALUES}"):
-            return int8.quantized_experts(b, x_MC, scores_MN, weights, experts, self.active_1, b.weight_slice)
-        _, chosen_MA = b.ops("TopK", scores_MN, self.active_1, count=2, axis=1, name="chosen")
-        nowhere_MN = b.op("Expand", b.scalar(0.0), b.op("Shape", scores_MN), name="nowhere")
-        yes_MA = b.op("Expand", b.scalar(1.0), b.op("Shape", chosen_MA), name="yes")
-        mask_MN = b.op("ScatterElements", nowhere_MN, chosen_MA, yes_MA, axis=1, name="mask")
-        mask_NM = b.op("Transpose", mask_MN, perm=[1, 0], name="mask_of_experts")
-        sum_MC = b.op("Expand", b.weight(f"{fc2}.bias"), b.op("Shape", x_MC), name="start")
-        for e in range(experts):
-            with b.scope(f"experts.{e}"):
-                mask_M = b.op("Gather", mask_NM, b.int_scalar(e), axis=0, name="mask")
-                places_t1 = b.op("Transpose", b.op("NonZero", mask_M), perm=[1, 0], name="places")
-                x_tC = b.op("GatherND", x_MC, places_t1, name="tokens")
-                w1, b1 = (b.weight_slice(f"{fc1}.{part}", e, experts) for part in ("weight", "bias"))
-                gelu = b.op("Gelu", b.op("Gemm", x_tC, w1, b1, transB=1, name="fc1"), approximate="tanh")
-                out_tC = b.op("Gemm", gelu, b.weight_slice(f"{fc2}.weight_t", e, experts), name="fc2")
-                sum_MC = b.op("ScatterND", sum_MC, places_t1, out_tC, reduction="add", name="sum")
-        return sum_MC
+    def _scores(self, weights: str, experts: int, x_RKC: str, x_MC: str) -> tuple[str, str]:
+        """The router's, MN and RKN."""
+        b = self.b
+        scores_MN = linear(b, x_MC, f"{weights}.router", "router")
+        rows_tokens = b.op("Shape", x_RKC, start=0, end=2, name="rows_tokens")
+        shape_RKN = b.op("Concat", rows_tokens, b.ints(experts), axis=0, name="scores_shape")
+        return scores_MN, b.op("Reshape", scores_MN, shape_RKN, name="scores")
+
+    def _places_of_experts(self, weights: str, experts: int, x_RKC: str, x_MC: str) -> tuple[Sequence[str], str]:
+        """Each expert's tokens, as places [t] in M, and what they were chosen by, RKN; all, by nothing, if all work."""
+        b = self.b
+
+        def chosen() -> tuple[str, ...]:
+            scores_MN, scores_RKN = self._scores(weights, experts, x_RKC, x_MC)
+            _, chosen_MA = b.ops("TopK", scores_MN, self.active_1, count=2, axis=1, name="chosen")
+            places = []
+            for e in range(experts):
+                places_2t = b.op("NonZero", b.op("Equal", chosen_MA, b.int_scalar(e), name="is_chosen"), name="places")
+                places.append(b.op("Gather", places_2t, b.int_scalar(0), axis=0, name="tokens"))
+            return *places, scores_RKN
+
+        def all_of_them() -> tuple[str, ...]:
+            rows_1 = b.op("Shape", x_MC, start=0, end=1, name="rows")
+            rows = b.op("Squeeze", rows_1, name="rows_scalar")
+            all_M = b.op("Range", b.int_scalar(0), rows, b.int_scalar(1), name="all")
+            places = [b.op("Identity", all_M, name="all_tokens") for _ in range(experts)]
+            return *places, b.op("ConstantOfShape", b.ints(0, 0, experts), name="no_scores")
+
+        *places, scores_RKN = b.choose(self.routes, chosen, all_of_them, [*["int64"] * experts, "float32"], "experts")
+        return places, scores_RKN

@@ -9,13 +9,13 @@ import ctypes
 import platform
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # M_TRIM_THRESHOLD and its like in glibc's malloc.h
-_KEPT = 256 << 20
+_KEPT = 192 << 20
 _GROWTH = 64 << 20
 _LARGE = 24 << 20
 
 
 def keep_blocks() -> None:
-    """Keep up to 256 MB that are free, for the whole process; blocks of 24 MB and more that do not fit are given back.
+    """Keep up to 192 MB that are free, for the whole process; blocks of 24 MB and more that do not fit are given back.
 
     glibc by itself raises the second limit as it meets large blocks, and what lies between them then stays for ever.
     When more than the first is free, all of it would go but for a pad: as large as a small batch needs.
