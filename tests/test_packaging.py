@@ -66,7 +66,11 @@ def test_the_data_of_the_package_matches_its_patterns():
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("actvar.runtime", ("cpu", "gpu", "tensorrt-rtx")), ("actvar.export", ("cpu", "export")), ("actvar", ("train",))],
+    [
+        ("actvar.runtime", ("cpu", "gpu", "tensorrt-rtx")),
+        ("actvar.export", ("cpu", "export")),
+        ("actvar", ("train", "evaluate")),
+    ],
 )
 def test_what_is_imported_is_declared(package, extras):
     """Each part with the extra that a user installs for it; the environment of the tests would hide a lack.

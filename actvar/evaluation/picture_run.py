@@ -1,0 +1,206 @@
+"""A run: the numbered pictures of one model under one setting, in files of fifty that outlive whatever draws them.
+
+    run.json               what is drawn (`RunSpec`); a folder that says otherwise is refused
+    pictures-000000.npy    uint8 [50, H, W, 3], pictures 0 to 49, there whole or not at all
+    pictures-000050.npy    and so on; the last may be shorter
+
+A picture follows from its number: its class is the number modulo the classes, and (seed, number) decides what is random
+in it. So any process may draw any of the files, on any machine, and the folder is the same in the end.
+
+Knows numbers and files; not what draws. Plain numpy: no PyTorch.
+
+Letters in shapes: N pictures, H W pixels down and across, 3 red green blue.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actvar.errors import ActVARError, UsageError
+from actvar.evaluation.picture_sets import Shape, npy_header
+from actvar.files import written_whole
+from actvar.json_form import FormReader, write_json
+
+FORMAT, VERSION = "actvar-picture-run", 1
+RUN_FILE = "run.json"
+PIECE = 50
+"""Pictures of a file: what a kill costs at most."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All that decides the pictures of a run, and who drew them.
+
+    Attributes:
+        weights: SHA-256 of the file, or files, that hold them.
+        activation: which tokens and experts work, in words; "dense" for a VAR.
+        precision, backend, device: of what draws.
+        classes: how many the model has; pictures go through them in turn.
+        side: of a picture, in pixels.
+        count: pictures in all.
+    """
+
+    weights: str
+    activation: str
+    precision: str
+    backend: str
+    device: str
+    classes: int
+    side: int
+    count: int
+    seed: int
+    cfg: float
+    top_k: int
+    top_p: float
+
+    def class_of(self, number: int) -> int:
+        """All classes in turn, so that any stretch of pictures holds as many of each, or one more."""
+        return number % self.classes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a run that one process draws: every `of`-th file, from the `number`-th on; both count from 1."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read "2/8".
+
+        Raises:
+            UsageError: it is something else.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= 100_000):
+            raise UsageError(f"--shard must be a number and how many there are, such as 2/8; got {text!r}.")
+        return cls(int(number), int(of))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The pictures of one file."""
+
+    first: int
+    count: int
+
+    @property
+    def numbers(self) -> range:
+        """Of its pictures."""
+        return range(self.first, self.first + self.count)
+
+    @property
+    def file(self) -> str:
+        """Its name in the folder."""
+        return f"pictures-{self.first:06d}.npy"
+
+
+@dataclass(frozen=True)
+class PictureRun:
+    """A run in its folder; its pictures are a `PictureSet` when all of them are there."""
+
+    folder: Path
+    spec: RunSpec
+
+    @property
+    def shape(self) -> Shape:
+        """N, H, W, 3."""
+        return self.spec.count, self.spec.side, self.spec.side, 3
+
+    def pieces(self, shard: Shard | None = None) -> tuple[Piece, ...]:
+        """All files of the run, or of a shard."""
+        count, step = self.spec.count, shard or Shard()
+        firsts = range(0, count, PIECE)[step.number - 1 :: step.of]
+        return tuple(Piece(first, min(PIECE, count - first)) for first in firsts)
+
+    def missing(self, shard: Shard | None = None) -> tuple[Piece, ...]:
+        """Those of the files that are not there, or not whole."""
+        return tuple(piece for piece in self.pieces(shard) if not self._is_whole(piece))
+
+    @property
+    def kept(self) -> int:
+        """Pictures that are there."""
+        return self.spec.count - sum(piece.count for piece in self.missing())
+
+    def save(self, piece: Piece, pictures_NHW3: np.ndarray) -> None:
+        """Write one file, under a temporary name first.
+
+        Raises:
+            ActVARError: it cannot be written; what was written before stays.
+        """
+        path = self.folder / piece.file
+        try:
+            for leftover in self.folder.glob(f".{piece.file}.*.tmp"):  # of whoever was killed at this file
+                leftover.unlink(missing_ok=True)
+            with written_whole(path) as file:
+                file.write(self._header(piece))
+                file.write(np.ascontiguousarray(pictures_NHW3, np.uint8).data.cast("B"))
+        except OSError as error:
+            raise ActVARError(
+                f"{path} cannot be written: {error.strerror or error}. {self.kept} of {self.spec.count} pictures are "
+                "kept there: make room, and give the same command again."
+            ) from None
+
+    def batches(self, at_once: int) -> Iterator[np.ndarray]:
+        """See `actvar.evaluation.picture_sets.PictureSet`; a batch ends where a file does.
+
+        Raises:
+            ActVARError: a file is missing or not whole.
+        """
+        for piece in self.pieces():
+            path = self.folder / piece.file
+            if not self._is_whole(piece):
+                raise ActVARError(f"{path} is missing or not whole. Give the command that draws again.")
+            pictures_NHW3 = np.load(path)
+            for first in range(0, piece.count, at_once):
+                yield pictures_NHW3[first : first + at_once]
+
+    def _is_whole(self, piece: Piece) -> bool:
+        header, path = self._header(piece), self.folder / piece.file
+        try:
+            with path.open("rb") as file:
+                pixels = piece.count * self.spec.side**2 * 3
+                return file.read(len(header)) == header and os.fstat(file.fileno()).st_size == len(header) + pixels
+        except OSError:
+            return False
+
+    def _header(self, piece: Piece) -> bytes:
+        return npy_header((piece.count, *self.shape[1:]))
+
+
+def open_run(folder: Path, spec: RunSpec) -> PictureRun:
+    """The run of a folder, new or begun.
+
+    Raises:
+        ActVARError: the folder holds another run, or something else, or cannot be written.
+    """
+    path = folder / RUN_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if strangers := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")):
+                raise ActVARError(
+                    f"{folder} holds {strangers[0]} and no {RUN_FILE}, so it is no run. Name another with --out."
+                )
+            write_json(path, {"format": FORMAT, "version": VERSION, **asdict(spec)})
+    except OSError as error:
+        where = error.filename or folder
+        raise ActVARError(f"{where} cannot be written: {error.strerror}. Name another folder with --out.") from None
+    _require_same(path, spec)
+    return PictureRun(folder, spec)
+
+
+def _require_same(path: Path, spec: RunSpec) -> None:
+    reader = FormReader(path, "Name another folder with --out.")
+    found = reader.of_format(reader.load(), FORMAT, VERSION)
+    reader.check_hash(found)
+    for name, mine in asdict(spec).items():
+        if found.get(name) != mine:
+            raise ActVARError(
+                f"{path.parent} holds pictures of another run: {name} is {found.get(name)} there, and {mine} here. "
+                "Name another folder with --out, or give the options of that run."
+            )
