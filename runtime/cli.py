@@ -18,6 +18,7 @@ from actvar.runtime.commands import (
     build,
     doctor,
     encode,
+    evaluate,
     explain,
     export_bundle,
     flops,
@@ -45,6 +46,7 @@ app.command(epilog=inspect_bundle.EXAMPLES)(inspect_bundle.inspect)
 app.command(epilog=parity.EXAMPLES)(parity.parity)
 app.command(epilog=explain.EXAMPLES)(explain.explain)
 app.command(epilog=flops.EXAMPLES)(flops.flops)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 bench_app = typer.Typer()
 bench_app.callback(invoke_without_command=True, epilog=bench.EXAMPLES)(bench.bench)
 bench_app.command(epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)

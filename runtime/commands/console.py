@@ -68,3 +68,16 @@ def progress_bar(title: str, announced: bool = True, pieces: int = 0) -> Iterato
         yield show
     finally:
         progress.stop()
+
+
+@contextmanager
+def counting(title: str, pieces: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar over so many pieces, some of which are done, that is told how many more there are."""
+    with progress_bar(title, announced=False, pieces=pieces) as progress:
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            progress(done)
+
+        yield advance

@@ -31,8 +31,17 @@ def check_json_option(path: Path | None) -> None:
     Raises:
         UsageError: it is a folder, or lies in none.
     """
+    check_file_option(path, "--json")
+
+
+def check_file_option(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written at the end of the work.
+
+    Raises:
+        UsageError: it is a folder, or lies in none.
+    """
     if path and (path.is_dir() or not path.parent.is_dir()):
-        raise UsageError(f"--json must be a file in a folder that is there, got {path}.")
+        raise UsageError(f"{option} must be a file in a folder that is there, got {path}.")
 
 
 def write_report(path: Path, content: str | bytes, option: str) -> None:

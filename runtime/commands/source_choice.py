@@ -88,6 +88,21 @@ class SourceChoice:
             raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
         refuse_int8_elsewhere("--precision int8", self.precision, self.backend, self.device)
 
+    @property
+    def chosen_checkpoint(self) -> Checkpoint:
+        """The checkpoint, where it is not a bundle that is chosen.
+
+        Raises:
+            ActVARError: this installation lacks the package's own.
+        """
+        return Checkpoint(self.checkpoint, self.vqvae) if self.checkpoint else shipped_checkpoint(self.model)
+
+    @property
+    def name(self) -> str:
+        """What a person would call the model."""
+        path = self.bundle or self.checkpoint
+        return path.absolute().name if path else self.model
+
     def open(self, accept: Callable[[ModelConfig], None]) -> PictureSource:
         """What draws, exported and built first where that is not done.
 
@@ -99,10 +114,9 @@ class SourceChoice:
         """
         if self.bundle:
             return self._open_bundle(self.bundle)
-        checkpoint = Checkpoint(self.checkpoint, self.vqvae) if self.checkpoint else shipped_checkpoint(self.model)
         if self.backend == "torch":
-            return open_eager(checkpoint, self.threads)
-        return self._open_cached(checkpoint, accept)
+            return open_eager(self.chosen_checkpoint, self.threads)
+        return self._open_cached(self.chosen_checkpoint, accept)
 
     def _open_bundle(self, folder: Path) -> PictureSource:
         if self.backend == "tensorrt":
