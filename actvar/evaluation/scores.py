@@ -28,7 +28,7 @@ _ROWS = 1000  # of a block of distances: 200 MB against 50,000 pictures
 
 @dataclass(frozen=True)
 class Scores:
-    """In the features of Inception, `frechet_distance` is FID. None: the reference has no statistics, or no pictures.
+    """In the features of Inception, `frechet_distance` is FID. None: no pictures to hold against, no classes.
 
     Attributes:
         inception_score: mean over stretches, and their spread.
