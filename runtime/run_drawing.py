@@ -14,7 +14,7 @@ from actvar.runtime.pipeline import Order, PictureSource
 
 
 def draw_missing(
-    run: PictureRun, shard: Shard | None, source: PictureSource, sampling: Sampling, advance: Callable[[int], None]
+    run: PictureRun, shard: Shard, source: PictureSource, sampling: Sampling, advance: Callable[[int], None]
 ) -> None:
     """Draw the pictures of all files that are not there, in the memory of one file.
 

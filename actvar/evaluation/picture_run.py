@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actvar.errors import ActVARError, UsageError
+from actvar.errors import ActVARError
 from actvar.evaluation.picture_sets import Shape, npy_header
 from actvar.files import written_whole
 from actvar.json_form import FormReader, write_json
@@ -28,6 +28,10 @@ FORMAT, VERSION = "actvar-picture-run", 1
 RUN_FILE = "run.json"
 PIECE = 50
 """Pictures of a file: what a kill costs at most."""
+
+Shard = tuple[int, int]
+"""(i, n): every n-th file from the i-th on, counted from 0; the part of a run that one process draws."""
+WHOLE: Shard = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,6 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The part of a run that one process draws: every `of`-th file, from the `number`-th on; both count from 1."""
-
-    number: int = 1
-    of: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Read "2/8".
-
-        Raises:
-            UsageError: it is something else.
-        """
-        number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= 100_000):
-            raise UsageError(f"--shard must be a number and how many there are, such as 2/8; got {text!r}.")
-        return cls(int(number), int(of))
-
-
-@dataclass(frozen=True)
 class Piece:
     """The pictures of one file."""
 
@@ -111,13 +95,13 @@ class PictureRun:
         """N, H, W, 3."""
         return self.spec.count, self.spec.side, self.spec.side, 3
 
-    def pieces(self, shard: Shard | None = None) -> tuple[Piece, ...]:
+    def pieces(self, shard: Shard = WHOLE) -> tuple[Piece, ...]:
         """All files of the run, or of a shard."""
-        count, step = self.spec.count, shard or Shard()
-        firsts = range(0, count, PIECE)[step.number - 1 :: step.of]
+        count, (index, shards) = self.spec.count, shard
+        firsts = range(0, count, PIECE)[index::shards]
         return tuple(Piece(first, min(PIECE, count - first)) for first in firsts)
 
-    def missing(self, shard: Shard | None = None) -> tuple[Piece, ...]:
+    def missing(self, shard: Shard = WHOLE) -> tuple[Piece, ...]:
         """Those of the files that are not there, or not whole."""
         return tuple(piece for piece in self.pieces(shard) if not self._is_whole(piece))
 

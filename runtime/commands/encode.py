@@ -1,7 +1,6 @@
 """`actvar-trt encode`: a data set's pictures as a VQVAE's tokens, for training."""
 
 import os
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -11,6 +10,7 @@ import typer
 from actvar.errors import UsageError
 from actvar.runtime.commands.console import progress_bar, say
 from actvar.runtime.commands.model_choice import integers
+from actvar.runtime.commands.shard_option import chosen_shard
 from actvar.runtime.extras import needs
 from actvar.runtime.sources import shipped_checkpoint
 from actvar.scales import ScaleSchedule
@@ -77,7 +77,7 @@ def encode(
     The same command goes on where it was stopped. A picture that is corrupt is named and skipped.
     """
     is_glyphs = data == _GLYPHS
-    part = _shard(shard)
+    part = chosen_shard(shard)
     if vqvae is None and not is_glyphs:
         raise UsageError("--vqvae is needed to encode a folder. Name a file such as vae_ch160v4096z32.pth.")
     if is_glyphs and (flips or classes):
@@ -105,19 +105,6 @@ def encode(
     typer.echo(f"{out}: {which} pictures of {data}, {len(done.skipped)} skipped")
     if done.new:
         say(f"Encoded {done.new} of them in {seconds:.1f} s, {done.new / seconds:.1f} a second.")
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """I and N of I/N.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    index, shards = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not index < shards:
-        raise UsageError(f"--shard must be I/N with I from 0 to N-1, such as 0/4; got {text!r}.")
-    return index, shards
 
 
 def _schedule(patch_nums: str | None) -> ScaleSchedule | None:

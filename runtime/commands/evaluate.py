@@ -12,11 +12,12 @@ import typer
 from actvar.config import ModelConfig, Sampling
 from actvar.data.glyph_names import CLASS_NAMES
 from actvar.errors import ActVARError, UsageError
-from actvar.evaluation.picture_run import PIECE, PictureRun, RunSpec, Shard, open_run
+from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Shard, open_run
 from actvar.evaluation.picture_sets import write_npz
 from actvar.runtime.commands.console import counting, progress_bar, say
 from actvar.runtime.commands.evaluate_report import score_run
 from actvar.runtime.commands.report_file import check_file_option
+from actvar.runtime.commands.shard_option import chosen_shard
 from actvar.runtime.commands.source_choice import (
     BackendOption,
     BundleOption,
@@ -49,7 +50,7 @@ actvar-trt evaluate --model var-mini --reference glyphs-held-out --json var-mini
 
 actvar-trt evaluate --bundle bundles/d20-fp16 --backend tensorrt --batch-size 50 --npz d20.npz
 
-actvar-trt evaluate --bundle bundles/d20-fp16 --shard 2/8 --out runs/d20-50k
+actvar-trt evaluate --bundle bundles/d20-fp16 --shard 1/8 --out runs/d20-50k
 
 actvar-trt evaluate --bundle bundles/d20-fp16 --out runs/d20-50k --reference VIRTUAL_imagenet256_labeled.npz"""
 
@@ -69,7 +70,9 @@ def evaluate(
         Path | None,
         typer.Option(show_default="evaluation-MODEL-COUNT", help="Folder that keeps what is drawn."),
     ] = None,
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Draw one part of N, and do nothing else.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Draw the I-th of N parts, from 0, and no more.")
+    ] = None,
     npz: Annotated[Path | None, typer.Option(help="Write all pictures as the ADM suite reads them.")] = None,
     reference: Annotated[
         str | None,
@@ -111,7 +114,7 @@ def evaluate(
     """
     refuse_large_seed(seed)
     choice = SourceChoice(model, checkpoint, vqvae, bundle, backend, device, precision, batch_size, threads)
-    part = Shard.parse(shard) if shard else None
+    part = chosen_shard(shard) if shard else None
     files = {"--npz": npz, "--save-statistics": save_statistics, "--json": json_file}
     _refuse_for_a_part(part, {"--reference": reference, **files})
     for option, file in files.items():
@@ -125,7 +128,7 @@ def evaluate(
     spec = _spec(source, choice, count or A_CLASS * source.model.num_classes, seed, sampling)
     looked = None if part else _judge_and_reference(source.model, judge, inception, reference, reference_count)
     run = open_run(out or _default_folder(choice, spec), spec)
-    _draw(run, part, source, sampling)
+    _draw(run, part or WHOLE, source, sampling)
     if npz:
         _write_npz(run, npz)
     if looked:
@@ -197,7 +200,7 @@ def _judge_and_reference(
     return opened, open_reference(reference, stream_count, opened, model.picture_size)
 
 
-def _draw(run: PictureRun, part: Shard | None, source: PictureSource, sampling: Sampling) -> None:
+def _draw(run: PictureRun, part: Shard, source: PictureSource, sampling: Sampling) -> None:
     """Draw what is missing, and say how far the run is, however this ends."""
     wanted, missing = (sum(piece.count for piece in of(part)) for of in (run.pieces, run.missing))
     if missing < wanted:
