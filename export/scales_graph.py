@@ -7,7 +7,7 @@ here, at the scale's number, and FFNs are written as their experts: a session ca
 are constants of a `Gemm` of their own, and not where a loop hands them over.
 
 The scales that keep all experts share the first matrix's nodes with those that do not, so that it is held once. Their
-second matrix is one product, as a sum of experts takes a tenth longer: that one is held twice.
+second matrix is one product, as a sum of experts takes longer: that one is held twice.
 
 Letters in shapes: as in `graphs.py`; S scales, E experts' places, A active experts, t tokens of one expert.
 """
