@@ -25,6 +25,7 @@ from actvar.runtime.commands import (
     generate,
     inspect_bundle,
     parity,
+    study,
 )
 from actvar.runtime.train_cli import app as train_app
 
@@ -47,6 +48,7 @@ app.command(epilog=parity.EXAMPLES)(parity.parity)
 app.command(epilog=explain.EXAMPLES)(explain.explain)
 app.command(epilog=flops.EXAMPLES)(flops.flops)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=study.EXAMPLES)(study.study)
 bench_app = typer.Typer()
 bench_app.callback(invoke_without_command=True, epilog=bench.EXAMPLES)(bench.bench)
 bench_app.command(epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)

@@ -1,0 +1,1 @@
+"""The paper's tables as a study that anyone can rerun: rows, cells, measurements, claims and the page about them."""

@@ -1,0 +1,226 @@
+"""`docs/study.md`: the tables, the claims and how they were come by, written from finished cells. Plain Python."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+
+from actvar.study.budget import Budget
+from actvar.study.claims import CLAIMS, FRECHET, KL, Claim, Comparison, Finding, Verdict, decide
+from actvar.study.figures import Figures
+from actvar.study.matrix import CELLS, DENSE, FULL, ROWS, SEEDS, TRAINED_ON
+from actvar.study.paper import TABLES, PaperTable
+from actvar.study.results import Result
+from actvar.study.spread import ERRORS, MIN_FREEDOM, MIN_SEEDS, Ratio
+
+NONE = "–"
+
+
+def page(results: Sequence[Result], command: str, plots: Sequence[str]) -> str:
+    """The whole page.
+
+    Args:
+        results: finished cells of one study.
+        command: what makes the missing ones.
+        plots: names of the drawings in pictures/ beside the page.
+    """
+    figures = Figures(results)
+    parts = [_head(results, command), _claims(figures), "## The paper's tables", _key()]
+    parts += [_table(table, figures) for table in TABLES]
+    parts += [f"![{name}](pictures/{name})" for name in plots]
+    parts += [_against(figures), _stage1(figures), _stage2(figures), _making(results, command)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(results: Sequence[Result], command: str) -> str:
+    lines = [
+        "# The paper's tables at mini scale",
+        "Written by `actvar-trt study --report` from the cells in `benchmarks/results/`; a test holds it to them. "
+        "Every ActVAR here is made of [VAR-mini](mini-model.md) by both stages of the paper's distillation with the "
+        "same small budget, on Glyphs-100. It shows whether the paper's claims can be seen at this scale, and no more.",
+        f"**{len(results)} of {len(CELLS)} cells are done.** " + _missing(results, command),
+    ]
+    return "\n\n".join(lines)
+
+
+def _missing(results: Sequence[Result], command: str) -> str:
+    done = {result.cell for result in results}
+    missing = [cell.name for cell in CELLS if cell.name not in done]
+    if not missing:
+        return f"Made by `{command}`."
+    shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+    return f"Missing: {shown}. `{command}` goes on where it was stopped."
+
+
+# ---- claims
+
+
+def _claims(figures: Figures) -> str:
+    metrics = {name: figures.positive(name) for name in (FRECHET, KL)}
+    rows = []
+    for claim in CLAIMS:
+        decided, found = decide(claim, metrics)
+        verdict = f"**{decided.verdict.value}**"
+        if decided.verdict is not Verdict.OPEN and len(claim.metrics) > 1:
+            verdict += f" (by the {decided.metric})"
+        rows.append((claim.text, claim.source, "<br>".join(_evidence(claim, each) for each in found), verdict))
+    return "\n\n".join(["## The claims", _markdown(("claim", "where", "found", "verdict"), rows), _RULE])
+
+
+_RULE = (
+    "A ratio is the geometric mean over the seeds that both rows have; in brackets its bounds, "
+    f"{ERRORS:g} standard errors away. Rows of one seed share data and random numbers, so the logarithm of a metric is "
+    "taken as row + seed + rest, and the spread of the rest is pooled over all rows. A claim is *reproduced* where the "
+    "whole interval lies on its side of the bound, *not reproduced* where it lies on the other, and *undecided* in "
+    f"between, with fewer than {MIN_SEEDS} seeds, or with fewer than {MIN_FREEDOM} degrees of freedom. Where two "
+    "metrics are shown, the first that decides counts; if they contradict each other, none does. An order of rows "
+    "fails where two neighbours are the other way round by the same rule."
+)
+
+
+def _evidence(claim: Claim, finding: Finding) -> str:
+    pairs = zip(claim.all_of, finding.ratios, strict=True)
+    return f"{finding.metric}: " + ", ".join(_ratio(each, found) for each, found in pairs)
+
+
+def _ratio(comparison: Comparison, found: Ratio | None) -> str:
+    name = f"{comparison.row} / {comparison.other}"
+    if found is None:
+        return f"{name} not yet"
+    wanted = f"{'<' if comparison.less else '>'} {comparison.bound:g} wanted"
+    bounds = f" [{found.low:.2f}, {found.high:.2f}]" if found.known else ""
+    return f"{name} = {found.value:.2f}{bounds}, {wanted}"
+
+
+# ---- the paper's tables
+
+
+def _key() -> str:
+    return (
+        "*FID* and *IS* are the paper's, of VAR-d20 on ImageNet. *Fréchet* is the distance of drawn pictures to real "
+        "ones in the features of the Glyphs-100 classifier, *L_f* the held-out KL to the teacher; lower is better in "
+        "both. *class* the share of pictures that the classifier gives the class they were drawn for. ± is the "
+        "standard deviation over seeds. *Saved* is the share of the transformer's operations as the paper counts them "
+        "([paper-notes](paper-notes.md), Sec. 4); at mini scale the head and the embeddings weigh more than at d20."
+    )
+
+
+def _table(table: PaperTable, figures: Figures) -> str:
+    rows = []
+    for line in table.lines:
+        paper = (_share(line.saved), _number(line.fid, ".2f"), _number(line.inception, ".1f"))
+        rows.append((line.words, *paper, *_measured(figures, line.row)))
+    heading = ("row", "saved, paper", "FID, paper", "IS, paper", *_MEASURED)
+    return f"### {table.title}\n\n{_markdown(heading, rows)}"
+
+
+_MEASURED = ("saved", "Fréchet", "L_f", "class")
+
+
+def _measured(figures: Figures, row: str) -> tuple[str, ...]:
+    saved = figures.spread(row, "saved")
+    accuracy = figures.spread(row, "accuracy")
+    return (
+        _share(saved.mean if saved else None),
+        _spread(figures, row, FRECHET),
+        _spread(figures, row, KL),
+        f"{accuracy.mean:.2%}".replace("%", " %") if accuracy else NONE,
+    )
+
+
+def _against(figures: Figures) -> str:
+    words = {row.name: row.words for row in ROWS}
+    rows = [(words[name], *_measured(figures, name)) for name in (DENSE, TRAINED_ON, FULL)]
+    text = (
+        "### VAR-mini beside it\n\n"
+        "VAR-mini has not been trained to its end, so any further training improves it. What leaving out costs is told "
+        "by its second row: the same steps of stage 2 with nothing left out."
+    )
+    return f"{text}\n\n{_markdown(('row', *_MEASURED), rows)}"
+
+
+# ---- the stages
+
+
+def _stage1(figures: Figures) -> str:
+    names = [f"{what} {when}" for what in ("tokens", "experts") for when in ("by chance", "random", "learned")]
+    rows = []
+    for row in ROWS:
+        shares = [figures.spread(row.name, name) for name in names]
+        if any(shares):
+            loads = [figures.spread(row.name, name) for name in ("least load", "most load")]
+            cells = [_share(share.mean if share else None) for share in shares]
+            rows.append((row.name, *cells, *(_number(each.mean if each else None, ".2f") for each in loads)))
+    least, most = figures.extreme("least load", min), figures.extreme("most load", max)
+    text = (
+        "## Stage 1: what the choices learn\n\n"
+        "The share of the teacher's top-k that is chosen on held-out pictures: by chance, by a selector and router as "
+        "they start, and after stage 1. The load is of the experts after stage 2: the tokens that the least and the "
+        "most used expert of any block were given, as multiples of a fair share"
+    )
+    text += f" (over all cells {least:.2f} to {most:.2f}; the aim is 0.25 to 4)." if rows else "."
+    return f"{text}\n\n{_markdown(('row', *names, 'least load', 'most load'), rows)}"
+
+
+def _stage2(figures: Figures) -> str:
+    rows = []
+    for row in ROWS:
+        if figures.spread(row.name, "mse") and row.trained:
+            names = ("kl before", KL, "mse before", "mse", "cross-entropy")
+            rows.append((row.name, *(_spread(figures, row.name, name) for name in names)))
+    text = (
+        "## Stage 2: how near it comes to the teacher\n\n"
+        "On held-out pictures, with their true tokens as inputs: L_f (Eq. 21) and the mean of the blocks' L_b (Eq. 20) "
+        "after stage 1 and after stage 2, and the cross-entropy of the true tokens."
+    )
+    heading = ("row", "L_f before", "L_f after", "L_b before", "L_b after", "cross-entropy")
+    return f"{text}\n\n{_markdown(heading, rows)}"
+
+
+# ---- how it was made
+
+
+def _making(results: Sequence[Result], command: str) -> str:
+    parts = ["## How it was made", f"    {command}"]
+    if not results:
+        return "\n\n".join(parts)
+    budget = Budget(**results[0].settings["budget"])
+    parts.append("The budget of every cell: " + ", ".join(f"{name} {value}" for name, value in asdict(budget).items()))
+    trained = [result for result in results if "stage2" in result.seconds and not result.seconds["resumed"]]
+    if trained:
+        names = ("stage1", "stage2", "held_out", "drawing")
+        means = {name: sum(result.seconds.get(name, 0.0) for result in trained) / len(trained) for name in names}
+        split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in means.items())
+        parts.append(f"A trained cell took {sum(means.values()) / 60:.1f} min in the mean: {split}.")
+    machines = sorted({result.made_by["machine"] for result in results})
+    commits = sorted({result.made_by["commit"] for result in results})
+    parts.append("Machines: " + "; ".join(machines) + ". Commits: " + ", ".join(commits) + ".")
+    wrong = sum(len(result.metrics["drawn"]["wrong_pictures"]) for result in results)
+    parts.append(
+        f"Seeds are {', '.join(map(str, SEEDS))}. Each file in the results' folder also names the pictures whose class "
+        f"was missed (up to 20; {wrong} in all), L_f by scale, and what the student was before stage 1."
+    )
+    return "\n\n".join(parts)
+
+
+# ---- cells of tables
+
+
+def _spread(figures: Figures, row: str, name: str) -> str:
+    found = figures.spread(row, name)
+    return found.text() if found else NONE
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{value * 100:.1f} %"
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else f"{value:{form}}"
+
+
+def _markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def lines() -> Iterator[Sequence[str]]:
+        yield heading
+        yield ["---", *["---:"] * (len(heading) - 1)]
+        yield from rows
+
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines())

@@ -1,0 +1,333 @@
+"""The study: its matrix against the paper, its arithmetic on hand-made cells, its files, its order and its page."""
+
+import json
+import math
+import random
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from command_line import Command, in_process
+
+from actvar.config import MINI
+from actvar.errors import BundleError
+from actvar.evaluation.paper_savings import PAPER_ROWS, savings
+from actvar.runtime.commands.study import page_files
+from actvar.study.budget import BUDGETS
+from actvar.study.claims import CLAIMS, FRECHET, KL, Claim, Comparison, Verdict, decide
+from actvar.study.figures import Figures
+from actvar.study.matrix import CELLS, DENSE, FULL, ROWS, SEEDS, row_named
+from actvar.study.paper import TABLES
+from actvar.study.results import (
+    Result,
+    read_result,
+    read_results,
+    require_settings,
+    result_file,
+    settings_of,
+    write_result,
+)
+from actvar.study.runner import Plan, run
+from actvar.study.spread import ratio, spread
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = ROOT / "benchmarks" / "results" / "study-mini"
+
+
+# ---- the matrix
+
+
+def test_the_rows_of_the_papers_tables_leave_out_what_the_paper_leaves_out():
+    """Scales and rates against the rows that the counts of operations are held to, found by table and saving."""
+    of_paper = {(row.table, row.saved): row.activation for row in PAPER_ROWS if row.preset == "d20"}
+    checked = 0
+    for table in TABLES:
+        number = int(table.title.split()[1].rstrip(":"))
+        for line in table.lines:
+            if line.saved is not None:
+                checked += 1
+                assert row_named(line.row).activation == of_paper[number, line.saved]
+    assert checked == 5 + 3 + 2
+
+
+def test_every_row_is_a_model_of_the_mini_preset_and_is_shown():
+    """Names are files' names; a claim or table that names a row which is not there would fail only in its report."""
+    assert len({row.name for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        assert row.model().dense() == MINI
+    named = {line.row for table in TABLES for line in table.lines}
+    named |= {name for claim in CLAIMS for each in (*claim.all_of, *claim.none_of) for name in (each.row, each.other)}
+    assert named <= {row.name for row in ROWS}
+
+
+def test_all_rows_of_a_seed_come_before_the_next_seed():
+    """A study that is stopped early has every row once; the first rows are those of claims, and the model itself."""
+    assert [cell.seed for cell in CELLS] == [seed for seed in SEEDS for _ in ROWS]
+    assert [cell.row for cell in CELLS[: len(ROWS)]] == list(ROWS)
+    assert CELLS[0].row.name == FULL and all(cell.row.trained for cell in CELLS[:10])
+
+
+# ---- statistics
+
+
+def noisy(rows: dict[str, float], sigma: float, seeds: int, seed: int = 0) -> dict[str, dict[int, float]]:
+    """Row times a factor of the seed, which all rows share, times noise."""
+    generator = random.Random(seed)
+    shared = [math.exp(generator.gauss(0, 1)) for _ in range(seeds)]
+    return {
+        row: {k: value * shared[k] * math.exp(generator.gauss(0, sigma)) for k in range(seeds)}
+        for row, value in rows.items()
+    }
+
+
+def test_the_spread_is_that_of_a_two_way_table_by_hand():
+    """Residuals about row mean + seed mean - grand mean, over (rows - 1)(seeds - 1) degrees of freedom."""
+    values = noisy({f"row{i}": 1.0 + i for i in range(6)}, 0.1, 3)
+    logs = {(row, k): math.log(value) for row, of_row in values.items() for k, value in of_row.items()}
+    grand = fmean(logs.values())
+    of_rows = {row: fmean(logs[row, k] for k in range(3)) for row in values}
+    of_seeds = [fmean(logs[row, k] for row in values) for k in range(3)]
+    squares = sum((logs[row, k] - of_rows[row] - of_seeds[k] + grand) ** 2 for row, k in product(values, range(3)))
+    assert spread(values) == pytest.approx(math.sqrt(squares / (5 * 2)))
+
+
+def test_a_ratios_bounds_hold_the_truth_nineteen_times_in_twenty():
+    """Over many made-up studies; what the seeds share must not widen the bounds, nor narrow them."""
+    rows = {f"row{i}": 1.0 for i in range(8)} | {"better": 1.0, "worse": 1.3}
+    inside = widths = 0.0
+    for seed in range(300):
+        found = ratio(noisy(rows, 0.05, 3, seed), "worse", "better")
+        assert found is not None and found.known
+        inside += found.low <= 1.3 <= found.high
+        widths += math.log(found.high / found.low) / 2
+    assert 0.91 < inside / 300 < 0.98
+    assert widths / 300 == pytest.approx(2 * 0.05 * math.sqrt(2 / 3), rel=0.05)
+
+
+def test_little_is_known_of_a_single_seed():
+    """A ratio, but no bounds; and without a common seed not even that."""
+    values = noisy({f"row{i}": 1.0 for i in range(12)}, 0.1, 1)
+    found = ratio(values, "row1", "row2")
+    assert found is not None and not found.known and found.seeds == 1
+    assert found.value == pytest.approx(values["row1"][0] / values["row2"][0])
+    assert ratio({"a": {0: 1.0}, "b": {1: 1.0}}, "a", "b") is None
+    assert spread({}) is None
+
+
+# ---- claims
+
+BEATS = Claim("b beats a", "here", (Comparison("a", "b"),))
+
+
+def metric(a: float, b: float) -> dict[str, dict[int, float]]:
+    return noisy({"a": a, "b": b, **{f"row{i}": 1.0 for i in range(8)}}, 0.02, 3)
+
+
+@pytest.mark.parametrize(
+    ("frechet", "kl", "verdict", "by"),
+    [
+        (metric(1.3, 1), metric(1, 1), Verdict.HOLDS, FRECHET),
+        (metric(1, 1.3), metric(1, 1), Verdict.FAILS, FRECHET),
+        (metric(1, 1), metric(1.3, 1), Verdict.HOLDS, KL),
+        (metric(1.3, 1), metric(1, 1.3), Verdict.OPEN, ""),
+        (metric(1.3, 1), metric(1.3, 1), Verdict.HOLDS, FRECHET),
+        ({}, {}, Verdict.OPEN, FRECHET),
+    ],
+)
+def test_the_first_metric_that_decides_counts(frechet: dict, kl: dict, verdict: Verdict, by: str):
+    """Unless the two contradict each other."""
+    decided, found = decide(BEATS, {FRECHET: frechet, KL: kl})
+    assert (decided.verdict, decided.metric) == (verdict, by)
+    assert [each.metric for each in found] == [FRECHET, KL]
+
+
+@pytest.mark.parametrize(("ratio_of_a", "verdict"), [(1.0, Verdict.HOLDS), (1.1, Verdict.OPEN), (1.4, Verdict.FAILS)])
+def test_a_small_cost_is_one_whose_upper_bound_is_small(ratio_of_a: float, verdict: Verdict):
+    """Not one that merely was not found to be large."""
+    claim = Claim("a costs little", "here", (Comparison("a", "b", 1.1, less=True),), metrics=(FRECHET,))
+    values = noisy({"a": ratio_of_a, "b": 1.0, **{f"row{i}": 1.0 for i in range(8)}}, 0.02, 3, seed=3)
+    assert decide(claim, {FRECHET: values})[0].verdict is verdict
+
+
+def test_an_order_fails_where_two_neighbours_are_the_other_way_round():
+    """Ends alone would let any order between them pass."""
+    in_order = noisy({f"row{i}": 1 + 0.3 * i for i in range(6)}, 0.02, 3)
+    claim = Claim(
+        "the more the worse",
+        "here",
+        (Comparison("row5", "row0"),),
+        none_of=tuple(Comparison(f"row{i}", f"row{i + 1}") for i in range(5)),
+        metrics=(FRECHET,),
+    )
+    assert decide(claim, {FRECHET: in_order})[0].verdict is Verdict.HOLDS
+    swapped = {**in_order, "row2": in_order["row3"], "row3": in_order["row2"]}
+    assert decide(claim, {FRECHET: swapped})[0].verdict is Verdict.FAILS
+
+
+# ---- files
+
+
+def made(name: str = FULL, seed: int = 0, distance: float = 0.4) -> Result:
+    """A finished cell with made-up figures."""
+    cell = next(cell for cell in CELLS if cell.row.name == name and cell.seed == seed)
+    trained, full = cell.row.trained, cell.row.activation is not None
+    share = {"share": 0.8, "chance": 0.75} if full else None
+    held_out = {"cross_entropy": 1.0, "kl": 0.2 if trained else 0.0, "kl_by_scale": [0.1], "block_mse": 0.1}
+    held_out |= {"tokens": share, "experts": share, "load": [0.5, 1.3] if full else None}
+    metrics: dict = {"saved": vars(savings(cell.row.model())), "stage2": held_out}
+    metrics["drawn"] = {"class_accuracy": 0.99, "frechet_distance": distance, "wrong_pictures": [[3, 4]]}
+    if trained:
+        metrics |= {"fresh": held_out, "stage1": held_out}
+    seconds = {"stage1": 60.0, "stage2": 120.0, "resumed": 0.0} if trained else {"drawing": 9.0, "resumed": 0.0}
+    settings = settings_of(cell, BUDGETS["cpu"], "0" * 64)
+    return Result(cell.name, name, seed, settings, metrics, seconds, {"commit": "abc", "machine": "here"})
+
+
+def test_a_cell_is_read_as_it_was_written(tmp_path: Path):
+    """All of it, through JSON."""
+    write_result(tmp_path, made())
+    assert read_result(result_file(tmp_path, f"{FULL}-seed0")) == made()
+    assert read_results(tmp_path, CELLS) == {f"{FULL}-seed0": made()}
+
+
+def test_a_cell_of_other_settings_is_refused_by_name(tmp_path: Path):
+    """What differs, and what to do."""
+    cell = CELLS[0]
+    wanted = settings_of(cell, replace(BUDGETS["cpu"], batch=99), "0" * 64)
+    with pytest.raises(BundleError, match=rf"budget.batch \d+ -> 99.*--rerun {cell.name}"):
+        require_settings(made(), wanted, tmp_path)
+    require_settings(made(), settings_of(cell, BUDGETS["cpu"], "0" * 64), tmp_path)
+
+
+def test_an_edited_or_renamed_cell_is_refused(tmp_path: Path):
+    """Figures that a person changed are no measurement."""
+    write_result(tmp_path, made())
+    file = result_file(tmp_path, f"{FULL}-seed0")
+    renamed = result_file(tmp_path, f"{FULL}-seed1")
+    renamed.write_text(file.read_text())
+    with pytest.raises(BundleError, match="cell must be"):
+        read_result(renamed)
+    file.write_text(file.read_text().replace("0.99", "0.999"))
+    with pytest.raises(BundleError, match="was edited"):
+        read_result(file)
+
+
+# ---- the run
+
+
+def fake_run(plan: Plan, seconds_per_cell: float) -> tuple[list[str], list[str]]:
+    """Names of the cells that were made, and what was said, by a clock of its own."""
+    time, names, said = [0.0], [], []
+
+    def measure(cell):
+        time[0] += seconds_per_cell if cell.row.trained else 1.0
+        names.append(cell.name)
+        return made(cell.row.name, cell.seed)
+
+    count = run(plan, measure, said.append, lambda: time[0])
+    assert count == len(names)
+    return names, said
+
+
+def test_what_is_done_is_left_alone():
+    """And the rest is made in order."""
+    done = frozenset(cell.name for cell in CELLS[:7])
+    assert fake_run(Plan(CELLS, done), 300)[0] == [cell.name for cell in CELLS[7:]]
+
+
+def test_no_cell_is_started_that_would_end_too_late():
+    """By the mean of this run's; the first by what is known of earlier ones."""
+    names, said = fake_run(Plan(CELLS, frozenset(), limit_seconds=1000), 300)
+    assert len(names) == 3
+    assert said[-1].startswith(f"Stopped before {CELLS[3].name}, which takes some 5 min: {len(CELLS) - 3} of ")
+    assert fake_run(Plan(CELLS, frozenset(), 1000, expected_seconds=1200), 300)[0] == []
+    assert len(fake_run(Plan(CELLS, frozenset(), 600, expected_seconds=400), 100)[0]) == 6
+
+
+# ---- the page
+
+
+def test_the_docs_are_what_the_committed_cells_give():
+    """A figure that a person reads must be one that a cell holds."""
+    doc = ROOT / "docs" / "study.md"
+    for file, text in page_files(COMMITTED, doc).items():
+        assert file.read_text(encoding="utf-8") == text, "run: actvar-trt study --report"
+
+
+def test_the_page_has_every_table_and_claim_and_what_is_missing(tmp_path: Path):
+    """From no cell, some, and all."""
+    for count in (0, 1, len(ROWS), len(CELLS)):
+        for cell in CELLS[:count]:
+            write_result(tmp_path, made(cell.row.name, cell.seed, 0.4 + 0.01 * cell.seed))
+        files = page_files(tmp_path, tmp_path / "study.md")
+        text = files[tmp_path / "study.md"]
+        assert f"**{count} of {len(CELLS)} cells are done.**" in text
+        assert all(f"### {table.title}\n" in text for table in TABLES)
+        assert all(f"| {claim.text} | {claim.source} |" in text for claim in CLAIMS)
+        assert ("Missing: " in text) == (count < len(CELLS))
+        assert not {"nan", "None", "inf"} & set(text.replace("|", " ").split())
+        plots = [file.name for file in files if file.suffix == ".svg"]
+        assert all(f"pictures/{name}" in text for name in plots) and len(plots) == (
+            4 if count >= len(ROWS) else 2 * bool(count)
+        )
+    saved = f"{savings(row_named(FULL).model()).linear * 100:.1f} %"
+    measured = f"{saved} | 0.410 ± 0.010 | 0.200 ± 0.000 | 99.00 %"
+    assert f"| (75 %, 75 %; 75 %) | 21.2 % | 2.72 | 290.4 | {measured} |" in text
+
+
+def test_a_figure_without_a_logarithm_is_left_out_of_comparisons():
+    """The teacher's KL to itself is 0."""
+    figures = Figures([made(DENSE), made(FULL)])
+    assert figures.values(KL) == {DENSE: {0: 0.0}, FULL: {0: 0.2}}
+    assert figures.positive(KL) == {FULL: {0: 0.2}}
+
+
+# ---- the command
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`actvar-trt study` in this process, in an empty folder."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(tmp_path)
+    return in_process(monkeypatch, capsys, "study")
+
+
+def test_the_matrix_is_listed_with_what_is_done(command: Command):
+    """Nothing is made."""
+    write_result(Path("benchmarks/results/study-mini"), made(distance=0.4321))
+    code, out, _ = command("--list")
+    assert code == 0 and f"1 of {len(CELLS)} cells are done" in out and "0.432" in out
+    assert all(cell.name in out for cell in CELLS)
+    assert command("--list", "--only", "early")[1].count("early-seed") == len(SEEDS)
+    assert not Path("runs").exists() and not Path("docs").exists()
+
+
+def test_the_page_is_written_from_what_is_done(command: Command):
+    """With its plots beside it."""
+    write_result(Path("cells"), made())
+    code, out, _ = command("--report", "--results", "cells", "--doc", "page/study.md")
+    assert code == 0 and "1 of" in out
+    assert Path("page/study.md").exists() and Path("page/pictures/study-frechet.svg").exists()
+
+
+def test_a_row_that_is_not_there_is_named(command: Command):
+    """Before anything is loaded."""
+    code, _, err = command("--only", "t10-10")
+    assert code == 2 and "--only t10-10 is no row and no cell" in err
+
+
+def test_a_folder_of_another_budget_is_refused_before_any_training(command: Command):
+    """The message says which cell, and how to make it anew."""
+    write_result(Path("benchmarks/results/study-mini"), made())
+    code, _, err = command("--batch", 3)
+    assert code == 1 and f"--rerun {FULL}-seed0" in err and "budget.batch" in err
+    assert not Path("runs").exists()
+
+
+def test_results_are_plain_json():
+    """Small enough for git."""
+    for file in COMMITTED.glob("*.json"):
+        assert file.stat().st_size < 20_000 and json.loads(file.read_text())["cell"] == file.stem
