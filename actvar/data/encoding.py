@@ -38,7 +38,7 @@ class EncodeSettings:
 
     flips: bool = False
     precision: Precision = "fp32"
-    chunk: int = 1000
+    chunk: int = 2500
     batch: int = 50
     device: str = "cpu"
     shard: tuple[int, int] = (0, 1)

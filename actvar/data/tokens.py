@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,13 +17,15 @@ from actvar.data.token_files import StorePlan, chunk_path, read_plan, read_recor
 from actvar.errors import DataError
 from actvar.models.vqvae import VQVAE
 
-Rows = np.ndarray | slice | int
+Rows: TypeAlias = np.ndarray | slice | int
+
+_OPEN_FILES = 512  # a map is an open file, of which a process may have 1024; ImageNet's training set is 513
 
 
 class MappedTokens:
     """Token ids NT (uint16) in the files of a store, indexed as an array of the first axis is.
 
-    What is asked for is read, and nothing is kept: 1.28 million pictures are 1.7 GB.
+    The files are mapped, so that the system keeps what fits and drops the rest: 1.28 million pictures are 1.7 GB.
 
     Args:
         files: each holds `rows_per_file` rows, the last may hold fewer.
@@ -33,7 +36,12 @@ class MappedTokens:
 
     def __init__(self, files: Sequence[Path], rows_per_file: int, rows_N: np.ndarray, tokens: int):
         self._files, self._rows_per_file, self._rows_N = files, rows_per_file, rows_N
+        self._maps: dict[int, np.ndarray] = {}
         self.shape = (len(rows_N), tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps, which pickle would read to their end."""
+        return {**self.__dict__, "_maps": {}}
 
     def __len__(self) -> int:
         """N."""
@@ -46,9 +54,15 @@ class MappedTokens:
         token_ids = np.empty((*rows.shape, self.shape[1]), np.uint16)
         for file in np.unique(files):
             here = files == file
-            # Mapped for this call alone: thousands of open maps would be as many open files.
-            token_ids[here] = np.load(self._files[file], mmap_mode="r", allow_pickle=False)[inside[here]]
+            token_ids[here] = self._mapped(int(file))[inside[here]]
         return token_ids
+
+    def _mapped(self, file: int) -> np.ndarray:
+        if file not in self._maps:
+            if len(self._maps) >= _OPEN_FILES:
+                self._maps.clear()
+            self._maps[file] = np.load(self._files[file], mmap_mode="r", allow_pickle=False)
+        return self._maps[file]
 
 
 @dataclass(frozen=True)
