@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from actvar.config import ModelConfig
 from actvar.data.tokens import TokenStore
+from actvar.distill.label_choice import PAPER, Labels
+from actvar.distill.labels import TeacherPass, teacher_pass
 from actvar.distill.losses import block_loss, output_loss
 from actvar.distill.scorer_losses import scorer_losses
 from actvar.models.block import BlockTrace
@@ -25,12 +27,13 @@ from actvar.training.loop import RunSettings, autocast, run, step_generator
 
 @dataclass(frozen=True)
 class StageSettings(RunSettings):
-    """The run; alpha and beta weigh stage 1's distillation and balancing losses (Eq. 19)."""
+    """The run; alpha and beta weigh stage 1's distillation and balancing losses (Eq. 19), whose labels are `labels`."""
 
     alpha: float = 0.05
     beta: float = 0.01
     class_drop: float = 0.1
     weight_decay: float = 0.05
+    labels: Labels = PAPER
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,14 @@ class Pass:
     """One batch through teacher and student."""
 
     token_ids_BT: Tensor
-    student_logits_BTV: Tensor
-    teacher_logits_BTV: Tensor
-    student_traces: list[BlockTrace]
-    teacher_traces: list[BlockTrace]
+    teacher: TeacherPass
+    logits_BTV: Tensor
+    traces: list[BlockTrace]
 
     @property
     def classification_loss(self) -> Tensor:
         """L_cls: the cross-entropy that VAR is trained with."""
-        return F.cross_entropy(self.student_logits_BTV.flatten(0, 1), self.token_ids_BT.flatten())
+        return F.cross_entropy(self.logits_BTV.flatten(0, 1), self.token_ids_BT.flatten())
 
 
 def student_of(teacher: VAR, config: ModelConfig, seed: int = 0) -> VAR:
@@ -69,9 +71,11 @@ def train_stage1(
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
-        pairs = zip(teacher.blocks, batch.student_traces, batch.teacher_traces, strict=True)
-        parts = torch.stack([scorer_losses(student.config, block.ffn, *traces) for block, *traces in pairs]).sum(0)
-        dis, bl = parts.unbind()
+        parts = [
+            scorer_losses(student.config, settings.labels, batch.teacher, block, trace)
+            for block, trace in enumerate(batch.traces)
+        ]
+        dis, bl = torch.stack(parts).sum(0).unbind()
         return {"loss": cls + settings.alpha * dis + settings.beta * bl, "cls": cls, "dis": dis, "bl": bl}
 
     return _train("Stage 1", teacher, student, settings, store, quantizer, losses, is_scorer, straight_through=True)
@@ -84,8 +88,8 @@ def train_stage2(
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
-        kl = output_loss(batch.student_logits_BTV, batch.teacher_logits_BTV)
-        pairs = zip(batch.student_traces, batch.teacher_traces, strict=True)
+        kl = output_loss(batch.logits_BTV, batch.teacher.logits_BTV)
+        pairs = zip(batch.traces, batch.teacher.traces, strict=True)
         mse = torch.stack([block_loss(s.output_RTC, t.output_RTC) for s, t in pairs]).mean()
         return {"loss": cls + kl + mse, "cls": cls, "kl": kl, "mse": mse}
 
@@ -93,12 +97,6 @@ def train_stage2(
         return not is_scorer(name)
 
     return _train("Stage 2", teacher, student, settings, store, quantizer, losses, trainable, straight_through=False)
-
-
-@torch.no_grad()
-def teacher_pass(teacher: VAR, class_ids_B: Tensor, tokens_in_BTE: Tensor) -> tuple[Tensor, list[BlockTrace]]:
-    """The frozen teacher on a batch, without gradients: logits BTV and each block's trace. Once per step."""
-    return teacher(class_ids_B, tokens_in_BTE)
 
 
 def _train(
@@ -131,9 +129,9 @@ def _train(
         with torch.no_grad():
             tokens_in_BTE, _ = quantizer.teacher_forcing(token_ids_BT)
         with autocast(settings.device):
-            teacher_logits, teacher_traces = teacher_pass(teacher, class_ids_B, tokens_in_BTE)
+            taught = teacher_pass(teacher, class_ids_B, tokens_in_BTE)
             logits, traces = student(class_ids_B, tokens_in_BTE, straight_through=straight_through)
-            values = losses(Pass(token_ids_BT, logits, teacher_logits, traces, teacher_traces))
+            values = losses(Pass(token_ids_BT, taught, logits, traces))
         optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
