@@ -6,6 +6,7 @@ What a killed run wrote after its last state is taken back when it is resumed: n
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -62,7 +63,8 @@ class Curves:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close what is open."""
         if self._file:
-            self._file.close()
+            with suppress(OSError):  # what could not be written is still waiting, and was told
+                self._file.close()
         if self._board:
             self._board.close()
 

@@ -11,13 +11,11 @@ from actvar.errors import UsageError
 if TYPE_CHECKING:
     from actvar.distill.stages import StageSettings
 
-CHECKPOINT = "actvar.safetensors"
-
 TokensOption: TypeAlias = Annotated[
     Path, typer.Option(show_default=False, help="What `actvar-trt encode` made of the training pictures.")
 ]
 OutOption: TypeAlias = Annotated[
-    Path, typer.Option(show_default=False, help=f"Folder of the run: its state, its curves, {CHECKPOINT}.")
+    Path, typer.Option(show_default=False, help="Folder of the run: its state, its curves, actvar.safetensors.")
 ]
 StepsOption: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Updates, in place of --epochs.")]
 BatchOption: TypeAlias = Annotated[int, typer.Option(min=1, help="Pictures an update, over all processes.")]

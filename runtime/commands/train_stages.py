@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from actvar.config import Activation, ModelConfig
-from actvar.errors import CheckpointError, DataError, UsageError
+from actvar.errors import UsageError
 from actvar.runtime.commands.model_choice import (
     ActiveScalesOption,
     ExpertRatesOption,
@@ -21,7 +21,6 @@ from actvar.runtime.commands.model_choice import (
     chosen_activation,
 )
 from actvar.runtime.commands.train_run import (
-    CHECKPOINT,
     AccumulateOption,
     AverageOption,
     BatchOption,
@@ -104,11 +103,12 @@ def stage1(
         tensorboard, save_every, parallel,
     )  # fmt: skip
     with needs("train", "to train"):
+        from actvar.distill.files import CHECKPOINT, load_teacher
         from actvar.distill.stages import student_of, train_stage1
         from actvar.training.team import team_of
     choice.check()
     with team_of(parallel, device) as team:
-        dense = _teacher(teacher, vqvae)
+        dense = load_teacher(teacher, vqvae)
         scales = len(dense.config.schedule)
         last_two = f"{scales - 1},{scales}"
         chosen = chosen_activation(dense.config, active_scales or last_two, token_rates, expert_rates, experts)
@@ -150,51 +150,14 @@ def stage2(
         tensorboard, save_every, parallel,
     )  # fmt: skip
     with needs("train", "to train"):
+        from actvar.distill.files import CHECKPOINT, load_student, load_teacher
         from actvar.distill.stages import train_stage2
         from actvar.training.team import team_of
     choice.check()
     with team_of(parallel, device) as team:
-        dense = _teacher(teacher, vqvae)
-        _train(choice, 10.0, train_stage2, dense, _student(student, dense, teacher), team)
+        dense = load_teacher(teacher, vqvae)
+        _train(choice, 10.0, train_stage2, dense, load_student(student, dense, teacher), team)
         _tell(team, f"Wrote {out / CHECKPOINT}. Next: actvar-trt export --checkpoint {out / CHECKPOINT}")
-
-
-def _teacher(path: Path, vqvae: Path | None) -> "ActVAR":
-    """The dense model that a file holds.
-
-    Raises:
-        CheckpointError: it holds none.
-    """
-    from actvar.checkpoint import load_model
-
-    teacher = load_model(path, vqvae)
-    if teacher.config.activation:
-        raise CheckpointError(f"--teacher {path} is an ActVAR. Name the dense VAR that it was made of.")
-    return teacher
-
-
-def _student(path: Path, teacher: "ActVAR", teacher_path: Path) -> "VAR":
-    """The ActVAR of a file, or of stage 1's folder, that the teacher belongs to.
-
-    Raises:
-        CheckpointError: there is none, or it is another's.
-    """
-    from actvar.checkpoint import load_model
-
-    file = path / CHECKPOINT if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise CheckpointError(f"{path} holds no {CHECKPOINT}: stage 1 has not ended there. Run it again, to its end.")
-    student = load_model(file)
-    if student.config.activation is None:
-        raise CheckpointError(f"--student {file} is a dense VAR. Make an ActVAR of it first: actvar-trt train stage1.")
-    ours, theirs = student.config.to_dict(), teacher.config.to_dict()
-    differs = [name for name in ours if name != "activation" and ours[name] != theirs[name]]
-    if differs:
-        said = ", ".join(f"{name} {theirs[name]} -> {ours[name]}" for name in differs)
-        raise CheckpointError(
-            f"--student {file} was not made of --teacher {teacher_path} ({said}). Name the two that belong together."
-        )
-    return student.var
 
 
 def _require_a_choice(config: ModelConfig) -> None:
@@ -212,36 +175,14 @@ def _train(
     student: "VAR",
     team: "Team",
 ) -> None:
-    """Train, and write the checkpoint.
+    """Train, and write the checkpoint; `epochs` are the paper's."""
+    from actvar.distill.files import open_tokens, write_checkpoint
 
-    Raises:
-        DataError: the tokens are not the teacher's, or too few.
-        CheckpointError: the folder is another run's, or cannot be written.
-    """
-    import torch
-
-    from actvar.checkpoint import save_model
-    from actvar.data.tokens import open_token_store
-    from actvar.models.actvar import empty_model
-
-    store = open_token_store(choice.tokens, teacher.vqvae)
-    classes = int(store.class_ids.max()) + 1
-    if classes > teacher.config.num_classes:
-        raise DataError(
-            f"{choice.tokens} holds pictures of {classes} classes, and the teacher knows {teacher.config.num_classes}. "
-            "Name the tokens of its own data."
-        )
-    if len(store) < choice.batch:
-        raise DataError(
-            f"{choice.tokens} holds {len(store)} pictures, fewer than a batch of {choice.batch}. "
-            "Encode more, or take a smaller --batch."
-        )
+    store = open_tokens(choice.tokens, teacher, choice.batch)
     settings = choice.settings(epochs, len(store))
     trained = train(teacher.var, student, settings, store, teacher.vqvae.quantize, team)
     if team.is_main:
-        model = empty_model(trained.config)
-        model.var, model.vqvae = trained, teacher.vqvae
-        save_model(model, choice.out / CHECKPOINT, torch.float32)  # stage 2 goes on with exactly these
+        write_checkpoint(choice.out, trained, teacher)
     team.wait()
 
 
