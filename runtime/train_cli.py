@@ -1,4 +1,4 @@
-"""`actvar-trt train`: the trainings of the mini models, as arguments and nothing else.
+"""`actvar-trt train`: the two stages of any ActVAR, and the trainings of the mini models, as arguments and no more.
 
 PyTorch is imported inside the commands, so that the rest of the command line does not wait for it.
 """
@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from actvar.runtime.commands import train_stages
+
 if TYPE_CHECKING:
     from actvar.config import Activation
     from actvar.training.mini import MiniRecipe
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Train the mini models on Glyphs-100. Every command resumes where it was stopped.",
+    help="Train an ActVAR from a VAR (stage1, stage2), or the mini models from nothing. All go on where they stopped.",
     epilog="Example: actvar-trt train mini --out runs/mini",
 )
+app.command(epilog=train_stages.STAGE1_EXAMPLES)(train_stages.stage1)
+app.command(epilog=train_stages.STAGE2_EXAMPLES)(train_stages.stage2)
 
 Out = Annotated[Path, typer.Option(help="Folder of the run: states, logs, tokens, checkpoints.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]

@@ -90,13 +90,19 @@ def open_token_store(folder: Path, vqvae: VQVAE | None = None) -> TokenStore:
         vqvae: that the tokens must be of, where it is known.
 
     Raises:
-        DataError: it is no store, is not whole yet, was damaged, holds no picture, or is of another VQVAE.
+        DataError: it is no store, is not whole yet, was damaged, holds no picture, or is of another VQVAE or
+            other scales.
     """
     plan = read_plan(folder)
     if vqvae is not None and (found := vqvae_hash(vqvae)) != plan.vqvae:
         raise DataError(
             f"{folder} holds tokens of another VQVAE: expected {found[:12]}…, found {plan.vqvae[:12]}…. "
             "Encode the pictures with this one, or take that one."
+        )
+    if vqvae is not None and (patch_nums := vqvae.quantize.schedule.patch_nums) != plan.patch_nums:
+        raise DataError(
+            f"{folder} holds tokens of other scales: expected patch_nums {patch_nums}, found {plan.patch_nums}. "
+            "Encode the pictures with the model's own."
         )
     records = [read_record(folder, plan, chunk) for chunk in plan.chunks]
     if missing := [chunk for chunk, record in zip(plan.chunks, records, strict=True) if record is None]:

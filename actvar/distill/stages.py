@@ -8,10 +8,11 @@ Letters in shapes: B pictures, T tokens of all scales, E code width, V codes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from actvar.config import ModelConfig
 from actvar.data.tokens import TokenStore
@@ -22,17 +23,19 @@ from actvar.distill.scorer_losses import scorer_losses
 from actvar.models.block import BlockTrace
 from actvar.models.quantizer import MultiScaleQuantizer
 from actvar.models.var import VAR, fresh_scorers, is_scorer
-from actvar.training.loop import RunSettings, autocast, run, step_generator
+from actvar.training.fingerprint import store_fingerprint, weights_fingerprint
+from actvar.training.loop import autocast, run
+from actvar.training.team import ALONE, Team
+from actvar.training.token_batches import TokenBatches, TokenSettings
+from actvar.training.update import Update
 
 
 @dataclass(frozen=True)
-class StageSettings(RunSettings):
+class StageSettings(TokenSettings):
     """The run; alpha and beta weigh stage 1's distillation and balancing losses (Eq. 19), whose labels are `labels`."""
 
     alpha: float = 0.05
     beta: float = 0.01
-    class_drop: float = 0.1
-    weight_decay: float = 0.05
     labels: Labels = PAPER
 
 
@@ -64,10 +67,40 @@ def student_of(teacher: VAR, config: ModelConfig, seed: int = 0) -> VAR:
     return student
 
 
+def learns_in_stage1(config: ModelConfig, name: str) -> bool:
+    """Whether a parameter is a router's or a selector's that has something to choose at some scale."""
+    scales, activation = range(len(config.schedule)), config.activation
+    if activation is None or not is_scorer(name):
+        return False
+    if ".selector." in name:
+        return any(config.kept_tokens(si) < config.schedule.tokens[si] for si in scales)
+    return any(config.active_experts(si) < activation.experts for si in scales)
+
+
 def train_stage1(
-    teacher: VAR, student: VAR, settings: StageSettings, store: TokenStore, quantizer: MultiScaleQuantizer
+    teacher: VAR,
+    student: VAR,
+    settings: StageSettings,
+    store: TokenStore,
+    quantizer: MultiScaleQuantizer,
+    team: Team = ALONE,
 ) -> VAR:
-    """Train routers and selectors; everything else is frozen (Eq. 19)."""
+    """Train routers and selectors; everything else is frozen (Eq. 19).
+
+    Args:
+        teacher: the dense model.
+        student: see `student_of`; it is trained in place.
+        settings: the run.
+        store: the teacher's tokens.
+        quantizer: that they are of.
+        team: the processes that train together. The main one is given the student, the others its shapes, where its
+            weights are sharded.
+
+    Returns: the student on the CPU in evaluation mode.
+
+    Raises:
+        CheckpointError, ActVARError, UsageError: see `actvar.training.loop.run`.
+    """
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
@@ -78,13 +111,19 @@ def train_stage1(
         dis, bl = torch.stack(parts).sum(0).unbind()
         return {"loss": cls + settings.alpha * dis + settings.beta * bl, "cls": cls, "dis": dis, "bl": bl}
 
-    return _train("Stage 1", teacher, student, settings, store, quantizer, losses, is_scorer, straight_through=True)
+    stage = _Stage("Stage 1", losses, partial(learns_in_stage1, student.config), straight_through=True)
+    return _train(stage, teacher, student, settings, store, quantizer, team)
 
 
 def train_stage2(
-    teacher: VAR, student: VAR, settings: StageSettings, store: TokenStore, quantizer: MultiScaleQuantizer
+    teacher: VAR,
+    student: VAR,
+    settings: StageSettings,
+    store: TokenStore,
+    quantizer: MultiScaleQuantizer,
+    team: Team = ALONE,
 ) -> VAR:
-    """Fine-tune experts, attention and the rest; routers and selectors are frozen (Eq. 22)."""
+    """Fine-tune experts, attention and the rest; routers and selectors are frozen (Eq. 22). See `train_stage1`."""
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
@@ -93,50 +132,60 @@ def train_stage2(
         mse = torch.stack([block_loss(s.output_RTC, t.output_RTC) for s, t in pairs]).mean()
         return {"loss": cls + kl + mse, "cls": cls, "kl": kl, "mse": mse}
 
-    def trainable(name: str) -> bool:
-        return not is_scorer(name)
+    stage = _Stage("Stage 2", losses, lambda name: not is_scorer(name), straight_through=False)
+    return _train(stage, teacher, student, settings, store, quantizer, team)
 
-    return _train("Stage 2", teacher, student, settings, store, quantizer, losses, trainable, straight_through=False)
+
+@dataclass(frozen=True)
+class _Stage:
+    """What sets a stage apart: its losses, what it trains (by name), and how gradients meet a choice."""
+
+    title: str
+    losses: Callable[[Pass], dict[str, Tensor]]
+    trains: Callable[[str], bool]
+    straight_through: bool
 
 
 def _train(
-    title: str,
+    stage: _Stage,
     teacher: VAR,
     student: VAR,
     settings: StageSettings,
     store: TokenStore,
     quantizer: MultiScaleQuantizer,
-    losses: Callable[[Pass], dict[str, Tensor]],
-    trainable: Callable[[str], bool],
-    straight_through: bool,
+    team: Team,
 ) -> VAR:
-    teacher, student = teacher.to(settings.device).requires_grad_(False), student.to(settings.device)
-    quantizer = quantizer.to(settings.device)
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(trainable(name))
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    inputs = {
+        "teacher": weights_fingerprint(teacher),
+        "student": weights_fingerprint(student),
+        "activation": str(student.config.activation),
+        "data": store_fingerprint(store),
+        "vqvae": weights_fingerprint(quantizer),
+    }
+    device = team.device(settings.device)
+    teacher, quantizer = teacher.to(device).requires_grad_(False), quantizer.to(device)
+    for name, parameter in student.to(device).named_parameters():
+        parameter.requires_grad_(stage.trains(name))
+    model = team.wrap(student)
+    parameters = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
     )
+    update = Update(model, parameters, {"optimizer": optimizer}, settings.accumulate, settings.average, team)
+    batches = TokenBatches(store, settings, student.config.num_classes, device, team)
 
-    def step(number: int, learning_rate: float) -> dict[str, Tensor]:
-        optimizer.param_groups[0]["lr"] = learning_rate
-        generator = step_generator(settings, number)
-        token_ids_BT, class_ids_B = store.batch(torch.randint(len(store), (settings.batch,), generator=generator))
-        dropped_B = torch.rand(settings.batch, generator=generator) < settings.class_drop
-        class_ids_B = class_ids_B.masked_fill(dropped_B, student.config.num_classes).to(settings.device)
-        token_ids_BT = token_ids_BT.to(settings.device)
+    def losses(token_ids_BT: Tensor, class_ids_B: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             tokens_in_BTE, _ = quantizer.teacher_forcing(token_ids_BT)
-        with autocast(settings.device):
+        with autocast(device, settings.precision):
             taught = teacher_pass(teacher, class_ids_B, tokens_in_BTE)
-            logits, traces = student(class_ids_B, tokens_in_BTE, straight_through=straight_through)
-            values = losses(Pass(token_ids_BT, taught, logits, traces))
-        optimizer.zero_grad(set_to_none=True)
-        values["loss"].backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        return values
+            logits, traces = model(class_ids_B, tokens_in_BTE, straight_through=stage.straight_through)
+            return stage.losses(Pass(token_ids_BT, taught, logits, traces))
 
-    run(title, step, {"student": student, "optimizer": optimizer}, settings)
-    return student.cpu().eval().requires_grad_(False)
+    def step(number: int, learning_rate: float) -> dict[str, Tensor]:
+        parts = batches.parts(number, settings.batch)
+        return update.step(learning_rate, (partial(losses, *part) for part in parts))
+
+    run(stage.title, step, {"student": student, **update.states}, settings, inputs, team)
+    update.finish()
+    return team.onto_cpu(student).eval().requires_grad_(False)

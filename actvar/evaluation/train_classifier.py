@@ -34,7 +34,7 @@ def train_classifier(settings: RunSettings) -> GlyphClassifier:
         pictures_N3HW, class_ids_N = glyph_batch(np.arange(first, first + settings.batch), CLASSIFIER_SEED)
         pictures_N3HW = spoilt(pictures_N3HW, step_generator(settings, number)).to(settings.device)
         class_ids_N = class_ids_N.to(settings.device)
-        with autocast(settings.device):
+        with autocast(settings.device, settings.precision):
             logits_NK = classifier(pictures_N3HW.contiguous(memory_format=torch.channels_last)).float()
         loss = F.cross_entropy(logits_NK, class_ids_N)
         optimizer.zero_grad(set_to_none=True)

@@ -5,30 +5,32 @@ Letters in shapes: B pictures, T tokens of the scales in use, C width, V codes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from actvar.config import ModelConfig
 from actvar.data.tokens import TokenStore
 from actvar.models.quantizer import MultiScaleQuantizer
 from actvar.models.var import VAR
-from actvar.training.loop import RunSettings, autocast, run, step_generator
+from actvar.training.fingerprint import store_fingerprint, weights_fingerprint
+from actvar.training.loop import Precision, autocast, run
+from actvar.training.token_batches import TokenBatches, TokenSettings
+from actvar.training.update import Update
 
 
 @dataclass(frozen=True)
-class VARSettings(RunSettings):
+class VARSettings(TokenSettings):
     """The run, and how much of a picture each step sees.
 
     `cycle` holds (scales in use, pictures), one pair for each step in turn, in place of `batch`. A scale sees only
     earlier ones, so that training on the first few is exact for them and costs a fraction of the whole sequence; they
-    decide what is in the picture. `class_drop` is the share of pictures shown without their class, for guidance.
+    decide what is in the picture.
     """
 
     cycle: tuple[tuple[int, int], ...] = ()
-    class_drop: float = 0.1
-    weight_decay: float = 0.05
 
     def view(self, step: int, all_scales: int) -> tuple[int, int]:
         """Scales in use and pictures at a step."""
@@ -42,37 +44,40 @@ def train_var(config: ModelConfig, settings: VARSettings, store: TokenStore, qua
     if config.class_names:
         _share_between_classes(var, config.class_names, torch.Generator().manual_seed(settings.seed + 1))
     var, quantizer = var.to(settings.device), quantizer.to(settings.device)
-    optimizers = _optimizers(var, settings)
+    update = Update(
+        var, dict(var.named_parameters()), _optimizers(var, settings), settings.accumulate, settings.average
+    )
+    batches = TokenBatches(store, settings, config.num_classes, settings.device)
     ends = [start + tokens for start, tokens in zip(config.schedule.starts, config.schedule.tokens, strict=True)]
 
-    def step(number: int, learning_rate: float) -> dict[str, Tensor]:
-        generator = step_generator(settings, number)
-        scales, batch = settings.view(number, len(ends))
-        count = ends[scales - 1]
-        token_ids_BT, class_ids_B = store.batch(torch.randint(len(store), (batch,), generator=generator))
-        dropped_B = torch.rand(batch, generator=generator) < settings.class_drop
-        class_ids_B = class_ids_B.masked_fill(dropped_B, config.num_classes).to(settings.device)
-        token_ids_BT = token_ids_BT[:, :count].to(settings.device)
-        loss_BT = teacher_forced_loss(var, quantizer, class_ids_B, token_ids_BT)
-        loss = loss_BT.mean()
-        for optimizer in optimizers.values():
-            optimizer.param_groups[0]["lr"] = learning_rate
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(var.parameters(), 1.0)
-        for optimizer in optimizers.values():
-            optimizer.step()
-        return {"loss": loss, "first_scales": loss_BT[:, :30].mean(), "gradient": norm, "tokens": torch.tensor(count)}
+    def losses(token_ids_BT: Tensor, class_ids_B: Tensor) -> dict[str, Tensor]:
+        loss_BT = teacher_forced_loss(var, quantizer, class_ids_B, token_ids_BT, settings.precision)
+        return {"loss": loss_BT.mean(), "first_scales": loss_BT[:, :30].mean()}
 
-    run("VAR", step, {"var": var, **optimizers}, settings)
+    def step(number: int, learning_rate: float) -> dict[str, Tensor]:
+        scales, pictures = settings.view(number, len(ends))
+        count = ends[scales - 1]
+        parts = batches.parts(number, pictures)
+        values = update.step(learning_rate, (partial(losses, ids_BT[:, :count], ids_B) for ids_BT, ids_B in parts))
+        return {**values, "tokens": torch.tensor(count)}
+
+    inputs = {"data": store_fingerprint(store), "vqvae": weights_fingerprint(quantizer)}
+    run("VAR", step, {"var": var, **update.states}, settings, inputs)
+    update.finish()
     return var.cpu().eval()
 
 
-def teacher_forced_loss(var: VAR, quantizer: MultiScaleQuantizer, class_ids_B: Tensor, token_ids_BT: Tensor) -> Tensor:
+def teacher_forced_loss(
+    var: VAR,
+    quantizer: MultiScaleQuantizer,
+    class_ids_B: Tensor,
+    token_ids_BT: Tensor,
+    precision: Precision = "auto",
+) -> Tensor:
     """Cross-entropy of every token given all scales before its own (VAR, Eq. 6): BT."""
     with torch.no_grad():
         tokens_in_BTE, _ = quantizer.teacher_forcing(token_ids_BT)
-    with autocast(token_ids_BT.device.type):
+    with autocast(token_ids_BT.device.type, precision):
         logits_BTV, _ = var(class_ids_B, tokens_in_BTE)
     return F.cross_entropy(logits_BTV.flatten(0, 1), token_ids_BT.flatten(), reduction="none").view_as(token_ids_BT)
 

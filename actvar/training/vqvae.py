@@ -48,7 +48,7 @@ def train_vqvae(config: ModelConfig, settings: VQVAESettings, pictures: Pictures
             group["lr"] = learning_rate
         first = number * settings.batch
         batch_B3HW = pictures(range(first, first + settings.batch)).to(settings.device)
-        with autocast(settings.device):
+        with autocast(settings.device, settings.precision):
             f_BEHH = vqvae.quant_conv(vqvae.encoder(batch_B3HW)).float()
         if number == continuous_steps:
             usage.clear()
@@ -59,7 +59,7 @@ def train_vqvae(config: ModelConfig, settings: VQVAESettings, pictures: Pictures
         else:
             f_hat_BEHH, quantizer_loss, ids = vqvae.quantize(f_BEHH)
             usage.record(ids)
-        with autocast(settings.device):
+        with autocast(settings.device, settings.precision):
             out_B3HW = vqvae.decoder(vqvae.post_quant_conv(f_hat_BEHH)).float()
         mse = F.mse_loss(out_B3HW, batch_B3HW)
         loss = mse + 0.5 * F.l1_loss(out_B3HW, batch_B3HW) + quantizer_loss
