@@ -125,7 +125,7 @@ def test_a_first_block_is_judged_by_what_it_added_alone():
     torch.testing.assert_close(logit_changes(batch, 0, here), expected, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("labels", [Labels(experts="together"), Labels(tokens="logits")], ids=str)
+@pytest.mark.parametrize("labels", [Labels("together"), Labels(tokens="logits"), Labels(form="sharp")], ids=str)
 def test_stage_1_learns_the_labels_it_is_given(labels: Labels, tmp_path: Path):
     activation = Activation(experts=4, scales=(3, 10), token_rates=(0.5, 0.75))
     teacher = random_model(replace(DENSE, depth=1))
@@ -139,10 +139,10 @@ def test_stage_1_learns_the_labels_it_is_given(labels: Labels, tmp_path: Path):
 
     ours, papers = trained("ours", labels), trained("papers", PAPER)
     moved = {name for name in ours if not torch.equal(ours[name], papers[name])}
-    taught = "ffn.router" if labels.experts != PAPER.experts else "selector"
+    taught = "selector" if labels.tokens != PAPER.tokens else "ffn.router"
     assert moved and any(taught in name for name in moved)
 
 
 def test_an_unknown_label_is_refused():
-    with pytest.raises(ValueError, match="experts is alone or together, not 'best'"):
+    with pytest.raises(ValueError, match="experts of a label is alone or together, not 'best'"):
         Labels(experts="best")

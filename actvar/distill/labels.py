@@ -1,7 +1,7 @@
 """What routers and selectors are taught to choose: which experts serve a token best, which tokens need a block most.
 
-The paper's two answers, and beside each another one that this project asks about. They are rankings; how a ranking
-becomes a loss is `actvar.distill.losses`'.
+The paper's two answers, and beside each another one that this project asks about. They are rankings, of which a label
+is made; how far a choice is from its label is `actvar.distill.losses`'.
 
 Letters in shapes: B pictures, R rows, T tokens of all scales, L tokens of one scale, K tokens of a piece, N experts,
 C width, V codes.
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from actvar.distill.label_choice import LOGITS, TOGETHER, Labels
-from actvar.distill.losses import expert_distances, token_distances
+from actvar.distill.label_choice import LOGITS, SHARP, TOGETHER, Labels
+from actvar.distill.losses import expert_distances, pseudo_label, sharp_label, token_distances
 from actvar.models.block import BlockTrace
 from actvar.models.experts import FFN
 from actvar.models.var import VAR
@@ -37,6 +37,11 @@ class TeacherPass:
 def teacher_pass(teacher: VAR, class_ids_B: Tensor, tokens_in_BTE: Tensor) -> TeacherPass:
     """Run the frozen teacher, without gradients; once per step."""
     return TeacherPass(teacher, class_ids_B, *teacher(class_ids_B, tokens_in_BTE))
+
+
+def label_of(labels: Labels, closeness: Tensor, keep: int) -> Tensor:
+    """The label of a ranking: a distribution over its last dimension, whose `keep` best are to be chosen."""
+    return sharp_label(closeness, keep) if labels.form == SHARP else pseudo_label(closeness, keep)
 
 
 def expert_closeness(labels: Labels, ffn: FFN, x_RLC: Tensor, experts: int, keep: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from actvar.config import DYNAMIC, ModelConfig
 from actvar.distill.label_choice import Labels
-from actvar.distill.labels import TeacherPass, expert_closeness, token_changes
-from actvar.distill.losses import balancing_loss, distillation_loss, pseudo_label
+from actvar.distill.labels import TeacherPass, expert_closeness, label_of, token_changes
+from actvar.distill.losses import balancing_loss, distillation_loss
 from actvar.models.block import BlockTrace
 
 
@@ -45,13 +45,13 @@ def scorer_losses(config: ModelConfig, labels: Labels, batch: TeacherPass, block
         if selector_scores_RT is not None and keep < config.schedule.tokens[si]:
             change_BL = token_changes(labels, batch, block, here)
             scores_BL = selector_scores_RT[:, here]
-            dis = dis + distillation_loss(scores_BL, pseudo_label(change_BL, keep))
+            dis = dis + distillation_loss(scores_BL, label_of(labels, change_BL, keep))
             bl = bl + balancing_loss(scores_BL, student.kept_RT[:, here])
         if active < experts:
             x_BLC = student.ffn_input_RTC[:, here].detach()
             closeness_BLN = expert_closeness(labels, ffn, x_BLC, experts, active)
             scores_BLN = student.router_scores_RTN[:, here]
-            dis = dis + distillation_loss(scores_BLN, pseudo_label(closeness_BLN, active))
+            dis = dis + distillation_loss(scores_BLN, label_of(labels, closeness_BLN, active))
             if config.activation.expert_choice == DYNAMIC:
                 bl = bl + balancing_loss(scores_BLN, student.active_RTN[:, here])
     return torch.stack((dis, bl))

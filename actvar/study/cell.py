@@ -105,6 +105,8 @@ def _distil(
             device=device,
             save_every=_SAVE_EVERY,
             labels=cell.row.labels,
+            alpha=cell.row.alpha,
+            precision="fp32",  # whatever the machine has: cells of several must be alike
         )
 
     with clock.part("held_out"):

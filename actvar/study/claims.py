@@ -106,6 +106,11 @@ CLAIMS: Sequence[Claim] = (
         (Comparison("experts-4", FULL), Comparison("experts-32", FULL)),
     ),
     Claim(
+        "A sharp label, given weight, beats the label as printed",
+        "ours",
+        (Comparison("label-printed", FULL),),
+    ),
+    Claim(
         "A label by what the experts' sum loses beats the paper's, by each expert alone",
         "ours",
         (Comparison(FULL, "label-together"),),
