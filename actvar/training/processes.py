@@ -8,13 +8,12 @@ GPUs is then what the tests run.
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -35,8 +34,7 @@ class Processes(Team):
 
     def __init__(self, parallel: Parallel, device: str):
         os.environ.pop("ACCELERATE_USE_FSDP", None)  # of `accelerate config`: how to share is said to the command
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-        self._accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        self._accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")  # autocast is the training's own
         self._shards = parallel == "fsdp"
         self.size, self.rank = self._accelerator.num_processes, self._accelerator.process_index
 
@@ -60,13 +58,13 @@ class Processes(Team):
         fully_shard(module)
         return module
 
-    def gathering(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """See `Team`."""
-        return _gathering_shards(model, last) if isinstance(model, FSDPModule) else self._gathering(model, last)
-
     @contextmanager
-    def _gathering(self, model: nn.Module, last: bool) -> Iterator[None]:
-        if last:
+    def gathering(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """See `Team`."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+            yield
+        elif last:
             yield
         else:
             with self._accelerator.no_sync(model):
@@ -118,12 +116,6 @@ class Processes(Team):
         """End the team."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-@contextmanager
-def _gathering_shards(model: FSDPModule, last: bool) -> Iterator[None]:
-    model.set_requires_gradient_sync(last)
-    yield
 
 
 def _full(tensor: Tensor) -> Tensor:

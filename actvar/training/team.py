@@ -93,7 +93,5 @@ def team_of(parallel: Parallel | None, device: str) -> Iterator[Team]:
             "Install it with: pip install 'actvar-trt[train]'"
         ) from None
     team = Processes(parallel or "ddp", device)
-    try:
-        yield team
-    finally:
-        team.leave()
+    yield team
+    team.leave()  # not after an error: the others may be waiting for this process, and its launcher ends them
