@@ -12,13 +12,11 @@ Runtime is slower than fp32.
 Two cores with AVX2, 512 rows, fp32's time by this one's: 1.8 for C to 4C with GELU at C = 1024, 1.5 for 4C to C, 1.7
 for C to C; 3 for 2 rows, where reading the weights is the work.
 
-Letters in shapes: M tokens, I values into a layer, O out of it, N experts, de hidden values of each, C width, T tokens
-of an expert.
+Letters in shapes: M tokens, I values into a layer, O out of it, F hidden values, N experts, e hidden values of each, A
+experts that a token uses.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -31,8 +29,8 @@ _LARGEST_ACTIVATION, _ZERO = 127, 128
 _LEAST = 1e-30  # what a row of zeros is divided by
 _DOMAIN = "com.microsoft"  # of the product that scales its columns while it writes them
 
-VALUES, SCALES, EXPERT_VALUES = "weight_int8", "weight_scale", "experts_int8"
-"""What a layer's weight is stored as: whole numbers [I, O], their scales [O]; fc1's numbers also as [N * I, O / N]."""
+VALUES, SCALES = "weight_int8", "weight_scale"
+"""What a layer's weight is stored as: whole numbers [I, O], their scales [O]."""
 
 
 def column_scales(weight_IO: Tensor) -> Tensor:
@@ -44,13 +42,6 @@ def column_scales(weight_IO: Tensor) -> Tensor:
 def whole_numbers(weight_IO: Tensor) -> Tensor:
     """[I, O] in int8; halves to even."""
     return (weight_IO / column_scales(weight_IO)).round().to(torch.int8)
-
-
-def expert_numbers(experts: int, weight_IO: Tensor) -> Tensor:
-    """[N * I, O / N]: the columns of each expert, one expert after the other."""
-    values_IO = whole_numbers(weight_IO)
-    values_INe = values_IO.unflatten(1, (experts, -1))
-    return values_INe.transpose(0, 1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -88,51 +79,30 @@ def quantized_linear(b: GraphBuilder, x_MI: str, layer: str, name: str) -> str:
     return b.op("Add", product_MO, b.weight(f"{layer}.bias"), name=name)
 
 
-Part: TypeAlias = Callable[[str, int, int], str]
-"""Given a weight's name, a place and a count: the part at this place, of so many along the weight's first dimension."""
+def chosen(b: GraphBuilder, scores_MN: str, active_1: str) -> str:
+    """1 for a token's `active_1` best experts and 0 for the others, [M, N]; equal scores: the lower place first."""
+    _, best_MA = b.ops("TopK", scores_MN, active_1, count=2, axis=1, name="best")
+    none_MN = b.op("ConstantOfShape", b.op("Shape", scores_MN), name="none")
+    one_MA = b.op("Expand", b.scalar(1.0), b.op("Shape", best_MA), name="one")
+    return b.op("ScatterElements", none_MN, best_MA, one_MA, axis=1, name="chosen")
 
 
-def cut(b: GraphBuilder, name: str, place: int, count: int) -> str:
-    """A `Part` by a node, which the engine runs once, as the session is made; it keeps a copy."""
-    size = b.shape(name)[0] // count
-    return b.op("Slice", b.weight(name), b.ints(place * size), b.ints((place + 1) * size), name=f"{name}.{place}")
+def routed_ffn(b: GraphBuilder, x_MC: str, gate_MN: str, ffn: str, experts: int) -> str:
+    """The sum of each token's experts and fc2's bias, [M, C]: what `ActVarRoutedFFN` is in fp32.
 
-
-def quantized_expert(b: GraphBuilder, rows_TC: QuantizedRows, ffn: str, expert: int, experts: int, part: Part) -> str:
-    """What one expert adds to its tokens, [T, C]; fc2's bias is not in it."""
-    fc1, fc2, place = f"{ffn}.fc1", f"{ffn}.fc2", (expert, experts)
-    w1_Ce, scale_e = part(f"{fc1}.{EXPERT_VALUES}", *place), part(f"{fc1}.{SCALES}", *place)
-    hidden_Te = quantized_product(b, rows_TC, w1_Ce, scale_e, "fc1")
-    biased_Te = b.op("Add", hidden_Te, part(f"{fc1}.bias", *place), name="fc1")
-    gelu_Te = b.op("Gelu", biased_Te, approximate="tanh")
-    w2_eC = part(f"{fc2}.{VALUES}", *place)
-    return quantized_product(b, quantized_rows(b, gelu_Te), w2_eC, b.weight(f"{fc2}.{SCALES}"), "fc2")
-
-
-def quantized_experts(
-    b: GraphBuilder, x_MC: str, scores_MN: str, ffn: str, experts: int, active_1: str, part: Part
-) -> str:
-    """The sum of each token's best experts and fc2's bias, [M, C]: what `ActVarRoutedFFN` is in fp32.
+    All hidden values are computed, and those of the experts that a token does not use are set to 0. With products of
+    whole numbers as fast as they are, it takes longer to collect each expert's tokens, and to add up what comes of
+    them, than to multiply for nothing.
 
     Args:
         b: the graph.
         x_MC: the tokens.
-        scores_MN: the router's.
+        gate_MN: see `chosen`.
         ffn: the layers' name.
-        experts: how many there are.
-        active_1: a value, how many of them a token uses.
-        part: how a weight is cut.
+        experts: N.
     """
-    _, chosen_MA = b.ops("TopK", scores_MN, active_1, count=2, axis=1, name="best")
-    rows = quantized_rows(b, x_MC)
-    sum_MC = b.op("Expand", b.weight(f"{ffn}.fc2.bias"), b.op("Shape", x_MC), name="start")
-    for expert in range(experts):
-        with b.scope(f"experts.{expert}"):
-            is_chosen_MA = b.op("Equal", chosen_MA, b.int_scalar(expert))
-            places_2T = b.op("NonZero", is_chosen_MA)
-            tokens_T = b.op("Gather", places_2T, b.int_scalar(0), axis=0, name="tokens")
-            taken = QuantizedRows(*(b.op("Gather", part, tokens_T) for part in (rows.values_MI, rows.scale_M1)))
-            out_TC = quantized_expert(b, taken, ffn, expert, experts, part)
-            tokens_T1 = b.reshape(tokens_T, -1, 1)
-            sum_MC = b.op("ScatterND", sum_MC, tokens_T1, out_TC, reduction="add", name="sum")
-    return sum_MC
+    hidden_MF = b.op("Gelu", quantized_linear(b, x_MC, f"{ffn}.fc1", "fc1"), approximate="tanh")
+    size = b.shape(f"{ffn}.fc1.{VALUES}")[1]
+    hidden_MNe = b.reshape(hidden_MF, -1, experts, size // experts)
+    gated_MNe = b.op("Mul", hidden_MNe, b.reshape(gate_MN, -1, experts, 1), name="gated")
+    return quantized_linear(b, b.reshape(gated_MNe, -1, size), f"{ffn}.fc2", "fc2")

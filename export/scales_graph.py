@@ -302,19 +302,21 @@ class _BlockWriter:
         return changed_MC, scores_RKN
 
     def _int8_ffn(self, weights: str, experts: int, x_RKC: str, x_MC: str) -> tuple[str, str]:
-        """In int8, where a matrix takes a quarter of the memory: each way with nodes of its own."""
+        """In int8: both ways by the same nodes, as those that are not chosen are multiplied, too."""
         b = self.b
 
-        def routed() -> tuple[str, str]:
+        def some() -> tuple[str, str]:
             scores_MN, scores_RKN = self._scores(weights, experts, x_RKC, x_MC)
-            sum_MC = int8.quantized_experts(b, x_MC, scores_MN, weights, experts, self.active_1, b.weight_slice)
-            return sum_MC, scores_RKN
+            return int8.chosen(b, scores_MN, self.active_1), scores_RKN
 
-        def dense() -> tuple[str, str]:
-            return dense_ffn(b, weights, x_MC), b.op("ConstantOfShape", b.ints(0, 0, experts), name="no_scores")
+        def all_of_them() -> tuple[str, str]:
+            rows_1 = b.op("Shape", x_MC, start=0, end=1, name="rows")
+            shape_MN = b.op("Concat", rows_1, b.ints(experts), axis=0, name="gate_shape")
+            all_MN = b.op("Expand", b.scalar(1.0), shape_MN, name="all")
+            return all_MN, b.op("ConstantOfShape", b.ints(0, 0, experts), name="no_scores")
 
-        changed_MC, scores_RKN = b.choose(self.routes, routed, dense, ["float32", "float32"], "change")
-        return changed_MC, scores_RKN
+        gate_MN, scores_RKN = b.choose(self.routes, some, all_of_them, ["float32", "float32"], "gate")
+        return int8.routed_ffn(b, x_MC, gate_MN, weights, experts), scores_RKN
 
     def _scores(self, weights: str, experts: int, x_RKC: str, x_MC: str) -> tuple[str, str]:
         """The router's, MN and RKN."""

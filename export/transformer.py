@@ -11,7 +11,6 @@ de = 4C / N; M = R * K, the tokens of all rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -190,8 +189,8 @@ class BlockWriter:
         experts, each = activation.experts, self.config.hidden // activation.experts
         scores_RKN = b.reshape(linear(b, x_MC, f"{weights}.router", "router"), -1, self._keep, experts)
         if b.has(f"{fc2}.{int8.VALUES}"):
-            scores_MN, part = b.reshape(scores_RKN, -1, experts), partial(int8.cut, b)
-            return int8.quantized_experts(b, x_MC, scores_MN, weights, experts, b.ints(active), part), scores_RKN
+            gate_MN = int8.chosen(b, b.reshape(scores_RKN, -1, experts), b.ints(active))
+            return int8.routed_ffn(b, x_MC, gate_MN, weights, experts), scores_RKN
         w1_NeC = b.weight(f"{weights}.fc1.weight", (experts, each, width))
         b1_Ne = b.weight(f"{weights}.fc1.bias", (experts, each))
         w2_NeC = b.weight(f"{fc2}.weight_t", (experts, each, width))

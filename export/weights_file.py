@@ -152,7 +152,7 @@ class WeightsFile:
         shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
         recipes: dict[str, _AnyRecipe] = dict(_recipes(config, shapes))
         if precision == "int8":
-            recipes = _in_int8(config, recipes)
+            recipes = _in_int8(recipes)
         if decoder:
             recipes = {name: recipe for name, recipe in recipes.items() if not name.startswith(_OF_DECODER)}
             recipes |= {name: _Given(tensor) for name, tensor in decoder.items()}
@@ -246,7 +246,7 @@ def _recipes(config: ModelConfig, names: Iterable[str]) -> dict[str, _Recipe]:
     return recipes
 
 
-def _in_int8(config: ModelConfig, recipes: Mapping[str, _AnyRecipe]) -> dict[str, _AnyRecipe]:
+def _in_int8(recipes: Mapping[str, _AnyRecipe]) -> dict[str, _AnyRecipe]:
     """The same tensors, each matrix of the blocks as whole numbers and scales."""
     found: dict[str, _AnyRecipe] = {}
     for name, recipe in recipes.items():
@@ -257,15 +257,7 @@ def _in_int8(config: ModelConfig, recipes: Mapping[str, _AnyRecipe]) -> dict[str
         made = partial(_Int8Recipe, recipe, kind == "weight_t")
         found[f"{layer}.{int8.VALUES}"] = made(int8.whole_numbers, lambda wide, out: (wide, out))
         found[f"{layer}.{int8.SCALES}"] = made(int8.column_scales, lambda _, out: (out,))
-        if config.activation and layer.endswith(".fc1"):
-            count = config.activation.experts
-            of_shape = partial(_shape_by_expert, count)
-            found[f"{layer}.{int8.EXPERT_VALUES}"] = made(partial(int8.expert_numbers, count), of_shape)
     return found
-
-
-def _shape_by_expert(experts: int, wide: int, out: int) -> tuple[int, ...]:
-    return experts * wide, out // experts
 
 
 def _block(config: ModelConfig, block: str) -> dict[str, _Recipe]:

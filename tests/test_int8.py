@@ -124,30 +124,29 @@ def test_a_row_and_a_column_of_zeros_give_the_bias(tmp_path):
 
 @pytest.mark.parametrize("active", [1, 3])
 def test_experts_add_what_each_token_chose(tmp_path, active):
-    """Token by token and expert by expert; expert 2 is chosen by none, so it works on no rows at all."""
+    """Token by token and expert by expert; expert 2 is chosen by none, so that its numbers must not be seen at all."""
     rows, width, hidden, experts = 6, 32, 64, 4
     (w1_IO, b1_O), (w2_IO, b2_O) = random_layer(width, hidden), random_layer(hidden, width)
     x_MC, scores_MN = RNG.normal(size=(rows, width)), RNG.normal(size=(rows, experts))
     scores_MN[:, 2] = -10
-    by_expert = int8.expert_numbers(experts, torch.from_numpy(w1_IO)).numpy()
     tensors = stored_layer("ffn.fc1", w1_IO, b1_O) | stored_layer("ffn.fc2", w2_IO, b2_O)
-    tensors[f"ffn.fc1.{int8.EXPERT_VALUES}"] = by_expert
 
     def write(b):
-        return int8.quantized_experts(b, "x", "scores", "ffn", experts, b.ints(active), lambda *of: int8.cut(b, *of))
+        return int8.routed_ffn(b, "x", int8.chosen(b, "scores", b.ints(active)), "ffn", experts)
 
     y_MC = run(tmp_path, tensors, write, {"x": x_MC, "scores": scores_MN})
     each = hidden // experts
-    scales_O = np.abs(w2_IO).max(0) / 64  # of the whole column, also where an expert has only a part of it
+    scales_O = np.abs(w2_IO).max(0) / 64
     w2_in_steps_IO = np.rint(w2_IO / scales_O) * scales_O
-    expected_MC = np.tile(b2_O.astype(np.float64), (rows, 1))
+    expected_MC = np.empty((rows, width))
     for m in range(rows):
+        hidden_F = np.zeros(hidden)
         for expert in np.argsort(-scores_MN[m])[:active]:
             own = slice(expert * each, (expert + 1) * each)
             hidden_E = reference(x_MC[m : m + 1], w1_IO[:, own], b1_O[own])[0]
-            gelu_E = 0.5 * hidden_E * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden_E + 0.044715 * hidden_E**3)))
-            step = np.abs(gelu_E).max() / 127
-            expected_MC[m] += np.rint(gelu_E / step) * step @ w2_in_steps_IO[own]
+            hidden_F[own] = 0.5 * hidden_E * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden_E + 0.044715 * hidden_E**3)))
+        step = np.abs(hidden_F).max() / 127
+        expected_MC[m] = np.rint(hidden_F / step) * step @ w2_in_steps_IO + b2_O
     np.testing.assert_allclose(y_MC, expected_MC, rtol=0, atol=2e-3 * np.abs(expected_MC).max())
 
 
@@ -158,14 +157,6 @@ def test_weights_are_rounded_by_column_to_seven_bits_and_a_sign():
     assert values_IO.dtype == torch.int8
     assert values_IO.abs().amax(0).tolist() == [64] * 12
     assert ((values_IO * scales_O - weight_IO).abs() <= scales_O * 0.5001).all()
-
-
-def test_an_experts_numbers_are_its_columns():
-    """So that its part of the file is one block of memory."""
-    weight_IO = torch.from_numpy(RNG.normal(size=(6, 8)).astype(np.float32))
-    by_expert = int8.expert_numbers(4, weight_IO).view(4, 6, 2)
-    for expert in range(4):
-        assert torch.equal(by_expert[expert], int8.whole_numbers(weight_IO)[:, 2 * expert : 2 * expert + 2])
 
 
 # ---- bundles
