@@ -19,6 +19,7 @@ from actvar.distill.losses import (
     expert_distances,
     output_loss,
     pseudo_label,
+    sharp_label,
     token_distances,
 )
 from actvar.distill.stages import StageSettings, student_of, train_stage1, train_stage2
@@ -80,6 +81,11 @@ def test_the_pseudo_label_is_two_softmaxes_over_the_best():
     first = [0.0] * 4
     first[2], first[3] = softmax([2.0, 0.7])
     torch.testing.assert_close(pseudo_label(torch.tensor(closeness), keep), torch.tensor(softmax(first)))
+
+
+def test_a_sharp_label_shares_95_percent_among_the_best():
+    label = sharp_label(torch.tensor([0.3, -1.2, 2.0, 0.7, 0.0]), 2)
+    torch.testing.assert_close(label, torch.tensor([0.05 / 3, 0.05 / 3, 0.475, 0.475, 0.05 / 3]))
 
 
 def test_the_distillation_loss_is_the_printed_kl():

@@ -11,6 +11,8 @@ from small_training import ACTIVE, TEACHER, TRAININGS, fresh_student, logged, ra
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from actvar.distill.label_choice import PAPER
+from actvar.distill.labels import teacher_pass
 from actvar.distill.losses import block_loss, distillation_loss, expert_distances
 from actvar.distill.scorer_losses import scorer_losses
 from actvar.distill.stages import learns_in_stage1
@@ -51,10 +53,11 @@ def test_a_blocks_losses_are_those_of_the_loops(token_rates: tuple[float, ...], 
             parameter.data.normal_(generator=torch.Generator().manual_seed(len(name)))
     classes, tokens_in = torch.tensor([0, 3]), torch.randn(2, 13, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, [theirs] = teacher.var(classes, tokens_in)
+        taught = teacher_pass(teacher.var, classes, tokens_in)
         _, [ours] = student(classes, tokens_in)
-        found = scorer_losses(student.config, teacher.var.blocks[0].ffn, ours, theirs)
+        found = scorer_losses(student.config, PAPER, taught, 0, ours)
 
+    [theirs] = taught.traces
     ffn, expected = teacher.var.blocks[0].ffn, torch.zeros(2)
     for start, tokens, keep, active in ((1, 4, round(4 * token_rates[0]), 2), (5, 9, 5, 3)):
         by_picture, by_token = [], []

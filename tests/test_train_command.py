@@ -81,6 +81,18 @@ def test_official_files_are_teachers(train: Command):
 
 
 @pytest.mark.parametrize(
+    "given",
+    [("--label-form", "sharp"), ("--expert-label", "together"), ("--token-label", "logits"), ("--alpha", "2")],
+    ids=lambda given: given[0],
+)
+def test_stage_1_learns_what_it_is_asked_to(train: Command, given: tuple[str, str]):
+    """Another label or weight is another loss of the first step, for the same pictures and routers."""
+    assert train(*STAGE1)[0] == 0 and train(*STAGE1, "--out", "other", *given)[0] == 0
+    first, other = (logged(Path(folder))[0] for folder in ("stage1", "other"))
+    assert first["cls"] == other["cls"] and first["loss"] != other["loss"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("--token-rates", "0,0.5"), 2, "token_rates must lie in (0, 1], got (0.0, 0.5)"),

@@ -13,6 +13,8 @@ from torch import Tensor
 from actvar.models.experts import FFN
 from actvar.models.selection import top_mask
 
+_TO_OTHERS = 0.05  # share of a sharp label
+
 
 @torch.no_grad()
 def expert_distances(ffn: FFN, x_RLC: Tensor, experts: int) -> Tensor:
@@ -43,6 +45,16 @@ def pseudo_label(closeness: Tensor, keep: int) -> Tensor:
     """
     best = closeness.masked_fill(~top_mask(closeness, keep), -torch.inf)
     return best.softmax(-1).softmax(-1)
+
+
+def sharp_label(closeness: Tensor, keep: int) -> Tensor:
+    """95 % evenly to the `keep` best, and 5 % evenly to all others, which keeps the KL finite. There must be others.
+
+    Not the paper's. With many to keep, the label as printed is nearly even: in the geometric mean, one that is to be
+    chosen has e^(1/K) times the share of one that is not, 1.09 times for 12 experts of 16, 1.005 for 192 tokens of 256.
+    """
+    left_out = closeness.shape[-1] - keep
+    return torch.where(top_mask(closeness, keep), (1 - _TO_OTHERS) / keep, _TO_OTHERS / left_out)
 
 
 def distillation_loss(scores: Tensor, label: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from actvar.config import ModelConfig
 from actvar.data.tokens import TokenStore
+from actvar.distill.label_choice import PAPER, Labels
+from actvar.distill.labels import TeacherPass, teacher_pass
 from actvar.distill.losses import block_loss, output_loss
 from actvar.distill.scorer_losses import scorer_losses
 from actvar.models.block import BlockTrace
@@ -30,10 +32,11 @@ from actvar.training.update import Update
 
 @dataclass(frozen=True)
 class StageSettings(TokenSettings):
-    """The run; alpha and beta weigh stage 1's distillation and balancing losses (Eq. 19)."""
+    """The run; alpha and beta weigh stage 1's distillation and balancing losses (Eq. 19), whose labels are `labels`."""
 
     alpha: float = 0.05
     beta: float = 0.01
+    labels: Labels = PAPER
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,14 @@ class Pass:
     """One batch through teacher and student."""
 
     token_ids_BT: Tensor
-    student_logits_BTV: Tensor
-    teacher_logits_BTV: Tensor
-    student_traces: list[BlockTrace]
-    teacher_traces: list[BlockTrace]
+    teacher: TeacherPass
+    logits_BTV: Tensor
+    traces: list[BlockTrace]
 
     @property
     def classification_loss(self) -> Tensor:
         """L_cls: the cross-entropy that VAR is trained with."""
-        return F.cross_entropy(self.student_logits_BTV.flatten(0, 1), self.token_ids_BT.flatten())
+        return F.cross_entropy(self.logits_BTV.flatten(0, 1), self.token_ids_BT.flatten())
 
 
 def student_of(teacher: VAR, config: ModelConfig, seed: int = 0) -> VAR:
@@ -102,9 +104,11 @@ def train_stage1(
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
-        pairs = zip(teacher.blocks, batch.student_traces, batch.teacher_traces, strict=True)
-        parts = torch.stack([scorer_losses(student.config, block.ffn, *traces) for block, *traces in pairs]).sum(0)
-        dis, bl = parts.unbind()
+        parts = [
+            scorer_losses(student.config, settings.labels, batch.teacher, block, trace)
+            for block, trace in enumerate(batch.traces)
+        ]
+        dis, bl = torch.stack(parts).sum(0).unbind()
         return {"loss": cls + settings.alpha * dis + settings.beta * bl, "cls": cls, "dis": dis, "bl": bl}
 
     stage = _Stage("Stage 1", losses, partial(learns_in_stage1, student.config), straight_through=True)
@@ -123,19 +127,13 @@ def train_stage2(
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
-        kl = output_loss(batch.student_logits_BTV, batch.teacher_logits_BTV)
-        pairs = zip(batch.student_traces, batch.teacher_traces, strict=True)
+        kl = output_loss(batch.logits_BTV, batch.teacher.logits_BTV)
+        pairs = zip(batch.traces, batch.teacher.traces, strict=True)
         mse = torch.stack([block_loss(s.output_RTC, t.output_RTC) for s, t in pairs]).mean()
         return {"loss": cls + kl + mse, "cls": cls, "kl": kl, "mse": mse}
 
     stage = _Stage("Stage 2", losses, lambda name: not is_scorer(name), straight_through=False)
     return _train(stage, teacher, student, settings, store, quantizer, team)
-
-
-@torch.no_grad()
-def teacher_pass(teacher: VAR, class_ids_B: Tensor, tokens_in_BTE: Tensor) -> tuple[Tensor, list[BlockTrace]]:
-    """The frozen teacher on a batch, without gradients: logits BTV and each block's trace. Once per step."""
-    return teacher(class_ids_B, tokens_in_BTE)
 
 
 @dataclass(frozen=True)
@@ -180,9 +178,9 @@ def _train(
         with torch.no_grad():
             tokens_in_BTE, _ = quantizer.teacher_forcing(token_ids_BT)
         with autocast(device, settings.precision):
-            teacher_logits, teacher_traces = teacher_pass(teacher, class_ids_B, tokens_in_BTE)
+            taught = teacher_pass(teacher, class_ids_B, tokens_in_BTE)
             logits, traces = model(class_ids_B, tokens_in_BTE, straight_through=stage.straight_through)
-            return stage.losses(Pass(token_ids_BT, logits, teacher_logits, traces, teacher_traces))
+            return stage.losses(Pass(token_ids_BT, taught, logits, traces))
 
     def step(number: int, learning_rate: float) -> dict[str, Tensor]:
         parts = batches.parts(number, settings.batch)

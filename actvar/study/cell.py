@@ -75,7 +75,7 @@ def run_cell(cell: Cell, budget: Budget, inputs: Inputs, folder: Path, device: s
         student = student_of(inputs.teacher.var, config, cell.seed)
         student = _distil(student.to(device), cell, budget, inputs, folder, device, clock, metrics)
     with clock.part("held_out"):
-        metrics["stage2"] = _held_out(student, inputs)
+        metrics["stage2"] = _held_out(student, cell, inputs)
     with clock.part("drawing"):
         metrics["drawn"] = _judge(student, cell.seed, budget, inputs)
     return Measured(metrics, {**clock.seconds, "resumed": float(resumed)})
@@ -104,23 +104,27 @@ def _distil(
             seed=cell.seed,
             device=device,
             save_every=_SAVE_EVERY,
+            labels=cell.row.labels,
+            alpha=cell.row.alpha,
+            precision="fp32",  # whatever the machine has: cells of several must be alike
         )
 
     with clock.part("held_out"):
-        metrics["fresh"] = _held_out(student, inputs)
+        metrics["fresh"] = _held_out(student, cell, inputs)
     if any(student.config.is_active(si) for si in range(len(student.config.schedule))):
         with clock.part("stage1"):
             first = settings("stage1", budget.stage1_steps, budget.stage1_rate)
             student = train_stage1(teacher, student, first, inputs.store, quantizer)
         with clock.part("held_out"):
-            metrics["stage1"] = _held_out(student, inputs)
+            metrics["stage1"] = _held_out(student, cell, inputs)
     with clock.part("stage2"):
         second = settings("stage2", budget.stage2_steps, budget.stage2_rate)
         return train_stage2(teacher, student, second, inputs.store, quantizer)
 
 
-def _held_out(student: VAR, inputs: Inputs) -> dict[str, Any]:
-    found: HeldOut = measure(student.eval(), inputs.teacher.var, inputs.teacher.vqvae.quantize, inputs.held_out)
+def _held_out(student: VAR, cell: Cell, inputs: Inputs) -> dict[str, Any]:
+    teacher, labels = inputs.teacher, cell.row.labels
+    found: HeldOut = measure(student.eval(), teacher.var, teacher.vqvae.quantize, inputs.held_out, labels)
     return asdict(found)
 
 

@@ -105,6 +105,21 @@ CLAIMS: Sequence[Claim] = (
         "Figure 9",
         (Comparison("experts-4", FULL), Comparison("experts-32", FULL)),
     ),
+    Claim(
+        "A sharp label, given weight, beats the label as printed",
+        "ours",
+        (Comparison("label-printed", FULL),),
+    ),
+    Claim(
+        "A label by what the experts' sum loses beats the paper's, by each expert alone",
+        "ours",
+        (Comparison(FULL, "label-together"),),
+    ),
+    Claim(
+        "A label by the change of a token's logits beats the paper's, by that of the block's output",
+        "ours",
+        (Comparison(FULL, "label-logits"),),
+    ),
 )
 
 

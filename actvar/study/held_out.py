@@ -12,9 +12,10 @@ from torch import Tensor
 
 from actvar.config import ModelConfig
 from actvar.data.tokens import TokenStore
-from actvar.distill.losses import block_loss, expert_distances, output_loss, token_distances
+from actvar.distill.label_choice import PAPER, Labels
+from actvar.distill.labels import TeacherPass, expert_closeness, teacher_pass, token_changes
+from actvar.distill.losses import block_loss, output_loss
 from actvar.models.block import BlockTrace
-from actvar.models.experts import FFN
 from actvar.models.quantizer import MultiScaleQuantizer
 from actvar.models.selection import top_mask
 from actvar.models.var import VAR
@@ -83,8 +84,10 @@ class _Choices:
 
 
 @torch.no_grad()
-def measure(student: VAR, teacher: VAR, quantizer: MultiScaleQuantizer, held_out: TokenStore) -> HeldOut:
-    """Run both over all held-out pictures; everything on one device."""
+def measure(
+    student: VAR, teacher: VAR, quantizer: MultiScaleQuantizer, held_out: TokenStore, labels: Labels = PAPER
+) -> HeldOut:
+    """Run both over all held-out pictures; everything on one device. Agreement is with labels of this kind."""
     device, schedule = student.pos_start.device, student.config.schedule
     experts = student.config.activation.experts if student.config.activation else 1
     choices = _Choices(np.zeros((student.config.depth, experts)))
@@ -93,18 +96,18 @@ def measure(student: VAR, teacher: VAR, quantizer: MultiScaleQuantizer, held_out
     for places in torch.arange(len(held_out)).split(_BATCH):
         token_ids_BT, class_ids_B = (tensor.to(device) for tensor in held_out.batch(places))
         tokens_in_BTE, _ = quantizer.teacher_forcing(token_ids_BT)
-        teacher_logits, teacher_traces = teacher(class_ids_B, tokens_in_BTE)
+        taught = teacher_pass(teacher, class_ids_B, tokens_in_BTE)
         logits, traces = student(class_ids_B, tokens_in_BTE)
         share = len(places) / len(held_out)
         sums["cross_entropy"] += share * float(F.cross_entropy(logits.flatten(0, 1), token_ids_BT.flatten()))
-        pairs = list(zip(traces, teacher_traces, strict=True))
+        pairs = list(zip(traces, taught.traces, strict=True))
         losses = [float(block_loss(ours.output_RTC, theirs.output_RTC)) for ours, theirs in pairs]
         sums["block_mse"] += share * float(np.mean(losses))
         for si, (start, tokens) in enumerate(zip(schedule.starts, schedule.tokens, strict=True)):
             here = slice(start, start + tokens)
-            kl_S[si] += share * float(output_loss(logits[:, here], teacher_logits[:, here]))
-        for i, pair in enumerate(pairs):
-            _count_choices(student.config, teacher.blocks[i].ffn, *pair, choices.given_DN[i], choices)
+            kl_S[si] += share * float(output_loss(logits[:, here], taught.logits_BTV[:, here]))
+        for block, trace in enumerate(traces):
+            _count_choices(student.config, labels, taught, block, trace, choices)
     resting = choices.experts.labels > 0
     load_DN = choices.given_DN / choices.given_DN.mean(1, keepdims=True) if resting else None
     return HeldOut(
@@ -119,9 +122,10 @@ def measure(student: VAR, teacher: VAR, quantizer: MultiScaleQuantizer, held_out
 
 
 def _count_choices(
-    config: ModelConfig, ffn: FFN, ours: BlockTrace, theirs: BlockTrace, given_N: np.ndarray, choices: _Choices
+    config: ModelConfig, labels: Labels, taught: TeacherPass, block: int, ours: BlockTrace, choices: _Choices
 ) -> None:
-    """Hold one block's choices at every scale to the labels that stage 1 trains with; the teacher's FFN makes them."""
+    """Hold one block's choices at every scale to the labels; the teacher's FFN makes those of experts."""
+    ffn, given_N = taught.teacher.blocks[block].ffn, choices.given_DN[block]
     experts = config.activation.experts if config.activation else 1
     for si, (start, tokens) in enumerate(zip(config.schedule.starts, config.schedule.tokens, strict=True)):
         here = slice(start, start + tokens)
@@ -129,11 +133,11 @@ def _count_choices(
         if (keep := config.kept_tokens(si)) < tokens:
             assert ours.kept_RT is not None
             kept_BL = ours.kept_RT[:, here]
-            change_BL = token_distances(theirs.input_RTC[:, here], theirs.output_RTC[:, here])
+            change_BL = token_changes(labels, taught, block, here)
             choices.tokens.add(kept_BL, top_mask(change_BL, keep))
         if (active := config.active_experts(si)) < experts:
             assert ours.active_RTN is not None
             used_KN = ours.active_RTN[:, here][kept_BL]
-            distances_BLN = expert_distances(ffn, ours.ffn_input_RTC[:, here], experts)
-            choices.experts.add(used_KN, top_mask(-distances_BLN[kept_BL], active))
+            closeness_BLN = expert_closeness(labels, ffn, ours.ffn_input_RTC[:, here], experts, active)
+            choices.experts.add(used_KN, top_mask(closeness_BLN[kept_BL], active))
             given_N += used_KN.sum(0).cpu().numpy()

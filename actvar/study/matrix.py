@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actvar.config import FIXED, MINI, STATIC, Activation, ModelConfig
+from actvar.distill.label_choice import LOGITS, PAPER, SHARP, TOGETHER, Labels
 
 SEEDS = (0, 1, 2)
 """A seed decides the routers' first values, the order of the data, and the pictures that are drawn."""
+
+LEARNED = Labels(form=SHARP)
+"""What rows are taught by: of the label as printed, and of an alpha of 0.05, a short stage 1 learns next to nothing."""
 
 DENSE, TRAINED_ON, FULL = "var", "var-trained-on", "t75-75-e75"
 
@@ -24,12 +28,16 @@ class Row:
         words: for a person.
         activation: what it leaves out; None is VAR-mini itself.
         trained: False for the teacher as it is.
+        labels: what stage 1 teaches to choose.
+        alpha: how much that weighs beside the classification loss (Eq. 19).
     """
 
     name: str
     words: str
     activation: Activation | None
     trained: bool = True
+    labels: Labels = LEARNED
+    alpha: float = 1.0
 
     def model(self, teacher: ModelConfig = MINI) -> ModelConfig:
         """Its configuration, made of the teacher's."""
@@ -62,6 +70,11 @@ ROWS: Sequence[Row] = (
     Row("early", "scales 7 and 8", Activation(scales=(7, 8))),
     Row("experts-4", "4 experts", Activation(experts=4)),
     Row("experts-32", "32 experts", Activation(experts=32)),
+    Row("label-together", "experts ranked by what their sum loses", Activation(), labels=Labels(TOGETHER, form=SHARP)),
+    Row(
+        "label-logits", "tokens ranked by their logits' change", Activation(), labels=Labels(tokens=LOGITS, form=SHARP)
+    ),
+    Row("label-printed", "labels and alpha as printed", Activation(), labels=PAPER, alpha=0.05),
     Row("all-experts", "without dynamic weights", _rates(0.75, 0.75, 1.0)),
     Row("all-tokens", "without adaptive tokens", _rates(1.0, 1.0, 0.75)),
     Row("t50-75-e25", "rates (50 %, 75 %; 25 %)", _rates(0.5, 0.75, 0.25)),

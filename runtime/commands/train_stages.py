@@ -3,14 +3,16 @@
 The same command is started once, or as several processes by torchrun or accelerate; PyTorch is imported inside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from actvar.config import Activation, ModelConfig
+from actvar.distill.label_choice import Labels
 from actvar.errors import UsageError
 from actvar.runtime.commands.model_choice import (
     ActiveScalesOption,
@@ -49,7 +51,7 @@ STAGE1_EXAMPLES = """Examples:
 actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens tokens/train --out runs/d16/stage1
 
 actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens tokens/train --out runs/half
---token-rates 0.5 --expert-rates 0.5,0.25
+--token-rates 0.5 --expert-rates 0.5,0.25 --label-form sharp --alpha 1
 
 torchrun --nproc-per-node 8 --no-python actvar-trt train stage1 --device cuda --teacher ..."""
 STAGE2_EXAMPLES = """Examples:
@@ -80,6 +82,19 @@ def stage1(
     expert_choice: Annotated[
         Literal["dynamic", "static"], typer.Option(help="static: the same experts for all tokens (Table 5).")
     ] = "dynamic",
+    expert_label: Annotated[
+        Literal["alone", "together"],
+        typer.Option(help="Experts ranked by each one's own output, or by what the sum of all loses without it."),
+    ] = "alone",
+    token_label: Annotated[
+        Literal["block", "logits"],
+        typer.Option(help="Tokens ranked by the change of the block's output, or of logits."),
+    ] = "block",
+    label_form: Annotated[
+        Literal["softened", "sharp"], typer.Option(help="As printed, which is nearly even, or 95 % to the best.")
+    ] = "softened",
+    alpha: Annotated[float, typer.Option(min=0, help="Weight of the labels' loss (Eq. 19).")] = 0.05,
+    beta: Annotated[float, typer.Option(min=0, help="Weight of the balancing loss (Eq. 19).")] = 0.01,
     epochs: Annotated[float | None, typer.Option(show_default="2", help="Times the store's pictures.")] = None,
     steps: StepsOption = None,
     batch: BatchOption = 512,
@@ -115,7 +130,8 @@ def stage1(
         chosen = replace(chosen or Activation(), token_choice=token_choice, expert_choice=expert_choice)
         config = activated(dense.config, chosen)
         _require_a_choice(config)
-        _train(choice, 2.0, train_stage1, dense, student_of(dense.var, config, seed), team)
+        weighed = {"alpha": alpha, "beta": beta, "labels": Labels(expert_label, token_label, label_form)}
+        _train(choice, 2.0, train_stage1, dense, student_of(dense.var, config, seed), team, weighed)
         _tell(team, f"Wrote {out / CHECKPOINT}. Next: actvar-trt train stage2 --student {out}")
 
 
@@ -174,12 +190,13 @@ def _train(
     teacher: "ActVAR",
     student: "VAR",
     team: "Team",
+    weighed: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Train, and write the checkpoint; `epochs` are the paper's."""
+    """Train, and write the checkpoint; `epochs` are the paper's, `weighed` what only stage 1's settings have."""
     from actvar.distill.files import open_tokens, write_checkpoint
 
     store = open_tokens(choice.tokens, teacher, choice.batch)
-    settings = choice.settings(epochs, len(store))
+    settings = replace(choice.settings(epochs, len(store)), **weighed)
     trained = train(teacher.var, student, settings, store, teacher.vqvae.quantize, team)
     if team.is_main:
         write_checkpoint(choice.out, trained, teacher)
