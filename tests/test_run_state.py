@@ -26,7 +26,7 @@ from small_training import (
 )
 
 from actvar.data.tokens import TokenStore
-from actvar.distill.files import CHECKPOINT
+from actvar.distill.files import CHECKPOINT, write_checkpoint
 from actvar.errors import ActVARError, CheckpointError
 from actvar.models.actvar import ActVAR
 from actvar.models.var import VAR
@@ -138,40 +138,59 @@ def test_what_a_killed_process_left_is_removed(teacher: ActVAR, tmp_path: Path):
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
 
 
-STEPS = 60
+STEPS = 20
+SLOWED = """
+import time
+from actvar.data.tokens import TokenStore
+
+batch = TokenStore.batch
+TokenStore.batch = lambda *arguments: time.sleep(0.03) or batch(*arguments)
+from actvar.runtime.cli import main
+main()
+"""
 
 
-def stage_arguments(stage: int, out: Path) -> list[object]:
+def stage_arguments(stage: int, out: Path) -> list[str]:
     common = [
         "--teacher", "teacher.safetensors", "--tokens", "tokens", "--out", out, "--steps", STEPS, "--batch", 8,
-        "--accumulate", 2, "--average", 0.9, "--warmup", 5, "--save-every", 10,
+        "--accumulate", 2, "--average", 0.9, "--warmup", 5, "--save-every", 4,
     ]  # fmt: skip
-    own = ["--experts", 4, "--active-scales", "2,3"] if stage == 1 else ["--student", "stage1"]
-    return [f"stage{stage}", *common, *own]
+    own = ["--experts", 4, "--active-scales", "2,3"] if stage == 1 else ["--student", "student.safetensors"]
+    return [f"stage{stage}", *map(str, common + own)]
+
+
+def kill_in_the_middle(folders: dict[int, Path]) -> None:
+    """Start both stages, slowed down so that there is a moment to hit; kill -9 each when its first state is there."""
+    running = {
+        folder: subprocess.Popen(
+            [sys.executable, "-c", SLOWED, "train", *stage_arguments(stage, folder)], stdout=subprocess.DEVNULL
+        )
+        for stage, folder in folders.items()
+    }
+    deadline = time.monotonic() + 200
+    while running:
+        for folder in [folder for folder in running if (folder / "state.pt").exists()]:
+            process = running.pop(folder)
+            process.kill()
+            process.wait()
+        assert all(process.poll() is None for process in running.values()) and time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.mark.slow
-def test_a_run_killed_by_the_system_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch, capsys):
-    """kill -9 in the middle of each stage, by the command line; accumulation and average on."""
+def test_a_run_killed_by_the_system_ends_as_an_unbroken_one(teacher: ActVAR, tmp_path: Path, monkeypatch, capsys):
+    """Both stages, by the command line; accumulation and average on."""
     monkeypatch.chdir(tmp_path)
     command = in_process(monkeypatch, capsys, "train")
     write_tokens(Path("tokens"), write_teacher(Path("teacher.safetensors")))
-    for stage in (1, 2):
-        unbroken, killed = Path(f"stage{stage}"), Path(f"killed{stage}")
-        program = "from actvar.runtime.cli import main; main()"
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, "train", *map(str, stage_arguments(stage, killed))],
-            stdout=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
-        while not (killed / "state.pt").exists():
-            assert process.poll() is None and time.monotonic() < deadline, "no state was written"
-            time.sleep(0.005)
-        process.kill()
-        process.wait()
+    write_checkpoint(Path(), fresh_student(teacher), teacher)
+    Path(CHECKPOINT).rename("student.safetensors")
+    folders = {1: Path("killed1"), 2: Path("killed2")}
+    kill_in_the_middle(folders)
+    for stage, killed in folders.items():
         assert 0 < torch.load(killed / "state.pt", weights_only=True)["step"] < STEPS
         assert not (killed / CHECKPOINT).exists()
-        for out in (killed, unbroken):
+        for out in (killed, unbroken := Path(f"unbroken{stage}")):
             assert command(*stage_arguments(stage, out))[0] == 0
         expected, actual = load_file(unbroken / CHECKPOINT), load_file(killed / CHECKPOINT)
         assert expected.keys() == actual.keys()

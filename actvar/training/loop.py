@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actvar.errors import ActVARError, UsageError
@@ -107,7 +108,7 @@ def run(
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns, disable=not team.is_main) as progress,
+        Progress(*columns, console=Console(stderr=True), disable=not team.is_main) as progress,
         Curves(settings.folder, first, settings.tensorboard, team.is_main) as curves,
     ):
         task = progress.add_task(title, total=settings.steps, completed=first)

@@ -95,11 +95,11 @@ class StateFile:
             cause = error.__context__ if isinstance(error, RuntimeError) else error
             if not isinstance(cause, OSError):
                 raise
-            there = "The state before it is whole" if self.path.exists() else "There is no state before it"
-            raise CheckpointError(
-                f"{self.path} cannot be written: {cause.strerror}. {there}. Make room, and run the same command again: "
-                "it goes on from there."
-            ) from None
+            if self.path.exists():
+                advice = "The state before it is whole: make room, and the same command goes on from there."
+            else:
+                advice = "There is no state before it: make room, and run the same command again."
+            raise CheckpointError(f"{self.path} cannot be written: {cause.strerror}. {advice}") from None
 
     def _require_same(self, saved: Mapping[str, str]) -> None:
         if saved == self.identity:
