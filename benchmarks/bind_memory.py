@@ -20,8 +20,8 @@ from actvar.config import PRESETS
 ALLOWED = 1.3
 LARGE = 1e9
 PEAK = """
-status = open("/proc/self/status").read().splitlines()
-print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+from actvar.runtime.process_memory import process_memory
+print(process_memory().peak)
 """
 CHECKPOINT = """
 import sys, torch
@@ -65,12 +65,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     found, right = {}, True
-    alone = int(run(ALONE)) * 1024
+    alone = int(run(ALONE))
     with tempfile.TemporaryDirectory(prefix="actvar-bind-") as scratch:
         run(CHECKPOINT, arguments.preset, scratch)
         run(GRAPHS, arguments.preset, scratch)
         for path in sorted(Path(scratch).glob("*.safetensors")):
-            peak, size = int(run(BIND, path.name, scratch)) * 1024, path.stat().st_size
+            peak, size = int(run(BIND, path.name, scratch)), path.stat().st_size
             found[path.stem] = {"checkpoint": size, "peak": peak, "ratio": round(peak / size, 3)}
             right = right and (peak <= ALLOWED * size or size < LARGE)
             print(f"{path.stem}: {size / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, {peak / size:.3f} of it")

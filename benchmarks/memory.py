@@ -26,13 +26,13 @@ DRAW_TWO = """
 import sys
 from pathlib import Path
 from actvar.runtime.pipeline import Order
+from actvar.runtime.process_memory import process_memory
 from actvar.runtime.sources import open_graphs
 
 source = open_graphs(Path(sys.argv[1]), batch_size=1, threads=0)
 for _ in source.draw([Order(0, 0), Order(0, 1)], source.model.sampling):
     pass
-status = Path("/proc/self/status").read_text().splitlines()
-print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+print(process_memory().peak)
 """
 
 
@@ -73,7 +73,7 @@ def export_preset(preset: str, bundle: Path) -> None:
 def peak_bytes(bundle: Path) -> int:
     """The peak of a fresh process that draws one picture."""
     done = subprocess.run([sys.executable, "-c", DRAW_TWO, str(bundle)], check=True, capture_output=True, text=True)
-    return int(done.stdout) * 1024
+    return int(done.stdout)
 
 
 def main() -> int:

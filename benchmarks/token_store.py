@@ -16,6 +16,7 @@ import torch
 from actvar.data.encoding import EncodeSettings
 from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
 from actvar.data.tokens import open_token_store
+from actvar.runtime.process_memory import process_memory
 from actvar.scales import ScaleSchedule
 
 BATCH, BATCHES = 512, 20
@@ -30,12 +31,6 @@ def write_store(folder: Path, pictures: int) -> None:
         write_chunk(folder, plan, chunk, rows[: len(chunk)], ChunkRecord([i % 1000 for i in chunk], []))
 
 
-def own_megabytes() -> float:
-    """Memory that is no file's pages: the system could not take it back."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
 def main() -> None:
     """Write, open, read, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -44,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         write_store(Path(name), arguments.pictures)
-        before, started = own_megabytes(), time.perf_counter()
+        before, started = process_memory().anonymous, time.perf_counter()
         store = open_token_store(Path(name))
         print(f"opened and checked {len(store)} pictures in {time.perf_counter() - started:.1f} s")
         generator, seconds = torch.Generator().manual_seed(0), []
@@ -54,7 +49,7 @@ def main() -> None:
             store.batch(places)
             seconds.append(time.perf_counter() - started)
         print(f"a batch of {BATCH}: the first {1e3 * seconds[0]:.0f} ms, then {1e3 * np.median(seconds[1:]):.0f} ms")
-        print(f"memory of its own: {own_megabytes() - before:.0f} MB more")
+        print(f"memory of its own: {(process_memory().anonymous - before) / 1e6:.0f} MB more")
 
 
 if __name__ == "__main__":

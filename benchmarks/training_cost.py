@@ -27,6 +27,7 @@ from actvar.data.tokens import TokenStore
 from actvar.distill.stages import StageSettings, student_of, train_stage1, train_stage2
 from actvar.models.actvar import ActVAR, random_model
 from actvar.runtime.machine import this_machine
+from actvar.runtime.process_memory import process_memory
 from actvar.training.loop import run
 from actvar.training.token_batches import TokenBatches
 from actvar.training.update import Update
@@ -40,8 +41,7 @@ def memory(device: str) -> int:
     """The peak so far, in bytes."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+    return process_memory().peak
 
 
 @dataclass(frozen=True)

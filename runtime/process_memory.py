@@ -6,13 +6,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ProcessMemory:
-    """Bytes in memory now, and the most that were there at once (VmRSS and VmHWM).
+    """Bytes in memory now, the most that were there at once (VmRSS and VmHWM), and now without files' (RssAnon).
 
     getrusage would count the parent's peak from before the exec, too.
     """
 
     resident: int
     peak: int
+    anonymous: int = 0
 
 
 def process_memory() -> ProcessMemory:
@@ -20,6 +21,6 @@ def process_memory() -> ProcessMemory:
     found = {}
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
-        if name in ("VmRSS", "VmHWM"):
+        if name in ("VmRSS", "VmHWM", "RssAnon"):
             found[name] = int(value.split()[0]) * 1024
-    return ProcessMemory(found["VmRSS"], found["VmHWM"])
+    return ProcessMemory(found["VmRSS"], found["VmHWM"], found["RssAnon"])

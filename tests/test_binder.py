@@ -515,15 +515,13 @@ def test_a_checkpoint_is_not_held_twice(tmp_path, bound, dtype):
 import sys
 from pathlib import Path
 from actvar.export.binder import bind
-
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+from actvar.runtime.process_memory import process_memory
 
 small, small_checkpoint, large, large_checkpoint = map(Path, sys.argv[1:])
 bind(small, small_checkpoint)
-before = peak()
+before = process_memory().peak
 bind(large, large_checkpoint)
-print(peak() - before)
+print(process_memory().peak - before)
 """
     grown = int(run_python(code, bound.bundle, bound.second, tmp_path / "large", path).stdout)
     assert grown < 1.3 * path.stat().st_size
