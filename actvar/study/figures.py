@@ -1,7 +1,7 @@
 """The figures of finished cells, by row and seed, as tables and claims ask for them. Plain Python."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -97,7 +97,7 @@ class Figures:
             return None
         return Spread(fmean(of_row), stdev(of_row) if len(of_row) > 1 else 0.0, len(of_row))
 
-    def extreme(self, name: str, choose: Callable[[Iterable[float]], float]) -> float:
-        """The least or the most of all cells; NaN without any."""
-        found = [value for of_row in self.values(name).values() for value in of_row.values()]
+    def extreme(self, name: str, choose: Callable[[Iterable[float]], float], rows: Container[str]) -> float:
+        """The least or the most of the rows' cells; NaN without any."""
+        found = [value for row, of_row in self.values(name).items() if row in rows for value in of_row.values()]
         return choose(found) if found else math.nan

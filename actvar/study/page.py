@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
+from actvar.config import DYNAMIC
 from actvar.study.budget import Budget
 from actvar.study.claims import CLAIMS, FRECHET, KL, Claim, Comparison, Finding, Verdict, decide
 from actvar.study.figures import Figures
@@ -167,7 +168,10 @@ def _stage1(figures: Figures) -> str:
             loads = [figures.spread(row.name, name) for name in ("least load", "most load")]
             cells = [_share(share.mean if share else None) for share in shares]
             rows.append((row.name, *cells, *(_number(each.mean if each else None, ".2f") for each in loads)))
-    least, most = figures.extreme("least load", min), figures.extreme("most load", max)
+    routed = {row.name for row in ROWS if row.activation and row.activation.expert_choice == DYNAMIC}
+    least, most = (
+        figures.extreme(f"{which} load", choose, routed) for which, choose in (("least", min), ("most", max))
+    )
     text = (
         "## Stage 1: what the choices learn\n\n"
         "The share of the teacher's top-k, by the labels that the row is taught by, that is chosen on held-out "
@@ -175,7 +179,9 @@ def _stage1(figures: Figures) -> str:
         "they start, and after stage 1. The load is of the experts after stage 2: the tokens that the least and the "
         "most used expert of any block were given, as multiples of a fair share"
     )
-    text += f" (over all cells {least:.2f} to {most:.2f}; the aim is 0.25 to 4)." if rows else "."
+    text += (
+        f" ({least:.2f} to {most:.2f} where experts are chosen for each token; the aim is 0.25 to 4)." if rows else "."
+    )
     return f"{text}\n\n{_markdown(('row', *names, 'least load', 'most load'), rows)}"
 
 
