@@ -169,15 +169,13 @@ def _stage1(figures: Figures) -> str:
             cells = [_share(share.mean if share else None) for share in shares]
             rows.append((row.name, *cells, *(_number(each.mean if each else None, ".2f") for each in loads)))
     routed = {row.name for row in ROWS if row.activation and row.activation.expert_choice == DYNAMIC}
-    least, most = (
-        figures.extreme(f"{which} load", choose, routed) for which, choose in (("least", min), ("most", max))
-    )
+    least, most = figures.extreme("least load", min, routed), figures.extreme("most load", max, routed)
     text = (
         "## Stage 1: what the choices learn\n\n"
         "The share of the teacher's top-k, by the labels that the row is taught by, that is chosen on held-out "
-        "pictures: by chance, by a selector and router as "
-        "they start, and after stage 1. The load is of the experts after stage 2: the tokens that the least and the "
-        "most used expert of any block were given, as multiples of a fair share"
+        "pictures: by chance, by a selector and router as they start, and after stage 1. The load is of the experts "
+        "after stage 2: the tokens that the least and the most used expert of any block were given, as multiples of a "
+        "fair share"
     )
     text += (
         f" ({least:.2f} to {most:.2f} where experts are chosen for each token; the aim is 0.25 to 4)." if rows else "."
