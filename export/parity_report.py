@@ -136,9 +136,8 @@ def _cells(difference: Difference) -> tuple[str, ...]:
 def _limit(tolerance: Tolerance) -> str:
     if tolerance.equal is not None:
         return f"≥ {100 * tolerance.equal:g}%" if tolerance.equal < 1 else "all"
-    if tolerance.absolute is not None:
-        return f"abs ≤ {tolerance.absolute:g}"
-    return "" if tolerance.relative is None else f"rel ≤ {tolerance.relative:g}"
+    limits = ("abs", tolerance.absolute), ("rel", tolerance.relative)
+    return ", ".join(f"{name} ≤ {limit:g}" for name, limit in limits if limit is not None)
 
 
 def _plain(value: Any) -> Any:

@@ -432,7 +432,7 @@ def test_a_bundle_of_another_model_is_refused(command, small_checkpoint, bundles
 
 @pytest.mark.slow
 def test_the_shipped_model_draws_the_same_tokens_through_its_graphs(command, tmp_path):
-    """The promise of the README, on trained weights: 32 pictures, all ten scales, logits within 1e-4."""
+    """The promise of the README, on trained weights: 32 pictures, all ten scales, logits within 2e-4."""
     file = tmp_path / "report.json"
     code, said = command("--json", file)
     assert code == 0, said
@@ -440,7 +440,7 @@ def test_the_shipped_model_draws_the_same_tokens_through_its_graphs(command, tmp
     for si, tokens in enumerate(MINI.schedule.tokens):
         chain = rows[CHAIN, f"scale_{si + 1:02d}/token_ids"]
         assert chain["equal"] == chain["choices"] == 32 * tokens
-        assert rows[f"scale_{si + 1:02d}", "logits"]["absolute"] <= 1e-4
+        assert rows[f"scale_{si + 1:02d}", "logits"]["absolute"] <= 2e-4
 
 
 @pytest.mark.slow
