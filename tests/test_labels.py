@@ -1,15 +1,15 @@
 """What experts and tokens are ranked by, against loops that leave each of them out for real."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_models import vivid_model
+from small_training import TEACHER, fresh_student, random_store, stage_settings
 from torch import Tensor
 
-from actvar.config import MINI, Activation, ModelConfig
-from actvar.data.tokens import TokenStore
+from actvar.config import MINI, ModelConfig
 from actvar.distill.label_choice import PAPER, Labels
 from actvar.distill.labels import (
     TeacherPass,
@@ -20,7 +20,7 @@ from actvar.distill.labels import (
     token_changes,
 )
 from actvar.distill.losses import expert_distances, token_distances
-from actvar.distill.stages import StageSettings, student_of, train_stage1
+from actvar.distill.stages import train_stage1
 from actvar.models.actvar import random_model
 from actvar.models.experts import FFN
 from actvar.models.selection import top_mask
@@ -127,15 +127,11 @@ def test_a_first_block_is_judged_by_what_it_added_alone():
 
 @pytest.mark.parametrize("labels", [Labels("together"), Labels(tokens="logits"), Labels(form="sharp")], ids=str)
 def test_stage_1_learns_the_labels_it_is_given(labels: Labels, tmp_path: Path):
-    activation = Activation(experts=4, scales=(3, 10), token_rates=(0.5, 0.75))
-    teacher = random_model(replace(DENSE, depth=1))
-    ids = np.random.default_rng(0).integers(0, DENSE.vqvae.vocab_size, (12, DENSE.schedule.total))
-    store = TokenStore(ids.astype(np.uint16), np.arange(12) % 4)
+    teacher, store = vivid_model(TEACHER), random_store()
 
     def trained(name: str, by: Labels) -> dict[str, Tensor]:
-        settings = StageSettings(folder=tmp_path / name, steps=2, batch=2, learning_rate=1e-3, labels=by)
-        student = student_of(teacher.var, replace(teacher.config, activation=activation))
-        return train_stage1(teacher.var, student, settings, store, teacher.vqvae.quantize).state_dict()
+        settings = stage_settings(tmp_path / name, steps=2, labels=by)
+        return train_stage1(teacher.var, fresh_student(teacher), settings, store, teacher.vqvae.quantize).state_dict()
 
     ours, papers = trained("ours", labels), trained("papers", PAPER)
     moved = {name for name in ours if not torch.equal(ours[name], papers[name])}

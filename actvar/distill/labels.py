@@ -9,13 +9,13 @@ C width, V codes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from actvar.distill.label_choice import LOGITS, SHARP, TOGETHER, Labels
-from actvar.distill.losses import expert_distances, pseudo_label, sharp_label, token_distances
+from actvar.distill.losses import expert_distances, expert_outputs, pseudo_label, sharp_label, token_distances
 from actvar.models.block import BlockTrace
 from actvar.models.experts import FFN
 from actvar.models.var import VAR
@@ -31,6 +31,11 @@ class TeacherPass:
     class_ids_B: Tensor
     logits_BTV: Tensor
     traces: Sequence[BlockTrace]
+
+    @cached_property
+    def head_modulation_B2C(self) -> Tensor:
+        """What the head is told of the classes; made once, however many blocks ask for it."""
+        return self.teacher.head_nm.ada_lin(self.teacher.class_emb(self.class_ids_B))
 
 
 @torch.no_grad()
@@ -53,9 +58,9 @@ def expert_closeness(labels: Labels, ffn: FFN, x_RLC: Tensor, experts: int, keep
 
 def token_changes(labels: Labels, batch: TeacherPass, block: int, here: slice) -> Tensor:
     """What is highest for the tokens of one scale that a block should update: BL, fp32."""
-    trace = batch.traces[block]
     if labels.tokens == LOGITS:
         return logit_changes(batch, block, here)
+    trace = batch.traces[block]
     return token_distances(trace.input_RTC[:, here], trace.output_RTC[:, here])
 
 
@@ -76,8 +81,7 @@ def losses_when_dropped(ffn: FFN, x_RLC: Tensor, experts: int, keep: int) -> Ten
 
 def _products(ffn: FFN, x_KC: Tensor, experts: int) -> Tensor:
     """Scalar products of what every two experts add, c_i · c_j: KNN, fp32."""
-    slices = zip(ffn.hidden(x_KC).chunk(experts, dim=-1), ffn.fc2.weight.chunk(experts, dim=1), strict=True)
-    added_KNC = torch.stack([F.linear(hidden, weight).float() for hidden, weight in slices], dim=1)
+    added_KNC = torch.stack([one.float() for one in expert_outputs(ffn, ffn.hidden(x_KC), experts)], dim=1)
     with torch.autocast(x_KC.device.type, enabled=False):
         return added_KNC @ added_KNC.mT
 
@@ -106,7 +110,6 @@ def logit_changes(batch: TeacherPass, block: int, here: slice) -> Tensor:
 
     Returns: BL, fp32.
     """
-    var, trace = batch.teacher, batch.traces[block]
+    trace = batch.traces[block]
     without_BLC = batch.traces[-1].output_RTC[:, here] - (trace.output_RTC[:, here] - trace.input_RTC[:, here])
-    head_modulation_B2C = var.head_nm.ada_lin(var.class_emb(batch.class_ids_B))
-    return token_distances(batch.logits_BTV[:, here], var.logits(without_BLC, head_modulation_B2C))
+    return token_distances(batch.logits_BTV[:, here], batch.teacher.logits(without_BLC, batch.head_modulation_B2C))

@@ -6,6 +6,8 @@ so that the weights alpha and beta do not depend on the batch.
 Letters in shapes: R rows, L tokens of one scale, N experts, V codes, C width, F = 4C; leading dimensions are free.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,10 +28,15 @@ def expert_distances(ffn: FFN, x_RLC: Tensor, experts: int) -> Tensor:
     """
     hidden_RLF = ffn.hidden(x_RLC)
     without_bias_RLC = F.linear(hidden_RLF, ffn.fc2.weight)
-    slices = zip(hidden_RLF.chunk(experts, dim=-1), ffn.fc2.weight.chunk(experts, dim=1), strict=True)
     # b2 is in both terms of the difference and cancels.
-    distances = [(F.linear(h, w) - without_bias_RLC).float().square().mean(-1) for h, w in slices]
-    return torch.stack(distances, dim=-1)
+    added = expert_outputs(ffn, hidden_RLF, experts)
+    return torch.stack([(one - without_bias_RLC).float().square().mean(-1) for one in added], dim=-1)
+
+
+def expert_outputs(ffn: FFN, hidden: Tensor, experts: int) -> Iterator[Tensor]:
+    """What each expert adds to F(x) - b2, one after the other: h_i W2_i of the hidden values [..., F], [..., C]."""
+    slices = zip(hidden.chunk(experts, dim=-1), ffn.fc2.weight.chunk(experts, dim=1), strict=True)
+    return (F.linear(hidden_i, weight_i) for hidden_i, weight_i in slices)
 
 
 @torch.no_grad()
