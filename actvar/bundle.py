@@ -5,14 +5,15 @@ the one that was exported. Nothing here opens a graph. Plain Python: no numpy, n
 
 A bundle may come from anywhere, so whatever is read is held to its form before it is used.
 
-    manifest.json   {"format": "actvar-bundle", "version": 3, "model", "precision", "source", "versions",
+    manifest.json   {"format": "actvar-bundle", "version": 5, "model", "precision", "source", "versions",
                      "weights": {file, bytes, sha256, tensors: {name: {dtype, shape, offset}}},
                      "graphs": {name: {file, bytes, sha256, inputs, outputs, weights: {name: shape}}},
-                     "scales": {file, bytes, sha256, weights: {name: {dtype, shape, offset}}}, or null,
+                     "scales": {name: {file, bytes, sha256, weights: {name: {dtype, shape, offset}}}},
                      "sha256": of all that stands before it}
     weights.bin     all weights, once; a bundle that was built before there was a checkpoint has none yet
     <graph>.onnx    condition, scale_01 ... scale_NN, decoder
     scales.onnx     in fp32 and int8, all scales in one graph, for ONNX Runtime on the CPU
+    scales_masked.onnx  the same of an ActVAR in fp32, for processors whose products are fast
     plans/          engines that were built from the graphs, with manifests of their own (actvar.plans)
 
 Letters in shapes: B pictures, R = 2B rows; both stand in the manifest by name, all else by number. L tokens of a scale,
@@ -23,7 +24,7 @@ d = 64.
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from actvar.errors import BundleError
 from actvar.files import FileEntry, read_verified, require_size
 from actvar.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, write_json
 
-FORMAT, VERSION = "actvar-bundle", 4
+FORMAT, VERSION = "actvar-bundle", 5
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
-SCALES_FILE = "scales.onnx"
+SCALES, MASKED_SCALES = "scales", "scales_masked"
+"""The graphs that run every scale. A bundle in fp32 or int8 has the first, and of an ActVAR in fp32 the second, too."""
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 """Every type that a tensor of a bundle may have, and the bytes of one value."""
@@ -120,8 +122,8 @@ class ScalesSpec:
 class Manifest:
     """What a bundle holds.
 
-    `scales` is there where one graph can run all of them. `source` says in words where the weights come from;
-    `versions` names the programs that made the bundle.
+    `scales` are graphs that run every scale, by name: each does all that the scales' own graphs do. `source` says in
+    words where the weights come from; `versions` names the programs that made the bundle.
     """
 
     model: ModelConfig
@@ -130,13 +132,13 @@ class Manifest:
     versions: Mapping[str, str]
     weights: WeightsSpec
     graphs: Mapping[str, GraphSpec]
-    scales: ScalesSpec | None = None
+    scales: Mapping[str, ScalesSpec] = field(default_factory=dict)
 
     @property
     def graph_files(self) -> tuple[FileEntry, ...]:
         """Every file that holds a graph."""
-        entries = tuple(graph.entry for graph in self.graphs.values())
-        return (*entries, self.scales.entry) if self.scales else entries
+        specs: tuple[GraphSpec | ScalesSpec, ...] = (*self.graphs.values(), *self.scales.values())
+        return tuple(spec.entry for spec in specs)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -222,7 +224,7 @@ def _manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         sides = {"inputs": tensors(spec.inputs), "outputs": tensors(spec.outputs)}
         return {**entry_to_json(spec.entry), **sides, "weights": weights}
 
-    weights, scales = manifest.weights, manifest.scales
+    weights = manifest.weights
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -237,7 +239,10 @@ def _manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             "tensors": stored(weights.tensors),
         },
         "graphs": {name: graph(spec) for name, spec in manifest.graphs.items()},
-        "scales": scales and {**entry_to_json(scales.entry), "weights": stored(scales.weights)},
+        "scales": {
+            name: {**entry_to_json(spec.entry), "weights": stored(spec.weights)}
+            for name, spec in manifest.scales.items()
+        },
     }
 
 
@@ -320,7 +325,7 @@ class _ManifestReader(FormReader):
             self.texts("versions", versions),
             stored,
             {name: self.graph(f"graphs.{name}", name, graph, config, stored) for name, graph in graphs.items()},
-            None if scales is None else self.scales(scales, stored),
+            self.scales(scales, stored),
         )
         self.check_hash(data)
         return manifest
@@ -357,11 +362,14 @@ class _ManifestReader(FormReader):
             stored[name] = tensor
         return stored
 
-    def scales(self, data: Any, stored: WeightsSpec) -> ScalesSpec:
-        *entry, weights = self.fields("scales", data, "file bytes sha256 weights")
-        return ScalesSpec(
-            self.entry("scales", entry, SCALES_FILE), self.stored("scales.weights", weights, stored.bytes)
-        )
+    def scales(self, data: Any, stored: WeightsSpec) -> dict[str, ScalesSpec]:
+        specs = {}
+        for name, item in self.object("scales", data, 2).items():
+            where = f"scales.{self.one_of('a name of scales', name, (SCALES, MASKED_SCALES))}"
+            *entry, weights = self.fields(where, item, "file bytes sha256 weights")
+            read = self.stored(f"{where}.weights", weights, stored.bytes)
+            specs[name] = ScalesSpec(self.entry(where, entry, f"{name}.onnx"), read)
+        return specs
 
     def graph(self, where: str, name: str, data: Any, model: ModelConfig, stored: WeightsSpec) -> GraphSpec:
         *entry, inputs, outputs, weights = self.fields(where, data, "file bytes sha256 inputs outputs weights")

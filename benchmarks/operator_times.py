@@ -22,9 +22,9 @@ import numpy as np
 import onnxruntime
 from checkout import commit
 
-from actvar.bundle import SCALE_INPUT, SCALES_FILE, read_manifest, scale_name
+from actvar.bundle import MASKED_SCALES, SCALE_INPUT, SCALES, read_manifest, scale_name
 from actvar.config import ModelConfig
-from actvar.runtime.backends.ort import UNWANTED, session_options
+from actvar.runtime.backends.ort import UNWANTED, joined_scales, session_options
 from actvar.runtime.c_heap import keep_blocks
 from actvar.runtime.machine import this_machine
 
@@ -62,7 +62,7 @@ def operator_seconds(events: Iterable[dict]) -> dict[str, float]:
 def profile(path: Path, model: ModelConfig, si: int, threads: int, runs: int) -> dict[str, float]:
     """Seconds by operator of one graph."""
     with TemporaryDirectory() as scratch:
-        options = session_options(threads, "cpu", packs=path.name == SCALES_FILE)
+        options = session_options(threads, "cpu", packs=path.stem in (SCALES, MASKED_SCALES))
         options.enable_profiling, options.profile_file_prefix = True, f"{scratch}/profile"
         session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED
@@ -79,13 +79,20 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=0, help="0 is one for each core")
     parser.add_argument("--runs", type=int, default=5, help="of every graph")
+    parser.add_argument(
+        "--scales",
+        choices=("fastest", SCALES, MASKED_SCALES),
+        default="fastest",
+        help="the graph that runs all of them",
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     keep_blocks()
-    model, last = read_manifest(given.bundle).model, 0
+    manifest, last = read_manifest(given.bundle), 0
+    model, scales = manifest.model, joined_scales(manifest, given.scales)
     found = {}
     for si in range(len(model.schedule)):
-        found[scale_name(si)] = profile(given.bundle / SCALES_FILE, model, si, given.threads, given.runs)
+        found[scale_name(si)] = profile(given.bundle / f"{scales}.onnx", model, si, given.threads, given.runs)
         last = si
     found["decoder"] = profile(given.bundle / "decoder.onnx", model, last, given.threads, given.runs)
     for graph, seconds in found.items():

@@ -12,8 +12,7 @@ Runtime is slower than fp32.
 Two cores with AVX2, 512 rows, fp32's time by this one's: 1.8 for C to 4C with GELU at C = 1024, 1.5 for 4C to C, 1.7
 for C to C; 3 for 2 rows, where reading the weights is the work.
 
-Letters in shapes: M tokens, I values into a layer, O out of it, F hidden values, N experts, e hidden values of each, A
-experts that a token uses.
+Letters in shapes: M tokens, I values into a layer, O out of it.
 """
 
 from dataclasses import dataclass
@@ -77,32 +76,3 @@ def quantized_linear(b: GraphBuilder, x_MI: str, layer: str, name: str) -> str:
     weight_IO, scale_O = b.weight(f"{layer}.{VALUES}"), b.weight(f"{layer}.{SCALES}")
     product_MO = quantized_product(b, quantized_rows(b, x_MI), weight_IO, scale_O, name)
     return b.op("Add", product_MO, b.weight(f"{layer}.bias"), name=name)
-
-
-def chosen(b: GraphBuilder, scores_MN: str, active_1: str) -> str:
-    """1 for a token's `active_1` best experts and 0 for the others, [M, N]; equal scores: the lower place first."""
-    _, best_MA = b.ops("TopK", scores_MN, active_1, count=2, axis=1, name="best")
-    none_MN = b.op("ConstantOfShape", b.op("Shape", scores_MN), name="none")
-    one_MA = b.op("Expand", b.scalar(1.0), b.op("Shape", best_MA), name="one")
-    return b.op("ScatterElements", none_MN, best_MA, one_MA, axis=1, name="chosen")
-
-
-def routed_ffn(b: GraphBuilder, x_MC: str, gate_MN: str, ffn: str, experts: int) -> str:
-    """The sum of each token's experts and fc2's bias, [M, C]: what `ActVarRoutedFFN` is in fp32.
-
-    All hidden values are computed, and those of the experts that a token does not use are set to 0. With products of
-    whole numbers as fast as they are, it takes longer to collect each expert's tokens, and to add up what comes of
-    them, than to multiply for nothing.
-
-    Args:
-        b: the graph.
-        x_MC: the tokens.
-        gate_MN: see `chosen`.
-        ffn: the layers' name.
-        experts: N.
-    """
-    hidden_MF = b.op("Gelu", quantized_linear(b, x_MC, f"{ffn}.fc1", "fc1"), approximate="tanh")
-    size = b.shape(f"{ffn}.fc1.{VALUES}")[1]
-    hidden_MNe = b.reshape(hidden_MF, -1, experts, size // experts)
-    gated_MNe = b.op("Mul", hidden_MNe, b.reshape(gate_MN, -1, experts, 1), name="gated")
-    return quantized_linear(b, b.reshape(gated_MNe, -1, size), f"{ffn}.fc2", "fc2")

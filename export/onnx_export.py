@@ -15,8 +15,9 @@ from torch import Tensor
 
 from actvar import __version__
 from actvar.bundle import (
+    MASKED_SCALES,
     PRECISIONS,
-    SCALES_FILE,
+    SCALES,
     WEIGHTS_FILE,
     GraphSpec,
     Manifest,
@@ -38,7 +39,6 @@ from actvar.runtime.extras import needs
 if TYPE_CHECKING:
     from actvar.export.decoder_int8 import Int8Decoder, Int8Graph
 
-_SCALES = SCALES_FILE.removesuffix(".onnx")
 _WEIGHTS_SHARE = 0.9  # of the time that an export with weights takes, about
 _DRAWING_SHARE = 0.8  # of the time that one in int8 takes, as the model draws pictures for it
 
@@ -138,20 +138,21 @@ def _export(
         else:
             weights = file.layout
             _reserve(path, weights.bytes)
-        names = (*graph_names(config), *((_SCALES,) if precision in ("fp32", "int8") else ()))
+        names = (*graph_names(config), *_of_all_scales(config, precision))
         graphs: dict[str, GraphSpec] = {}
-        scales = None
+        scales: dict[str, ScalesSpec] = {}
         for done, name in enumerate(names, 1):
             builder: GraphBuilder | Int8Graph
-            if name == _SCALES:
-                builder = build_scales(config, weights.tensors, debug)
+            if name in (SCALES, MASKED_SCALES):
+                masks = name == MASKED_SCALES or precision == "int8"
+                builder = build_scales(config, weights.tensors, masks, debug)
             elif decoder and name == "decoder":
                 builder = decoder.placed(weights.tensors)
             else:
                 builder = build_graph(name, config, weights.tensors, precision, debug)
             entry = _written(unfinished / f"{name}.onnx", builder.build())
-            if name == _SCALES:
-                scales = ScalesSpec(entry, builder.weights)
+            if name in (SCALES, MASKED_SCALES):
+                scales[name] = ScalesSpec(entry, builder.weights)
             else:
                 graphs[name] = _graph_spec(entry, builder)
             report(weights_share + (1 - weights_share) * done / len(names))
@@ -160,6 +161,14 @@ def _export(
         manifest = Manifest(config, precision, source, program_versions(), weights, graphs, scales)
         write_manifest(unfinished, manifest)
     return manifest
+
+
+def _of_all_scales(config: ModelConfig, precision: str) -> tuple[str, ...]:
+    """The graphs that run every scale: what an ActVAR in fp32 does in two ways has one in int8."""
+    if precision not in ("fp32", "int8"):
+        return ()
+    routes = config.activation and min(config.activation.expert_rates) < 1
+    return (SCALES, MASKED_SCALES) if routes and precision == "fp32" else (SCALES,)
 
 
 def _graph_spec(entry: FileEntry, builder: "GraphBuilder | Int8Graph") -> GraphSpec:

@@ -1,4 +1,4 @@
-"""The graph that runs every scale: `scales.onnx`, for ONNX Runtime on the CPU.
+"""The graphs that run every scale: `scales.onnx` and `scales_masked.onnx`, for ONNX Runtime on the CPU.
 
 There the matrices of a session are packed into the layout that its kernels read, in memory of the session's own. Twelve
 sessions would keep ten copies of them; one session keeps one, and a small scale takes a third to a half less time than
@@ -6,8 +6,10 @@ with weights that are not packed (docs/cpu.md). So what is a constant in the gra
 here, at the scale's number, and FFNs are written as their experts: a session can pack an expert's matrices where they
 are constants of a `Gemm` of their own, and not where a loop hands them over.
 
-The scales that keep all experts share the first matrix's nodes with those that do not, so that it is held once. Their
-second matrix is one product, as a sum of experts takes longer: that one is held twice.
+Routed, in `scales.onnx`, the scales that keep all experts share the first matrix's nodes with those that do not, so that
+it is held once. Their second matrix is one product, as a sum of experts takes longer: that one is held twice. Masked,
+an FFN is multiplied whole, and what a token does not use set to 0: both matrices are held once, and every scale but the
+active ones takes what it takes in VAR. Which of the two takes less time is the processor's affair (docs/cpu.md).
 
 Letters in shapes: as in `graphs.py`; S scales, E experts' places, A active experts, t tokens of one expert.
 """
@@ -20,7 +22,6 @@ from onnx import TensorProto, helper
 
 from actvar.bundle import SCALE_INPUT, Shape, StoredTensor, kv_parts
 from actvar.config import HEAD_WIDTH, ModelConfig
-from actvar.export import int8
 from actvar.export.graph_builder import GraphBuilder
 from actvar.export.graphs import EXPERTS, HIDDEN, KEPT, LOGITS, look_inside
 from actvar.export.sampler import Resize, add_tokens, guided_logits, next_tokens_in, resize_matrix, sample
@@ -29,6 +30,7 @@ from actvar.export.transformer import (
     KeysValues,
     UpdateWriter,
     WrittenBlock,
+    chosen_experts,
     dense_ffn,
     linear,
     modulated_norm,
@@ -44,7 +46,9 @@ _SHOWN: dict[str, Shape] = {
 }
 
 
-def build_scales(config: ModelConfig, weights: Mapping[str, StoredTensor], debug: bool = False) -> GraphBuilder:
+def build_scales(
+    config: ModelConfig, weights: Mapping[str, StoredTensor], masks: bool = False, debug: bool = False
+) -> GraphBuilder:
     """The graph of all scales of a model, in fp32 or, where the weights file holds matrices so, in int8.
 
     It reads what the scale graphs read (`actvar.bundle.contract`), and the scale's index, `SCALE_INPUT`; a scale that
@@ -56,6 +60,8 @@ def build_scales(config: ModelConfig, weights: Mapping[str, StoredTensor], debug
     Args:
         config: the model's.
         weights: what the weights file holds.
+        masks: multiply an FFN whole and set to 0 what a token does not use, rather than collect each expert's tokens;
+            in int8 there is no other way.
         debug: give what `graphs.debug_outputs` names, too; what a scale does not leave out is empty.
     """
     b = GraphBuilder("scales", weights, "float32")
@@ -72,7 +78,7 @@ def build_scales(config: ModelConfig, weights: Mapping[str, StoredTensor], debug
     b.input("top_p", "float32", ())
     for past, _ in kv_parts(config):
         b.input(past, "float32", ("R", config.heads, "P", HEAD_WIDTH))
-    looks = _ScalesWriter(b, config).write(debug)
+    looks = _ScalesWriter(b, config, masks).write(debug)
     b.output("token_ids", "int64", ("B", "L"))
     b.output("next_f_hat", "float32", ("B", codes, side, side))
     b.output("next_tokens_in", "float32", ("B", "next_L", codes))
@@ -114,6 +120,7 @@ class _ScalesWriter:
 
     b: GraphBuilder
     config: ModelConfig
+    masks: bool
 
     def write(self, debug: bool) -> dict[str, str]:
         """All of it; returns the debug outputs by name, with their types."""
@@ -121,7 +128,7 @@ class _ScalesWriter:
         tables, si = _Tables(b), range(len(schedule))
         kept = [config.kept_tokens(i) for i in si]
         tokens_1, kept_1 = tables.size("tokens", schedule.tokens), tables.size("kept", kept)
-        blocks = _BlockWriter.of(b, config, tables, kept_1)
+        blocks = _BlockWriter.of(b, config, tables, kept_1, self.masks)
         x_RLC = self._embedded(tables, tokens_1)
         written = []
         for i in range(config.depth):
@@ -197,7 +204,7 @@ class _ScalesWriter:
 class _BlockWriter:
     """Writes the blocks; `selects` and `routes` say of this scale whether tokens and experts are left out.
 
-    They are empty where no scale of the model leaves any out.
+    They are empty where no scale of the model leaves any out. `masks` is `build_scales`'s.
     """
 
     b: GraphBuilder
@@ -207,9 +214,10 @@ class _BlockWriter:
     active_1: str
     selects: str
     routes: str
+    masks: bool
 
     @classmethod
-    def of(cls, b: GraphBuilder, config: ModelConfig, tables: _Tables, kept_1: str) -> "_BlockWriter":
+    def of(cls, b: GraphBuilder, config: ModelConfig, tables: _Tables, kept_1: str, masks: bool) -> "_BlockWriter":
         """For all scales of a model."""
         scales, experts = range(len(config.schedule)), config.activation.experts if config.activation else 1
         active = [config.active_experts(si) for si in scales]
@@ -224,6 +232,7 @@ class _BlockWriter:
             tables.size("active", active) if any(routes) else "",
             tables.scalar("selects", selects, np.bool_) if any(selects) else "",
             tables.scalar("routes", routes, np.bool_) if any(routes) else "",
+            masks,
         )
 
     def block(self, i: int, x_RLC: str, modulation_R6C: str) -> WrittenBlock:
@@ -274,8 +283,8 @@ class _BlockWriter:
         if not self.routes:
             return dense_ffn(b, weights, x_MC), ""
         experts = config.activation.experts if config.activation else 1
-        if b.has(f"{weights}.fc2.{int8.VALUES}"):
-            return self._int8_ffn(weights, experts, x_RKC, x_MC)
+        if self.masks:
+            return self._masked_ffn(weights, experts, x_RKC, x_MC)
         places, scores_RKN = self._places_of_experts(weights, experts, x_RKC, x_MC)
         fc1, fc2 = f"{weights}.fc1", f"{weights}.fc2"
         hidden = []
@@ -301,13 +310,13 @@ class _BlockWriter:
         (changed_MC,) = b.choose(self.routes, sum_of_chosen, all_at_once, ["float32"], "change")
         return changed_MC, scores_RKN
 
-    def _int8_ffn(self, weights: str, experts: int, x_RKC: str, x_MC: str) -> tuple[str, str]:
-        """In int8: both ways by the same nodes, as those that are not chosen are multiplied, too."""
+    def _masked_ffn(self, weights: str, experts: int, x_RKC: str, x_MC: str) -> tuple[str, str]:
+        """All scales by the same nodes, as the experts that are not chosen are multiplied, too."""
         b = self.b
 
         def some() -> tuple[str, str]:
             scores_MN, scores_RKN = self._scores(weights, experts, x_RKC, x_MC)
-            return int8.chosen(b, scores_MN, self.active_1), scores_RKN
+            return chosen_experts(b, scores_MN, self.active_1), scores_RKN
 
         def all_of_them() -> tuple[str, str]:
             rows_1 = b.op("Shape", x_MC, start=0, end=1, name="rows")
@@ -316,7 +325,7 @@ class _BlockWriter:
             return all_MN, b.op("ConstantOfShape", b.ints(0, 0, experts), name="no_scores")
 
         gate_MN, scores_RKN = b.choose(self.routes, some, all_of_them, ["float32", "float32"], "gate")
-        return int8.routed_ffn(b, x_MC, gate_MN, weights, experts), scores_RKN
+        return dense_ffn(b, weights, x_MC, gate_MN), scores_RKN
 
     def _scores(self, weights: str, experts: int, x_RKC: str, x_MC: str) -> tuple[str, str]:
         """The router's, MN and RKN."""

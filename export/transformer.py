@@ -64,12 +64,30 @@ def modulated_norm(b: GraphBuilder, width: int, x: str, scale: str, shift: str) 
     return b.op("Add", b.op("Mul", normed, factor, name="scaled"), shift, name="shifted")
 
 
-def dense_ffn(b: GraphBuilder, weights: str, x_MC: str) -> str:
-    """All hidden neurons of an FFN, MC."""
-    gelu = b.op("Gelu", linear(b, x_MC, f"{weights}.fc1", "fc1"), approximate="tanh")
-    if b.has(f"{weights}.fc2.{int8.VALUES}"):
-        return int8.quantized_linear(b, gelu, f"{weights}.fc2", "fc2")
-    return b.op("Gemm", gelu, b.weight(f"{weights}.fc2.weight_t"), b.weight(f"{weights}.fc2.bias"), name="fc2")
+def chosen_experts(b: GraphBuilder, scores_MN: str, active_1: str) -> str:
+    """1 for a token's `active_1` best experts and 0 for the others, [M, N]; equal scores: the lower place first."""
+    _, best_MA = b.ops("TopK", scores_MN, active_1, count=2, axis=1, name="best")
+    none_MN = b.op("ConstantOfShape", b.op("Shape", scores_MN), name="none")
+    one_MA = b.op("Expand", b.scalar(1.0), b.op("Shape", best_MA), name="one")
+    return b.op("ScatterElements", none_MN, best_MA, one_MA, axis=1, name="chosen")
+
+
+def dense_ffn(b: GraphBuilder, weights: str, x_MC: str, gate_MN: str = "") -> str:
+    """All hidden neurons of an FFN, MC; with a gate, those of the experts that a token does not use are set to 0.
+
+    Multiplied whole and masked so, a token's experts sum up to what `ActVarRoutedFFN` gives. Where products are fast
+    that takes less time than to collect each expert's tokens and to add up what comes of them (docs/cpu.md).
+    """
+    fc1, fc2 = f"{weights}.fc1", f"{weights}.fc2"
+    hidden_MF = b.op("Gelu", linear(b, x_MC, fc1, "fc1"), approximate="tanh")
+    if gate_MN:
+        hidden = b.shape(f"{fc1}.bias")[0]
+        experts = b.shape(f"{weights}.router.bias")[0]
+        hidden_MNe = b.reshape(hidden_MF, -1, experts, hidden // experts)
+        hidden_MF = b.reshape(b.op("Mul", hidden_MNe, b.reshape(gate_MN, -1, experts, 1), name="gated"), -1, hidden)
+    if b.has(f"{fc2}.{int8.VALUES}"):
+        return int8.quantized_linear(b, hidden_MF, fc2, "fc2")
+    return b.op("Gemm", hidden_MF, b.weight(f"{fc2}.weight_t"), b.weight(f"{fc2}.bias"), name="fc2")
 
 
 @dataclass(frozen=True)
@@ -189,8 +207,8 @@ class BlockWriter:
         experts, each = activation.experts, self.config.hidden // activation.experts
         scores_RKN = b.reshape(linear(b, x_MC, f"{weights}.router", "router"), -1, self._keep, experts)
         if b.has(f"{fc2}.{int8.VALUES}"):
-            gate_MN = int8.chosen(b, b.reshape(scores_RKN, -1, experts), b.ints(active))
-            return int8.routed_ffn(b, x_MC, gate_MN, weights, experts), scores_RKN
+            gate_MN = chosen_experts(b, b.reshape(scores_RKN, -1, experts), b.ints(active))
+            return dense_ffn(b, weights, x_MC, gate_MN), scores_RKN
         w1_NeC = b.weight(f"{weights}.fc1.weight", (experts, each, width))
         b1_Ne = b.weight(f"{weights}.fc1.bias", (experts, each))
         w2_NeC = b.weight(f"{fc2}.weight_t", (experts, each, width))

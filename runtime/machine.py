@@ -49,16 +49,25 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def cpu_instructions() -> tuple[str, ...]:
+    """The instructions that matter to matrix products, of those that the processor has; none where no file says so."""
+    flags = _cpu_fields().get("flags", "").split()
+    return tuple(flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in flags)
+
+
 def _cpu() -> str:
-    """The processor's name, with the instructions that matter to matrix products where their names are known."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    """The processor's name, with its `cpu_instructions`."""
+    name, known = _cpu_fields().get("model name", platform.machine()), cpu_instructions()
+    return f"{name} ({' '.join(known)})" if known else name
+
+
+def _cpu_fields() -> dict[str, str]:
+    """What Linux says of the first core."""
+    path, fields = Path("/proc/cpuinfo"), dict[str, str]()
+    for line in path.read_text().splitlines() if path.exists() else ():
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
-    flags = set(fields.get("flags", "").split())
-    known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flag in flags]
-    name = fields.get("model name", platform.machine())
-    return f"{name} ({' '.join(known)})" if known else name
+    return fields
 
 
 def _installed() -> dict[str, str]:

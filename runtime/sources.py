@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actvar.bundle import read_manifest, require_weights, verify_graphs, verify_weights
 from actvar.errors import ActVARError
-from actvar.runtime.backends.protocol import Device
+from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.extras import needs
 from actvar.runtime.pipeline import PictureSource, Pipeline
@@ -31,7 +31,9 @@ def shipped_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(path, None if path == with_vqvae else with_vqvae)
 
 
-def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "cpu", joined: bool = True) -> Pipeline:
+def open_graphs(
+    bundle: Path, batch_size: int, threads: int, device: Device = "cpu", scales: Scales = "fastest"
+) -> Pipeline:
     """The graphs of a bundle in ONNX Runtime, every file of it checked first.
 
     Args:
@@ -39,7 +41,7 @@ def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "c
         batch_size: pictures at a time.
         threads: of the CPU; 0 is one for each core.
         device: where the graphs run.
-        joined: run all scales by one graph where there is one for the device; else each by its own.
+        scales: what runs the scales on the CPU.
 
     Raises:
         BundleError: the bundle is incomplete, altered, reaches out of its folder, or is of types that the device lacks.
@@ -50,7 +52,7 @@ def open_graphs(bundle: Path, batch_size: int, threads: int, device: Device = "c
     manifest = read_manifest(bundle)
     require_weights(bundle, manifest)
     verify_graphs(bundle, manifest)
-    engine = ort.load(bundle, manifest, threads, device, joined)  # which goes on in the background
+    engine = ort.load(bundle, manifest, threads, device, scales)  # which goes on in the background
     verify_weights(bundle, manifest)
     return Pipeline(engine, batch_size)
 

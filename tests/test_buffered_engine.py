@@ -16,7 +16,7 @@ import torch
 from gpu_on_host import HostCuda
 from small_models import small_config, vivid_model
 
-from actvar.bundle import Manifest, read_manifest
+from actvar.bundle import MASKED_SCALES, SCALES, Manifest, read_manifest
 from actvar.config import Activation, Sampling
 from actvar.errors import BundleError
 from actvar.export.onnx_export import export_bundle
@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(bundle: Path) -> BufferedEngine:
-    return ort.load(bundle, read_manifest(bundle), threads=1, joined=False)
+    return ort.load(bundle, read_manifest(bundle), threads=1, scales="each")
 
 
 @pytest.fixture
@@ -122,10 +122,13 @@ def test_the_window_holds_the_concatenation_of_what_was_appended(loaded, host: H
         np.testing.assert_array_equal(whole[..., :7, :], np.concatenate(parts, axis=-2))
 
 
+@pytest.mark.parametrize("scales", [SCALES, MASKED_SCALES])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_cache_that_grows_is_the_cache_of_the_window(bundle: Path, loaded: BufferedEngine, batch_size: int):
+def test_a_cache_that_grows_is_the_cache_of_the_window(
+    bundle: Path, loaded: BufferedEngine, batch_size: int, scales: str
+):
     """One graph of all scales gives old and new keys and values as attention put them together, a batch of any size."""
-    joined = ort.load(bundle, read_manifest(bundle), threads=1)
+    joined = ort.load(bundle, read_manifest(bundle), threads=1, scales=scales)
     assert joined._lanes[0]._executor.kv_grows
     assert_same(draw(joined, orders(5), batch_size), draw(loaded, orders(5), batch_size))
     places = {place for _, place in addresses(joined)}

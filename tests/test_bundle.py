@@ -127,7 +127,7 @@ def test_the_contract_chains():
     [
         ("format", "zip"),
         ("version", 2),
-        ("version", 5),
+        ("version", 6),
         ("precision", "fp8"),
         ("source", 3),
         ("source", "two\nlines"),

@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from small_models import small_config, vivid_model
 
-from actvar.bundle import WEIGHTS_FILE, StoredTensor, read_manifest, verify
+from actvar.bundle import SCALES, WEIGHTS_FILE, StoredTensor, read_manifest, verify
 from actvar.config import Activation
 from actvar.errors import BundleError, UsageError
 from actvar.export import int8
@@ -23,6 +23,7 @@ from actvar.export.engine_library import PlanTarget
 from actvar.export.graph_builder import GraphBuilder
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.parity import check_parity
+from actvar.export.transformer import chosen_experts, dense_ffn
 from actvar.plans import PlanOptions
 from actvar.runtime.backends import ort, trt
 from actvar.runtime.pipeline import Order, Pipeline
@@ -130,9 +131,10 @@ def test_experts_add_what_each_token_chose(tmp_path, active):
     x_MC, scores_MN = RNG.normal(size=(rows, width)), RNG.normal(size=(rows, experts))
     scores_MN[:, 2] = -10
     tensors = stored_layer("ffn.fc1", w1_IO, b1_O) | stored_layer("ffn.fc2", w2_IO, b2_O)
+    tensors["ffn.router.bias"] = np.zeros(experts, np.float32)
 
     def write(b):
-        return int8.routed_ffn(b, "x", int8.chosen(b, "scores", b.ints(active)), "ffn", experts)
+        return dense_ffn(b, "ffn", "x", chosen_experts(b, "scores", b.ints(active)))
 
     y_MC = run(tmp_path, tensors, write, {"x": x_MC, "scores": scores_MN})
     each = hidden // experts
@@ -208,8 +210,8 @@ def test_one_graph_for_all_scales_draws_what_a_graph_for_each_draws(model, folde
     """The whole numbers are the same, so the tokens are; the experts' weights are read in parts in one of them."""
     manifest, orders = read_manifest(folder), [Order(class_id, 7 + class_id) for class_id in range(4)]
     drawn = []
-    for joined in (True, False):
-        pipeline = Pipeline(ort.load(folder, manifest, 1, joined=joined), 4)
+    for scales in (SCALES, "each"):
+        pipeline = Pipeline(ort.load(folder, manifest, 1, scales=scales), 4)
         drawn.append([np.concatenate(p.token_ids) for p in pipeline.draw(orders, model.config.sampling)])
     np.testing.assert_array_equal(*drawn)
 

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from polygraphy.comparator import IterationResult
 from small_models import small_config, vivid_model
 
-from actvar.bundle import graph_names, read_manifest, write_manifest
+from actvar.bundle import MASKED_SCALES, SCALES, graph_names, read_manifest, write_manifest
 from actvar.checkpoint import load_model, save_model
 from actvar.config import MINI, Activation, Sampling
 from actvar.export.onnx_export import export_bundle
@@ -26,6 +26,7 @@ from actvar.export.parity_runners import EngineGraphRunner
 from actvar.export.recording import record
 from actvar.files import hash_file
 from actvar.models.actvar import ActVAR
+from actvar.runtime.backends import ort
 from actvar.runtime.cli import main
 from actvar.runtime.commands import parity as parity_command
 from actvar.runtime.pipeline import Pipeline
@@ -58,10 +59,11 @@ def bundles(model, tmp_path_factory) -> Callable[[str], Path]:
     return get
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["all scales by one graph", "each by its own"])
+@pytest.fixture(scope="module", params=[SCALES, MASKED_SCALES, "each"])
 def graphs(bundles, request) -> Pipeline:
-    """The fp32 bundle, opened to draw two pictures at a time."""
-    return open_graphs(bundles("fp32"), batch_size=2, threads=1, joined=request.param)
+    """The fp32 bundle, opened to draw two pictures at a time; all scales by one graph, or each by its own."""
+    folder = bundles("fp32")
+    return Pipeline(ort.load(folder, read_manifest(folder), threads=1, scales=request.param), 2)
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +291,7 @@ def test_a_bundle_with_a_wrong_constant_ends_with_code_1_and_the_graphs_name(com
     export_bundle(vivid_model(FOUR_SCALES), bundle, "fp32", "random weights")
     change_constant(bundle, "scale_03", "bicubic_3_to_5")
     code, said = command(
-        "--bundle", bundle, "--checkpoint", small_checkpoint, "--pictures", 2, "--json", file, "--each-scale"
+        "--bundle", bundle, "--checkpoint", small_checkpoint, "--pictures", 2, "--json", file, "--scales", "each"
     )
     assert code == 1
     assert "The first graph that departs is scale_03: next_f_hat:" in said

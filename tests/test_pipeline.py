@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from small_models import small_config, vivid_model
 
-from actvar.bundle import read_manifest, write_manifest
+from actvar.bundle import MASKED_SCALES, SCALES, read_manifest, write_manifest
 from actvar.config import MINI, Activation, Sampling
 from actvar.errors import ActVARError, BundleError
 from actvar.export.onnx_export import export_bundle
 from actvar.files import hash_file
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
+from actvar.runtime.backends import ort
 from actvar.runtime.backends.torch_eager import EagerSource
 from actvar.runtime.pipeline import Order, Picture
 from actvar.runtime.sources import open_graphs
@@ -180,9 +181,22 @@ def test_values_that_are_no_numbers_are_told(drawn, tmp_path: Path):
         draw(tmp_path / "nan", 1)
 
 
+def test_the_processor_decides_which_graph_runs_all_scales(drawn, monkeypatch: pytest.MonkeyPatch):
+    """Only where there are two, and where half of the experts or more are used: the active one uses a quarter."""
+    dense, most, few = (read_manifest(drawn(name)[1]) for name in ("dense", "ten scales", "active"))
+    for instructions, chosen in (((), SCALES), (("avx2",), SCALES), (("avx2", "avx512f"), MASKED_SCALES)):
+        monkeypatch.setattr(ort, "cpu_instructions", lambda these=instructions: these)
+        assert ort.joined_scales(most) == chosen
+        assert ort.joined_scales(dense) == ort.joined_scales(few) == SCALES
+
+
 @pytest.fixture
-def altered(drawn, tmp_path: Path) -> Callable[[str, bytes], Path]:
-    """A bundle with another content of a file, and a manifest that agrees with it: made by someone who means it."""
+def altered(drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], Path]:
+    """A bundle with another content of a file, and a manifest that agrees with it: made by someone who means it.
+
+    Its scales are run by `scales.onnx`, whatever the processor.
+    """
+    monkeypatch.setattr(ort, "cpu_instructions", lambda: ())
 
     def alter(name: str, content: bytes) -> Path:
         folder = Path(shutil.copytree(drawn("active")[1], tmp_path / "altered"))
@@ -190,11 +204,11 @@ def altered(drawn, tmp_path: Path) -> Callable[[str, bytes], Path]:
         (folder / name).write_bytes(content)
         entry = hash_file(folder / name)
         graphs = {g: replace(s, entry=entry) if s.entry.file == name else s for g, s in manifest.graphs.items()}
-        weights, scales = manifest.weights, manifest.scales
+        weights, scales = manifest.weights, dict(manifest.scales)
         if name == "weights.bin":
             weights = replace(weights, bytes=entry.bytes, sha256=entry.sha256)
         if name == "scales.onnx":
-            scales = replace(scales, entry=entry)
+            scales[SCALES] = replace(scales[SCALES], entry=entry)
         write_manifest(folder, replace(manifest, graphs=graphs, weights=weights, scales=scales))
         return folder
 

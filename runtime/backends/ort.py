@@ -1,6 +1,7 @@
 """ONNX Runtime: the sessions of a bundle's graphs over one copy of its weights, on the CPU or on an NVIDIA GPU.
 
-On the CPU all scales are run by one session where the bundle has a graph for that (`scales.onnx`). That session packs
+On the CPU all scales are run by one session where the bundle has a graph for that. Of an ActVAR in fp32 it has two
+(`actvar.bundle.MASKED_SCALES`), and the processor decides. That session packs
 its matrices into a layout of its own as it is made: it reads the weights file itself, one tensor at a time, and gives
 back what it has packed. All other weights are views of the file, which is mapped into memory once; packing is switched
 off for them, as every session would pack a copy. The pages of `condition`, a quarter of a model that is read once for a
@@ -29,8 +30,9 @@ from actvar.bundle import (
     EXPORT_AGAIN,
     FOR_A_GPU,
     ITEM_BYTES,
+    MASKED_SCALES,
     SCALE_INPUT,
-    SCALES_FILE,
+    SCALES,
     WEIGHTS_FILE,
     Manifest,
     StoredTensor,
@@ -41,13 +43,13 @@ from actvar.config import HEAD_WIDTH
 from actvar.errors import ActVARError, BundleError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory
-from actvar.runtime.backends.protocol import Device
+from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.c_heap import keep_blocks
 from actvar.runtime.graph_file import ExternalTensor, external_tensors
+from actvar.runtime.machine import cpu_instructions
 
 Session: TypeAlias = onnxruntime.InferenceSession
 
-_SCALES = SCALES_FILE.removesuffix(".onnx")
 _SWEEP_SECONDS = 0.004
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -55,11 +57,12 @@ UNWANTED = ["GatherSliceToSplitFusion"]
 """Optimizers that are switched off: it copies all of past_kv at once, where each block would take its own share."""
 
 _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
+_LEAST_MASKED = 0.5  # of the experts: with AVX-512 both graphs take the same time here, and masked less memory
 _MAKERS = 2  # sessions that are made at a time
 
 
 def load(
-    folder: Path, manifest: Manifest, threads: int = 0, device: Device = "cpu", joined: bool = True
+    folder: Path, manifest: Manifest, threads: int = 0, device: Device = "cpu", scales: Scales = "fastest"
 ) -> BufferedEngine:
     """Load a bundle whose files have been verified.
 
@@ -71,11 +74,12 @@ def load(
         manifest: its manifest.
         threads: of the CPU that a graph runs on; 0 is one for each core.
         device: where the graphs run.
-        joined: run all scales by one graph, on the CPU, where the bundle has it; else each by its own.
+        scales: what runs the scales on the CPU; on a GPU each scale's own graph does.
 
     Raises:
         BundleError: a graph would read a file that is not the bundle's, or weights that are not in it; or the bundle is
-            in bf16, of which numpy and so ONNX Runtime's Python know nothing, or in int8 and for the CPU.
+            in bf16, of which numpy and so ONNX Runtime's Python know nothing; or in int8, and not for the CPU; or it
+            lacks the graph that `scales` names.
         ActVARError: the device cannot be used.
     """
     if manifest.precision == "bf16":
@@ -85,8 +89,8 @@ def load(
         )
     if manifest.precision == "int8" and device != "cpu":
         raise BundleError(f"{folder} is in int8, which is for the CPU alone. {FOR_A_GPU}")
-    scales = manifest.scales if joined and device == "cpu" else None
-    names = ("condition", _SCALES, "decoder") if scales else tuple(manifest.graphs)
+    joined = joined_scales(manifest, scales) if device == "cpu" else None
+    names = ("condition", joined, "decoder") if joined else tuple(manifest.graphs)
     for name in names:
         path = folder / f"{name}.onnx"
         _check_weights(path, external_tensors(path, WEIGHTS_FILE), _weights_of(manifest, name))
@@ -97,25 +101,48 @@ def load(
         memory = HostMemory()
     else:
         memory = _cuda_memory()
-    packed = (_SCALES, "decoder") if manifest.precision == "int8" else (_SCALES,)  # a convolution in int8 loses without
+    packed = (joined, "decoder") if manifest.precision == "int8" else (joined,)  # a convolution in int8 loses without
     given = {name: None if name in packed else dict(weights.of_graph(name)) for name in names}
     makers = ThreadPoolExecutor(_MAKERS, thread_name_prefix="actvar-load")
     sessions = {name: makers.submit(_make_session, folder, name, given[name], threads, device) for name in names}
     makers.shutdown(wait=False)
-    return BufferedEngine(manifest, _OrtExecutor(sessions, weights, manifest, device), memory)
+    return BufferedEngine(manifest, _OrtExecutor(sessions, joined, weights, manifest, device), memory)
+
+
+def joined_scales(manifest: Manifest, scales: Scales = "fastest") -> str | None:
+    """The graph that runs all scales on this CPU, if one is to.
+
+    Raises:
+        BundleError: the bundle does not have the one that is named.
+    """
+    if scales == "each" or (scales == "fastest" and not manifest.scales):
+        return None
+    if scales != "fastest":
+        if scales not in manifest.scales:
+            there = ", ".join(manifest.scales) or "none"
+            raise BundleError(f"The bundle has no graph {scales}; of graphs that run all scales it has {there}.")
+        return scales
+    rates = manifest.model.activation.expert_rates if manifest.model.activation else (1.0,)
+    masks = MASKED_SCALES in manifest.scales and "avx512f" in cpu_instructions() and min(rates) >= _LEAST_MASKED
+    return MASKED_SCALES if masks else SCALES
 
 
 class _OrtExecutor:
     """Sessions that read and write buffers; see `Executor`."""
 
     def __init__(
-        self, sessions: Mapping[str, "Future[Session]"], weights: "_Weights", manifest: Manifest, device: Device
+        self,
+        sessions: Mapping[str, "Future[Session]"],
+        joined: str | None,
+        weights: "_Weights",
+        manifest: Manifest,
+        device: Device,
     ):
-        self._sessions, self._device = sessions, device
+        self._sessions, self._joined, self._device = sessions, joined, device
         self._weights = weights  # the sessions only borrow them
         self._manifest = manifest
         past_kv, new_kv = zip(*kv_parts(manifest.model), strict=True)
-        self._kv_parts = {"past_kv": past_kv, "new_kv": new_kv} if _SCALES in sessions else {}
+        self._kv_parts = {"past_kv": past_kv, "new_kv": new_kv} if joined else {}
 
     @property
     def recordable(self) -> bool:
@@ -130,7 +157,7 @@ class _OrtExecutor:
     def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
         """See `Executor`. A run starts when the lane's stream is done, and is waited for."""
         own = self._sessions.get(graph)
-        session = (own or self._sessions[_SCALES]).result()
+        session = (own or self._sessions[self._joined or graph]).result()
         lane.stream.wait()
         try:
             sweep = self._weights.let_go() if graph == "condition" else nullcontext()
@@ -241,9 +268,8 @@ class _Weights:
 
 def _weights_of(manifest: Manifest, graph: str) -> set[ExternalTensor]:
     """The weights that a manifest says a graph reads."""
-    if graph == _SCALES:
-        assert manifest.scales
-        read = manifest.scales.weights
+    if graph in manifest.scales:
+        read = manifest.scales[graph].weights
     else:
         stored, shapes = manifest.weights.tensors, manifest.graphs[graph].weights
         read = {name: replace(stored[name], shape=shape) for name, shape in shapes.items()}

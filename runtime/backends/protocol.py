@@ -15,6 +15,10 @@ from actvar.bundle import Manifest
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 
+Scales: TypeAlias = Literal["fastest", "scales", "scales_masked", "each"]
+"""What runs the scales on a CPU: a graph of all scales by its name, the one of them that this processor is faster with,
+or each scale's own graph."""
+
 Tensor: TypeAlias = Any
 """A tensor in the engine's own form: given by one method of an engine, good for the others."""
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from actvar.config import PRESETS, Activation
 from actvar.errors import UsageError
 from actvar.plans import PlanOptions
-from actvar.runtime.backends.protocol import Device
+from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.commands.console import progress_bar, say
 from actvar.runtime.commands.model_choice import refuse_int8_elsewhere
@@ -60,12 +60,10 @@ def parity(
         Device | None,
         typer.Option(show_default="cpu; cuda for tensorrt", help="Where the graphs run; PyTorch runs on the CPU."),
     ] = None,
-    each_scale: Annotated[
-        bool,
-        typer.Option(
-            "--each-scale", help="Run every scale by its own graph, as engines do; on the CPU one graph runs them all."
-        ),
-    ] = False,
+    scales: Annotated[
+        Scales,
+        typer.Option(help="The graph that runs all scales on the CPU; each: every scale by its own, as engines do."),
+    ] = "fastest",
     pictures: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many are compared.")] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the pictures.")] = 0,
@@ -102,7 +100,7 @@ def parity(
         if backend == "tensorrt":
             graphs = open_engines(folder, batch_size)
         else:
-            graphs = open_graphs(folder, batch_size, 0, place, joined=not each_scale)
+            graphs = open_graphs(folder, batch_size, 0, place, scales)
         if graphs.model != model.config:
             raise UsageError(f"--bundle {folder} is of another model than {source}. Name what it was exported from.")
         with progress_bar(f"Comparing {pictures} pictures") as progress:
