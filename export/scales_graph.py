@@ -6,9 +6,9 @@ with weights that are not packed (docs/cpu.md). So what is a constant in the gra
 here, at the scale's number, and FFNs are written as their experts: a session can pack an expert's matrices where they
 are constants of a `Gemm` of their own, and not where a loop hands them over.
 
-Routed, in `scales.onnx`, the scales that keep all experts share the first matrix's nodes with those that do not, so that
-it is held once. Their second matrix is one product, as a sum of experts takes longer: that one is held twice. Masked,
-an FFN is multiplied whole, and what a token does not use set to 0: both matrices are held once, and every scale but the
+Routed, in `scales.onnx`, scales that keep all experts share the first matrix's nodes with those that do not, so that it
+is held once. Their second matrix is one product, as a sum of experts takes longer: that one is held twice. Masked, an
+FFN is multiplied whole, and what a token does not use set to 0: both matrices are held once, and every scale but the
 active ones takes what it takes in VAR. Which of the two takes less time is the processor's affair (docs/cpu.md).
 
 Letters in shapes: as in `graphs.py`; S scales, E experts' places, A active experts, t tokens of one expert.
