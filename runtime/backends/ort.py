@@ -141,6 +141,7 @@ class _OrtExecutor:
         self._sessions, self._joined, self._device = sessions, joined, device
         self._weights = weights  # the sessions only borrow them
         self._manifest = manifest
+        self._most_pictures = 1
         past_kv, new_kv = zip(*kv_parts(manifest.model), strict=True)
         self._kv_parts = {"past_kv": past_kv, "new_kv": new_kv} if joined else {}
 
@@ -155,7 +156,20 @@ class _OrtExecutor:
         return bool(self._kv_parts)
 
     def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
-        """See `Executor`. A run starts when the lane's stream is done, and is waited for."""
+        """See `Executor`. A run starts when the lane's stream is done, and is waited for.
+
+        On the CPU the decoder, whose maps are the largest of all, is given one picture at a time: a batch of them
+        takes the cores no better, and its memory would grow with it.
+        """
+        if self._device == "cpu":
+            pictures = inputs["class_ids" if graph == "condition" else "f_hat"].shape[0]
+            if pictures > self._most_pictures:
+                self._most_pictures = pictures
+                keep_blocks(pictures)
+            if graph == "decoder" and pictures > 1:
+                for i in range(pictures):
+                    self.run(graph, _picture(inputs, i), _picture(outputs, i), lane)
+                return
         own = self._sessions.get(graph)
         session = (own or self._sessions[self._joined or graph]).result()
         lane.stream.wait()
@@ -217,6 +231,14 @@ class _OrtExecutor:
             unread["tokens_in"] = (pictures, 1, model.vqvae.z_channels)
         arrays = {name: np.zeros(shape, np.float32) for name, shape in unread.items()} | {SCALE_INPUT: np.array(si)}
         return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+
+
+def _picture(buffers: Buffers, i: int) -> Buffers:
+    """Picture i of a batch's buffers."""
+    return {
+        name: Buffer(b.address + i * (b.bytes // b.shape[0]), b.dtype, (1, *b.shape[1:]), b.owner)
+        for name, b in buffers.items()
+    }
 
 
 class _Weights:
