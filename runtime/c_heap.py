@@ -12,19 +12,16 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # M_TRIM_THRESHOLD and 
 _KEPT = 192 << 20
 _GROWTH = 64 << 20
 _LARGE = 24 << 20
-_MOST = (1 << 31) - 1  # that mallopt can be told
 
 
-def keep_blocks(pictures: int = 1) -> None:
+def keep_blocks() -> None:
     """Keep up to 192 MB that are free, for the whole process; blocks of 24 MB and more that do not fit are given back.
-
-    A batch's blocks are as many times larger as it has pictures, so both limits are.
 
     glibc by itself raises the second limit as it meets large blocks, and what lies between them then stays for ever.
     When more than the first is free, all of it would go but for a pad: as large as a small batch needs.
     """
     if platform.libc_ver()[0] == "glibc":
         heap = ctypes.CDLL(None)
-        heap.mallopt(_MMAP_THRESHOLD, min(_LARGE * pictures, _MOST))
-        heap.mallopt(_TRIM_THRESHOLD, min(_KEPT * pictures, _MOST))
+        heap.mallopt(_MMAP_THRESHOLD, _LARGE)
+        heap.mallopt(_TRIM_THRESHOLD, _KEPT)
         heap.mallopt(_TOP_PAD, _GROWTH)

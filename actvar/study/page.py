@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from statistics import median
 
 from actvar.config import DYNAMIC
 from actvar.study.budget import Budget
@@ -210,9 +211,9 @@ def _making(results: Sequence[Result], command: str) -> str:
     trained = [result for result in results if "stage2" in result.seconds and not result.seconds["resumed"]]
     if trained:
         names = ("stage1", "stage2", "held_out", "drawing")
-        means = {name: sum(result.seconds.get(name, 0.0) for result in trained) / len(trained) for name in names}
-        split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in means.items())
-        parts.append(f"A trained cell took {sum(means.values()) / 60:.1f} min in the mean: {split}.")
+        usual = {name: median(result.seconds.get(name, 0.0) for result in trained) for name in names}
+        split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in usual.items())
+        parts.append(f"A trained cell took {sum(usual.values()) / 60:.1f} min, by medians: {split}.")
     machines = sorted({result.made_by["machine"] for result in results})
     commits = sorted({result.made_by["commit"] for result in results})
     parts.append("Machines: " + "; ".join(machines) + ". Commits: " + ", ".join(commits) + ".")

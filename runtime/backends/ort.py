@@ -141,7 +141,6 @@ class _OrtExecutor:
         self._sessions, self._joined, self._device = sessions, joined, device
         self._weights = weights  # the sessions only borrow them
         self._manifest = manifest
-        self._most_pictures = 1
         past_kv, new_kv = zip(*kv_parts(manifest.model), strict=True)
         self._kv_parts = {"past_kv": past_kv, "new_kv": new_kv} if joined else {}
 
@@ -161,15 +160,10 @@ class _OrtExecutor:
         On the CPU the decoder, whose maps are the largest of all, is given one picture at a time: a batch of them
         takes the cores no better, and its memory would grow with it.
         """
-        if self._device == "cpu":
-            pictures = inputs["class_ids" if graph == "condition" else "f_hat"].shape[0]
-            if pictures > self._most_pictures:
-                self._most_pictures = pictures
-                keep_blocks(pictures)
-            if graph == "decoder" and pictures > 1:
-                for i in range(pictures):
-                    self.run(graph, _picture(inputs, i), _picture(outputs, i), lane)
-                return
+        if self._device == "cpu" and graph == "decoder" and (pictures := inputs["f_hat"].shape[0]) > 1:
+            for i in range(pictures):
+                self.run(graph, _picture(inputs, i), _picture(outputs, i), lane)
+            return
         own = self._sessions.get(graph)
         session = (own or self._sessions[self._joined or graph]).result()
         lane.stream.wait()
