@@ -11,7 +11,7 @@ to the manifest before anything is unpacked.
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
 from actvar.errors import BundleError
@@ -70,11 +70,27 @@ def unpack(folder: Path, target: Path) -> None:
                 read_verified(folder / piece.file, piece, PREPARE_AGAIN, joined.write)
         read_verified(archive, whole, PREPARE_AGAIN)
         with tarfile.open(archive, "r:xz") as tar:
-            tar.extractall(target, filter="data")
+            _extract(tar, target)
     except tarfile.TarError as error:
         raise BundleError(f"{folder} cannot be unpacked: {error}. {PREPARE_AGAIN}") from None
     finally:
         archive.unlink(missing_ok=True)
+
+
+def _extract(tar: tarfile.TarFile, target: Path) -> None:
+    """All of it, and nothing outside the target. Python has a filter for that from 3.10.12 and 3.11.4 on.
+
+    Raises:
+        TarError: something would lie outside, or, where there is no filter, is no plain file.
+    """
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(target, filter="data")
+        return
+    for member in tar.getmembers():
+        path = PurePosixPath(member.name)
+        if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
+            raise tarfile.TarError(f"{member.name} is no plain file inside the archive")
+    tar.extractall(target)
 
 
 def _cut(file: BinaryIO, folder: Path, limit: int) -> Iterator[Path]:
