@@ -163,7 +163,9 @@ def test_an_order_fails_where_two_neighbours_are_the_other_way_round():
     )
     assert decide(claim, {FRECHET: in_order})[0].verdict is Verdict.HOLDS
     swapped = {**in_order, "row2": in_order["row3"], "row3": in_order["row2"]}
-    assert decide(claim, {FRECHET: swapped})[0].verdict is Verdict.FAILS
+    found = decide(claim, {FRECHET: swapped})[0]
+    assert found.verdict is Verdict.FAILS
+    assert list(found.against) == [2] and found.against[2].value == pytest.approx(1.9 / 1.6, rel=0.1)
 
 
 # ---- files

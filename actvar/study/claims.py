@@ -5,7 +5,7 @@ where it lies on the other, and is open in between.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
@@ -64,11 +64,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one metric says of a claim: a ratio for each comparison of `all_of`, and the verdict."""
+    """What one metric says of a claim: a ratio for each comparison of `all_of`, and the verdict.
+
+    `against` are the comparisons of `none_of` that hold, by their places, with their ratios.
+    """
 
     metric: str
     ratios: tuple[Ratio | None, ...]
     verdict: Verdict
+    against: Mapping[int, Ratio | None] = field(default_factory=dict)
 
 
 _BY_RATES = ("t50-25-e50", "t50-75-e25", "t50-50-e75", "t75-50-e75", FULL)
@@ -127,8 +131,9 @@ def find(claim: Claim, metric: str, values: Values) -> Finding:
     """What one metric says."""
     ratios = tuple(ratio(values, each.row, each.other) for each in claim.all_of)
     verdicts = [each.judge(found) for each, found in zip(claim.all_of, ratios, strict=True)]
-    contradicted = any(each.judge(ratio(values, each.row, each.other)) is Verdict.HOLDS for each in claim.none_of)
-    return Finding(metric, ratios, _together(verdicts, contradicted))
+    opposed = {place: ratio(values, each.row, each.other) for place, each in enumerate(claim.none_of)}
+    against = {place: found for place, found in opposed.items() if claim.none_of[place].judge(found) is Verdict.HOLDS}
+    return Finding(metric, ratios, _together(verdicts, bool(against)), against)
 
 
 def decide(claim: Claim, metrics: Mapping[str, Values]) -> tuple[Finding, Sequence[Finding]]:

@@ -80,14 +80,16 @@ _RULE = (
 
 def _evidence(claim: Claim, finding: Finding) -> str:
     pairs = zip(claim.all_of, finding.ratios, strict=True)
-    return f"{finding.metric}: " + ", ".join(_ratio(each, found) for each, found in pairs)
+    said = [_ratio(each, found) for each, found in pairs]
+    said += [_ratio(claim.none_of[place], found, "the other way round") for place, found in finding.against.items()]
+    return f"{finding.metric}: " + ", ".join(said)
 
 
-def _ratio(comparison: Comparison, found: Ratio | None) -> str:
+def _ratio(comparison: Comparison, found: Ratio | None, wanted: str = "") -> str:
     name = f"{comparison.row} / {comparison.other}"
     if found is None:
         return f"{name} not yet"
-    wanted = f"{'<' if comparison.less else '>'} {comparison.bound:g} wanted"
+    wanted = wanted or f"{'<' if comparison.less else '>'} {comparison.bound:g} wanted"
     bounds = f" [{found.low:.2f}, {found.high:.2f}]" if found.known else ""
     return f"{name} = {found.value:.2f}{bounds}, {wanted}"
 
