@@ -190,6 +190,12 @@ def test_the_processor_decides_which_graph_runs_all_scales(drawn, monkeypatch: p
         assert ort.joined_scales(dense) == ort.joined_scales(few) == SCALES
 
 
+def test_a_graph_of_all_scales_that_is_not_there_is_refused(drawn):
+    """By name, with what is there."""
+    with pytest.raises(BundleError, match=r"no graph scales_masked; .* it has scales\."):
+        ort.joined_scales(read_manifest(drawn("dense")[1]), "scales_masked")
+
+
 @pytest.fixture
 def altered(drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, bytes], Path]:
     """A bundle with another content of a file, and a manifest that agrees with it: made by someone who means it.

@@ -57,7 +57,7 @@ UNWANTED = ["GatherSliceToSplitFusion"]
 """Optimizers that are switched off: it copies all of past_kv at once, where each block would take its own share."""
 
 _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
-_LEAST_MASKED = 0.5  # of the experts: with AVX-512 both graphs take the same time here, and masked less memory
+_LEAST_MASKED = 0.5  # of the experts: with AVX-512 routed and masked take the same time at this rate, by docs/cpu.md
 _MAKERS = 2  # sessions that are made at a time
 
 
@@ -117,14 +117,14 @@ def joined_scales(manifest: Manifest, scales: Scales = "fastest") -> str | None:
     """
     if scales == "each" or (scales == "fastest" and not manifest.scales):
         return None
-    if scales != "fastest":
-        if scales not in manifest.scales:
-            there = ", ".join(manifest.scales) or "none"
-            raise BundleError(f"The bundle has no graph {scales}; of graphs that run all scales it has {there}.")
-        return scales
-    rates = manifest.model.activation.expert_rates if manifest.model.activation else (1.0,)
-    masks = MASKED_SCALES in manifest.scales and "avx512f" in cpu_instructions() and min(rates) >= _LEAST_MASKED
-    return MASKED_SCALES if masks else SCALES
+    if scales == "fastest":
+        rates = manifest.model.activation.expert_rates if manifest.model.activation else (1.0,)
+        masks = MASKED_SCALES in manifest.scales and "avx512f" in cpu_instructions() and min(rates) >= _LEAST_MASKED
+        return MASKED_SCALES if masks else SCALES
+    if scales not in manifest.scales:
+        there = ", ".join(manifest.scales) or "none"
+        raise BundleError(f"The bundle has no graph {scales}; of graphs that run all scales it has {there}.")
+    return scales
 
 
 class _OrtExecutor:
