@@ -12,7 +12,7 @@ A bundle may come from anywhere, so whatever is read is held to its form before 
                      "sha256": of all that stands before it}
     weights.bin     all weights, once; a bundle that was built before there was a checkpoint has none yet
     <graph>.onnx    condition, scale_01 ... scale_NN, decoder
-    scales.onnx     in fp32 and int8, all scales in one graph, for ONNX Runtime on the CPU
+    scales.onnx     in fp32, fp16-weights and int8, all scales in one graph, for ONNX Runtime on the CPU
     scales_masked.onnx  the same of an ActVAR in fp32, for processors whose products are fast
     plans/          engines that were built from the graphs, with manifests of their own (actvar.plans)
 
@@ -36,8 +36,11 @@ from actvar.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, write_js
 FORMAT, VERSION = "actvar-bundle", 5
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
 SCALES, MASKED_SCALES = "scales", "scales_masked"
-"""The graphs that run every scale. A bundle in fp32 or int8 has the first, and of an ActVAR in fp32 the second, too."""
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""The graphs that run every scale. A bundle that is drawn in fp32 or int8 has the first, and of an ActVAR in fp32 the
+second, too."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp16-weights")
+CPU_PRECISIONS = ("int8", "fp16-weights")
+"""Those that are for ONNX Runtime on the CPU alone."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 """Every type that a tensor of a bundle may have, and the bytes of one value."""
 

@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon
 
 from actvar import __version__
-from actvar.bundle import MANIFEST_FILE, Manifest, read_manifest
+from actvar.bundle import CPU_PRECISIONS, MANIFEST_FILE, Manifest, read_manifest
 from actvar.errors import ActVARError, BundleError, EngineError, UsageError
 from actvar.export import build_worker, fused_operators, fusion, lowering, operators
 from actvar.export.build_processes import Task, last_lines, run_tasks
@@ -67,8 +67,9 @@ def build_plans(
         EngineError: the library refused a graph or failed; the plans that were done are kept.
     """
     manifest = read_manifest(bundle)
-    if manifest.precision == "int8":
-        raise BundleError(f"{bundle} is in int8, which is for ONNX Runtime on a CPU. Build plans of an fp16 bundle.")
+    if manifest.precision in CPU_PRECISIONS:
+        own = manifest.precision
+        raise BundleError(f"{bundle} is in {own}, which is for ONNX Runtime on a CPU. Build plans of an fp16 bundle.")
     for graph in graphs or ():
         if graph not in manifest.graphs:
             raise UsageError(f"{bundle} has no graph {graph}. Its graphs are {', '.join(manifest.graphs)}.")

@@ -53,6 +53,7 @@ class GraphBuilder:
         self.weights: dict[str, StoredTensor] = {}
         self._stored, self._compute = weights, compute
         self._nodes: list[onnx.NodeProto] = []
+        self._widened: dict[str, onnx.NodeProto] = {}
         self._initializers: dict[str, TensorProto] = {}
         self._taken: dict[str, int] = {}
         self._scope: tuple[str, ...] = ()
@@ -149,7 +150,7 @@ class GraphBuilder:
     # ---- tensors that the graph brings along
 
     def weight(self, name: str, shape: Sequence[int] | None = None) -> str:
-        """A tensor of the weights file.
+        """A tensor of the weights file, in fp32 where it is held in fp16 and multiplied in fp32.
 
         Args:
             name: in the file.
@@ -168,7 +169,12 @@ class GraphBuilder:
         if name not in self._initializers:
             self.weights[name] = read
             self._initializers[name] = external_tensor(name, read)
-        return name
+        if read.dtype != "float16" or self._compute != "float32":
+            return name
+        if name not in self._widened:  # before all other nodes, as a branch may be the first that reads it
+            wide = f"{name}/to_fp32"
+            self._widened[name] = helper.make_node("Cast", [name], [wide], name=wide, to=TensorProto.FLOAT)
+        return self._widened[name].output[0]
 
     def shape(self, weight: str) -> tuple[int, ...]:
         """Of a tensor of the weights file."""
@@ -211,7 +217,7 @@ class GraphBuilder:
     def build(self) -> onnx.ModelProto:
         """The model, with the function bodies of our operators that it uses."""
         graph = helper.make_graph(
-            self._nodes,
+            [*self._widened.values(), *self._nodes],
             self.name,
             [_value_info(spec) for spec in self.inputs],
             [_value_info(spec) for spec in self.outputs],

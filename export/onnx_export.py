@@ -60,7 +60,7 @@ def export_bundle(
     Args:
         model: on any device.
         folder: the target. A bundle that is there is replaced; anything else that is there is left alone.
-        precision: "fp32", "fp16", "bf16" or "int8".
+        precision: of `actvar.bundle.PRECISIONS`.
         source: where the weights come from, in words, for the manifest.
         progress: told the share that is done, 0 to 1.
         debug: let scale graphs give `graphs.debug_outputs`, too.
@@ -165,10 +165,10 @@ def _export(
 
 def _of_all_scales(config: ModelConfig, precision: str) -> tuple[str, ...]:
     """The graphs that run every scale: what an ActVAR in fp32 does in two ways has one in int8."""
-    if precision not in ("fp32", "int8"):
+    if precision in ("fp16", "bf16"):
         return ()
     routes = config.activation and min(config.activation.expert_rates) < 1
-    return (SCALES, MASKED_SCALES) if routes and precision == "fp32" else (SCALES,)
+    return (SCALES, MASKED_SCALES) if routes and precision != "int8" else (SCALES,)
 
 
 def _graph_spec(entry: FileEntry, builder: "GraphBuilder | Int8Graph") -> GraphSpec:

@@ -67,6 +67,12 @@ GRAPH_TOLERANCES: dict[str, dict[str, Tolerance]] = {
         **dict.fromkeys(_SELECTIONS, Tolerance(equal=0.9)),
         **dict.fromkeys((*_SHALLOW, *_DEEP, HIDDEN), Tolerance(relative=5e-2)),
     },
+    "fp16-weights": {
+        TOKENS: Tolerance(equal=0.99),
+        **dict.fromkeys(_SELECTIONS, Tolerance(equal=0.99)),
+        **dict.fromkeys((*_SHALLOW, *_DEEP, HIDDEN), Tolerance(relative=1e-3)),
+        "image": Tolerance(absolute=1e-4),  # the decoder is fp32's
+    },
 }
 """Of one graph that is given the reference's inputs, by precision and output (DESIGN, Sec. 8; docs/parity.md)."""
 
@@ -77,6 +83,7 @@ CHAIN_TOLERANCES: dict[str, dict[str, Tolerance]] = {
     "fp16": {TOKENS: Tolerance(), PIXELS: Tolerance()},
     "bf16": {TOKENS: Tolerance(), PIXELS: Tolerance()},
     "int8": {TOKENS: Tolerance(), PIXELS: Tolerance()},
+    "fp16-weights": {TOKENS: Tolerance(), PIXELS: Tolerance()},
 }
 """Of whole pictures, by precision and output."""
 

@@ -65,7 +65,7 @@ class _Recipe:
     def dtype(self, name: str, precision: str) -> str:
         """What the file holds it in."""
         if _BLOCKS.match(name):
-            return dtypes.BLOCKS[precision]
+            return dtypes.HELD.get(precision, dtypes.BLOCKS[precision])
         return dtypes.DECODER[precision] if _DECODER.match(name) else "float32"
 
     def compute(self, read: Callable[[str], Tensor]) -> Tensor:
@@ -146,7 +146,7 @@ class WeightsFile:
 
         Args:
             config: the model's.
-            precision: "fp32", "fp16", "bf16" or "int8".
+            precision: of `actvar.bundle.PRECISIONS`.
             decoder: what stands in the place of the decoder's own tensors, if it is another decoder.
         """
         shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}

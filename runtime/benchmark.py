@@ -15,8 +15,9 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from actvar.bundle import scale_name
 from actvar.config import ModelConfig, Sampling
-from actvar.flops import transformer_work
+from actvar.flops import condition_work, decoder_work, scale_work, transformer_work
 from actvar.runtime.graph_times import Lap
 
 Kind: TypeAlias = Literal["graphs", "eager", "compiled", "official"]
@@ -253,18 +254,33 @@ def ratios(of: Measured, to: Measured, batch: int) -> Spread:
 
 @dataclass(frozen=True)
 class Saving:
-    """What an ActVAR saves of its dense model's transformer, as shares: operations by count, time as measured."""
+    """What an ActVAR saves of its dense model's transformer, as shares.
+
+    Attributes:
+        active, dense: which models.
+        batch: pictures at a time.
+        operations: by count.
+        time: as measured.
+        at_dense_rate: time that it would save if each of its graphs did as many operations in a second as the dense
+            model's did: less than `operations` where scales that leave nothing out take more than their share.
+    """
 
     active: Contestant
     dense: Contestant
     batch: int
     operations: float
     time: Spread
+    at_dense_rate: Spread
 
     @property
     def realised(self) -> Spread:
         """Time saved for operations saved: 1 where every operation left out is time left out."""
         return Spread.of([time / self.operations for time in self.time.values])
+
+    @property
+    def attainable(self) -> Spread:
+        """What `realised` would be at the dense model's operations in a second."""
+        return Spread.of([time / self.operations for time in self.at_dense_rate.values])
 
 
 def savings(measured: Sequence[Measured]) -> list[Saving]:
@@ -280,8 +296,22 @@ def savings(measured: Sequence[Measured]) -> list[Saving]:
                 for batch in active.looked_into:
                     pairs = zip(active.looked_into[batch], dense.looked_into[batch], strict=True)
                     time = Spread.of([1 - mine.transformer / theirs.transformer for mine, theirs in pairs])
-                    found.append(Saving(active.contestant, dense.contestant, batch, operations, time))
+                    rate = Spread.of([_saved_at_dense_rate(each, *models) for each in dense.looked_into[batch]])
+                    found.append(Saving(active.contestant, dense.contestant, batch, operations, time, rate))
     return found
+
+
+def graph_operations(model: ModelConfig) -> dict[str, int]:
+    """Of one picture, by graph."""
+    scales = {scale_name(si): scale_work(model, si).total for si in range(len(model.schedule))}
+    return {"condition": condition_work(model), **scales, "decoder": decoder_work(model)}
+
+
+def _saved_at_dense_rate(dense: Drawn, *models: ModelConfig) -> float:
+    """Of the time that a dense model's transformer took; the models are the active and the dense one."""
+    mine, theirs = map(graph_operations, models)
+    laps = [lap for lap in dense.laps if lap.graph != "decoder"]
+    return 1 - sum(lap.seconds * mine[lap.graph] / theirs[lap.graph] for lap in laps) / dense.transformer
 
 
 def _is_dense_twin(dense: Contestant, active: Contestant) -> bool:

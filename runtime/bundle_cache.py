@@ -67,7 +67,7 @@ def cached_bundle(
 
     Args:
         checkpoint: its content decides, not its name.
-        precision: "fp32", "fp16", "bf16" or "int8".
+        precision: of `actvar.bundle.PRECISIONS`.
         accept: sees the model before an export starts, and may refuse it by raising.
         progress: told the share of the export that is done; not called where the bundle is there.
 

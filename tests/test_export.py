@@ -394,7 +394,7 @@ def test_a_baseline_of_the_study_is_refused(tmp_path, choice, precision):
 
 def test_an_unknown_precision_is_refused(tmp_path, exported):
     """Before anything is written."""
-    with pytest.raises(UsageError, match="fp32, fp16, bf16, int8, got 'int4'"):
+    with pytest.raises(UsageError, match="fp32, fp16, bf16, int8, fp16-weights, got 'int4'"):
         export_bundle(exported("dense").model, tmp_path / "bundle", "int4", "test")
     assert list(tmp_path.iterdir()) == []
 

@@ -406,6 +406,7 @@ def test_a_right_checkpoint_ends_with_code_0_and_a_report(command, small_checkpo
         (["--backend", "tensorrt", "--device", "cpu"], "--backend tensorrt needs a GPU"),
         (["--precision", "int8", "--backend", "tensorrt"], "--precision int8 is for ONNX Runtime on a CPU"),
         (["--precision", "int8", "--device", "cuda"], "Leave --device cuda out"),
+        (["--precision", "fp16-weights", "--device", "cuda"], "--precision fp16-weights is for ONNX Runtime on a CPU"),
         (["--json", "no/such/folder/report.json"], "--json must be a file in a folder that is there"),
         (["--pictures", "0"], "--pictures"),
     ],

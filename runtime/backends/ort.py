@@ -27,6 +27,7 @@ import numpy as np
 import onnxruntime
 
 from actvar.bundle import (
+    CPU_PRECISIONS,
     EXPORT_AGAIN,
     FOR_A_GPU,
     ITEM_BYTES,
@@ -78,8 +79,8 @@ def load(
 
     Raises:
         BundleError: a graph would read a file that is not the bundle's, or weights that are not in it; or the bundle is
-            in bf16, of which numpy and so ONNX Runtime's Python know nothing; or in int8, and not for the CPU; or it
-            lacks the graph that `scales` names.
+            in bf16, of which numpy and so ONNX Runtime's Python know nothing; or of a precision that is for the CPU
+            alone, and not for it; or it lacks the graph that `scales` names.
         ActVARError: the device cannot be used.
     """
     if manifest.precision == "bf16":
@@ -87,8 +88,8 @@ def load(
             f"{folder} is in bf16, which ONNX Runtime does not draw with here. "
             "Export it in fp16 or fp32, or take --backend tensorrt."
         )
-    if manifest.precision == "int8" and device != "cpu":
-        raise BundleError(f"{folder} is in int8, which is for the CPU alone. {FOR_A_GPU}")
+    if manifest.precision in CPU_PRECISIONS and device != "cpu":
+        raise BundleError(f"{folder} is in {manifest.precision}, which is for the CPU alone. {FOR_A_GPU}")
     joined = joined_scales(manifest, scales) if device == "cpu" else None
     names = ("condition", joined, "decoder") if joined else tuple(manifest.graphs)
     for name in names:
@@ -337,6 +338,9 @@ def _make_session(
     path, options = folder / f"{name}.onnx", session_options(threads, device, packs=weights is None)
     for weight, value in (weights or {}).items():
         options.add_initializer(weight, value)
+    if name == "condition":
+        # Of weights that are held in fp16 it would keep all in fp32, for one product each a picture.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return Session(path, options, providers=[_PROVIDERS[device]], disabled_optimizers=UNWANTED)
     except Exception as error:  # see `run`

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actvar.bundle import FOR_A_GPU, WEIGHTS_FILE, GraphSpec, Manifest, TensorSpec
+from actvar.bundle import CPU_PRECISIONS, FOR_A_GPU, WEIGHTS_FILE, GraphSpec, Manifest, TensorSpec
 from actvar.errors import BundleError, EngineError
 from actvar.files import hash_file
 from actvar.plans import BUILD_AGAIN, PlanManifest, read_plan, usable_plans
@@ -42,8 +42,8 @@ def load(folder: Path, manifest: Manifest, pictures: int = 1, lanes: int = _LANE
         ActVARError: there is no GPU that can be used.
         MemoryError: the weights do not fit on the GPU.
     """
-    if manifest.precision == "int8":
-        raise BundleError(f"{folder} is in int8, which is for ONNX Runtime on a CPU. {FOR_A_GPU}")
+    if manifest.precision in CPU_PRECISIONS:
+        raise BundleError(f"{folder} is in {manifest.precision}, which is for ONNX Runtime on a CPU. {FOR_A_GPU}")
     gpu = device_info().gpu
     refusals = []
     for library in installed_libraries():

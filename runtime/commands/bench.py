@@ -23,13 +23,14 @@ from actvar.runtime.commands.model_choice import (
     ExpertRatesOption,
     ExpertsOption,
     Fp16Option,
+    Fp16WeightsOption,
     Int8Option,
     PatchNumsOption,
     Preset,
     TokenRatesOption,
     chosen_precision,
     integers,
-    refuse_int8_elsewhere,
+    refuse_elsewhere,
 )
 from actvar.runtime.commands.report_file import show, write_reports
 from actvar.runtime.machine import Machine, this_machine, usable_cores
@@ -60,6 +61,7 @@ def bench(
     fp16: Fp16Option = False,
     bf16: Bf16Option = False,
     int8: Int8Option = False,
+    fp16_weights: Fp16WeightsOption = False,
     active_scales: ActiveScalesOption = None,
     token_rates: TokenRatesOption = None,
     expert_rates: ExpertRatesOption = None,
@@ -97,8 +99,8 @@ def bench(
     plan = Plan(_batches(batch), rounds, starts)
     _make_folder(out)
     activation = ActivationChoice(active_scales, token_rates, expert_rates, experts)
-    precision = chosen_precision(fp16, bf16, int8)
-    refuse_int8_elsewhere("--int8", precision, backend, device)
+    precision = chosen_precision(fp16=fp16, bf16=bf16, int8=int8, fp16_weights=fp16_weights)
+    refuse_elsewhere(f"--{precision}", precision, backend, device)
     if bundle and precision != "fp32":
         raise UsageError(f"--{precision} is for a preset, and --bundle has its own precision. Leave it out.")
     field = Field(preset, bundle or [], precision, activation, patch_nums, backend, device, peers, official_var)

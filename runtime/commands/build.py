@@ -109,7 +109,7 @@ def build(
     activation = ActivationChoice(active_scales, token_rates, expert_rates, experts)
     model = ModelChoice(depth, dense, preset, checkpoint, vqvae, activation, patch_nums)
     model.refuse_contradictions(bundle)
-    precision = chosen_precision(fp16, bf16) if fp16 or bf16 or model.is_named else None
+    precision = chosen_precision(fp16=fp16, bf16=bf16) if fp16 or bf16 or model.is_named else None
     with needs("export", "to build plans"):
         from actvar.export.engine_builder import build_plans
         from actvar.export.engine_library import choose_target

@@ -16,6 +16,7 @@ from actvar.runtime.commands.model_choice import (
     ExpertRatesOption,
     ExpertsOption,
     Fp16Option,
+    Fp16WeightsOption,
     Int8Option,
     PatchNumsOption,
     Preset,
@@ -49,6 +50,7 @@ def export(
     fp16: Fp16Option = False,
     bf16: Bf16Option = False,
     int8: Int8Option = False,
+    fp16_weights: Fp16WeightsOption = False,
     active_scales: ActiveScalesOption = None,
     token_rates: TokenRatesOption = None,
     expert_rates: ExpertRatesOption = None,
@@ -65,7 +67,7 @@ def export(
         raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
     if checkpoint and patch_nums:
         raise UsageError("--patch-nums shapes a --preset; a checkpoint has its own. Leave it out.")
-    precision = chosen_precision(fp16, bf16, int8)
+    precision = chosen_precision(fp16=fp16, bf16=bf16, int8=int8, fp16_weights=fp16_weights)
     config = preset_config(preset, patch_nums) if preset else None
     target = out or Path("bundles") / f"{preset or (checkpoint and checkpoint.stem)}-{precision}"
     if target.is_symlink() or (target.exists() and not (target / MANIFEST_FILE).is_file()):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+from actvar.bundle import CPU_PRECISIONS
 from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.errors import UsageError
 from actvar.scales import ScaleSchedule
@@ -24,6 +25,9 @@ Fp16Option: TypeAlias = Annotated[
 Bf16Option: TypeAlias = Annotated[bool, typer.Option("--bf16", help="Matrices in bfloat16, else as --fp16.")]
 Int8Option: TypeAlias = Annotated[
     bool, typer.Option("--int8", help="Matrices and convolutions in int8, for ONNX Runtime on a CPU.")
+]
+Fp16WeightsOption: TypeAlias = Annotated[
+    bool, typer.Option("--fp16-weights", help="Half the size on the disk, computed in fp32, for ONNX Runtime on a CPU.")
 ]
 ActiveScalesOption: TypeAlias = Annotated[
     str | None, typer.Option(show_default="the last two", help="Scales that leave tokens and experts out, from 1.")
@@ -44,32 +48,32 @@ PatchNumsOption: TypeAlias = Annotated[
 ]
 
 
-def chosen_precision(fp16: bool, bf16: bool, int8: bool = False) -> str:
-    """The precision that the options name.
+def chosen_precision(**given: bool) -> str:
+    """The precision that the options name, which are given as they are called in Python.
 
     Raises:
         UsageError: more than one is given.
     """
-    named = [name for name, given in (("fp16", fp16), ("bf16", bf16), ("int8", int8)) if given]
+    named = [name.replace("_", "-") for name, is_given in given.items() if is_given]
     if len(named) > 1:
         options = " and ".join(f"--{name}" for name in named)
         raise UsageError(f"{options} exclude each other. Give one of them.")
     return named[0] if named else "fp32"
 
 
-def refuse_int8_elsewhere(option: str, precision: str | None, backend: str, device: str | None) -> None:
-    """Refuse int8 for all but ONNX Runtime on a CPU.
+def refuse_elsewhere(option: str, precision: str | None, backend: str, device: str | None) -> None:
+    """Refuse precisions that are for ONNX Runtime on a CPU for everything else.
 
     Args:
-        option: that asks for int8.
+        option: that asks for the precision.
         precision: of the graphs.
         backend: what runs them.
         device: where; None leaves it to the backend.
 
     Raises:
-        UsageError: it is int8, and for something else.
+        UsageError: it is one of these, and for something else.
     """
-    if precision == "int8" and (backend != "onnxruntime" or device == "cuda"):
+    if precision in CPU_PRECISIONS and (backend != "onnxruntime" or device == "cuda"):
         other = f"--backend {backend}" if backend != "onnxruntime" else "--device cuda"
         raise UsageError(f"{option} is for ONNX Runtime on a CPU. Leave {other} out, or take another precision.")
 

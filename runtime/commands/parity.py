@@ -14,7 +14,7 @@ from actvar.plans import PlanOptions
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.commands.console import progress_bar, say
-from actvar.runtime.commands.model_choice import refuse_int8_elsewhere
+from actvar.runtime.commands.model_choice import refuse_elsewhere
 from actvar.runtime.commands.report_file import check_json_option, write_report
 from actvar.runtime.extras import needs
 from actvar.runtime.gpu import first_gpu
@@ -33,7 +33,7 @@ actvar-trt parity --bundle bundles/mine-fp32 --checkpoint mine.safetensors
 actvar-trt parity --precision fp16 --backend tensorrt"""
 
 Preset: TypeAlias = Literal["mini", "d16", "d20", "d24", "d30", "d36"]
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp16-weights"]
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
 
 
@@ -71,7 +71,7 @@ def parity(
 ) -> None:
     """Compare each graph, and whole pictures, with PyTorch; the exit code is 1 if any lies outside its tolerance."""
     _refuse_contradictions(checkpoint, vqvae, preset, bundle, precision, json_file)
-    refuse_int8_elsewhere("--precision int8", precision, backend, device)
+    refuse_elsewhere(f"--precision {precision}", precision, backend, device)
     if backend == "tensorrt" and device == "cpu":
         raise UsageError("--backend tensorrt needs a GPU, and --device cpu names none. Leave --device out.")
     if backend == "tensorrt" and first_gpu() is None:

@@ -16,14 +16,14 @@ from actvar.plans import PlanOptions
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.bundle_cache import Checkpoint, cached_bundle, discard
 from actvar.runtime.commands.console import progress_bar, say
-from actvar.runtime.commands.model_choice import refuse_int8_elsewhere
+from actvar.runtime.commands.model_choice import refuse_elsewhere
 from actvar.runtime.extras import needs
 from actvar.runtime.pipeline import PictureSource
 from actvar.runtime.sources import open_eager, open_engines, open_graphs, shipped_checkpoint
 
 Model: TypeAlias = Literal["actvar-mini", "var-mini"]
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp16-weights"]
 
 ModelOption: TypeAlias = Annotated[Model, typer.Option(help="One of the package's own models.")]
 CheckpointOption: TypeAlias = Annotated[
@@ -86,7 +86,7 @@ class SourceChoice:
             raise UsageError("--backend torch draws on the CPU, as the reference. Leave --device out.")
         if self.vqvae and not self.checkpoint:
             raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
-        refuse_int8_elsewhere("--precision int8", self.precision, self.backend, self.device)
+        refuse_elsewhere(f"--precision {self.precision}", self.precision, self.backend, self.device)
 
     @property
     def chosen_checkpoint(self) -> Checkpoint:
