@@ -12,7 +12,7 @@ DECODER = {"fp32": "float32", "fp16": "float16", "bf16": "float16", "int8": "flo
 """The decoder's convolutions and attention. In opset 20 `Conv` has no bfloat16, so those of a bf16 bundle are fp16: its
 activations are bounded by the norms before them, and do not need bfloat16's range as a transformer's may."""
 
-HELD = {"fp16-weights": "float16"}
+MATRICES_HELD = {"fp16-weights": "float16"}
 """What the blocks' matrices are held in where it is not what they are multiplied in: the graphs widen them."""
 
 SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}

@@ -65,7 +65,8 @@ class _Recipe:
     def dtype(self, name: str, precision: str) -> str:
         """What the file holds it in."""
         if _BLOCKS.match(name):
-            return dtypes.HELD.get(precision, dtypes.BLOCKS[precision])
+            computed = dtypes.BLOCKS[precision]
+            return computed if name.endswith(".bias") else dtypes.MATRICES_HELD.get(precision, computed)
         return dtypes.DECODER[precision] if _DECODER.match(name) else "float32"
 
     def compute(self, read: Callable[[str], Tensor]) -> Tensor:
