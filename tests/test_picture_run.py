@@ -101,6 +101,39 @@ def test_shards_make_the_same_run(evaluate: Command, expected_NHW3: np.ndarray):
     np.testing.assert_array_equal(drawn(Path("run")), expected_NHW3)
 
 
+SMALL_PIECES = """
+from actvar.evaluation import picture_run
+from actvar.runtime.cli import main
+
+picture_run.PIECE = 10
+main()
+"""
+
+
+def test_shards_that_begin_at_once_make_the_same_run(evaluate: Command, bundle: Path, expected_NHW3: np.ndarray):
+    """Three processes in one folder that none of them has made yet."""
+    command = [sys.executable, "-c", SMALL_PIECES, "evaluate", *map(str, arguments(bundle)), "--out", "run", "--shard"]
+    started = [subprocess.Popen([*command, f"{shard}/3"], stderr=subprocess.PIPE, text=True) for shard in range(3)]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    np.testing.assert_array_equal(drawn(Path("run")), expected_NHW3)
+
+
+def test_a_run_that_another_shard_begins_meanwhile_is_no_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It has seen no record, and then sees the other's pictures."""
+    monkeypatch.setattr(picture_run, "PIECE", AT_ONCE)
+    real = Path.iterdir
+
+    def seen_late(folder: Path):
+        monkeypatch.setattr(Path, "iterdir", real)
+        run = open_run(folder, SPEC)
+        run.save(run.pieces()[1], np.zeros((run.pieces()[1].count, SIDE, SIDE, 3)))
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", seen_late)
+    assert open_run(tmp_path / "run", SPEC).spec == SPEC
+
+
 KILLED = """
 import os, signal, sys
 from contextlib import contextmanager

@@ -166,7 +166,8 @@ def open_run(folder: Path, spec: RunSpec) -> PictureRun:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if strangers := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")):
+            strangers = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+            if strangers and not path.exists():  # if it is there now, another shard has begun the run meanwhile
                 raise ActVARError(
                     f"{folder} holds {strangers[0]} and no {RUN_FILE}, so it is no run. Name another with --out."
                 )
