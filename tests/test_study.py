@@ -31,6 +31,7 @@ from actvar.study.results import (
 )
 from actvar.study.runner import Plan, run
 from actvar.study.spread import ratio, spread
+from actvar.study.stage2_steps import STATIC, by_steps
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "benchmarks" / "results" / "study-mini"
@@ -279,6 +280,36 @@ def test_the_page_has_every_table_and_claim_and_what_is_missing(tmp_path: Path):
     assert f"| (75 %, 75 %; 75 %) | 21.2 % | 2.72 | 290.4 | {measured} |" in text
 
 
+def with_steps(name: str, seed: int, steps: int, kl: float) -> Result:
+    """A cell that was given other steps of stage 2."""
+    cell = made(name, seed)
+    budget = {**cell.settings["budget"], "stage2_steps": steps}
+    held_out = {**cell.metrics["stage2"], "kl": kl}
+    return replace(cell, settings={**cell.settings, "budget": budget}, metrics={**cell.metrics, "stage2": held_out})
+
+
+def test_static_and_dynamic_experts_are_compared_at_equal_steps():
+    """Seed by seed, and of no other row; a number of steps that only one of them has gives no ratio."""
+    cells = [with_steps(STATIC, seed, 80, kl) for seed, kl in ((0, 0.3), (1, 0.4))]
+    cells += [with_steps(FULL, seed, 80, kl) for seed, kl in ((1, 0.2), (2, 0.5))]
+    cells += [with_steps(STATIC, 0, 7, 0.6), with_steps("early", 0, 80, 0.1)]
+    short, usual = by_steps(cells)
+    assert (short.steps, short.ratio, short.dynamic) == (7, None, None) and short.static and short.static.mean == 0.6
+    assert (usual.steps, usual.ratios) == (80, [2.0]) and usual.ratio == pytest.approx(2.0)
+    assert usual.static and usual.static.mean == pytest.approx(0.35)
+
+
+def test_cells_of_other_steps_lie_beside_the_study_and_are_on_its_page(tmp_path: Path):
+    """With the command that makes them."""
+    for name, kl in ((STATIC, 0.3), (FULL, 0.2)):
+        write_result(tmp_path / "study", made(name))
+        write_result(tmp_path / "study-stage2-240", with_steps(name, 0, 240, kl))
+    text = page_files(tmp_path / "study", tmp_path / "study.md")[tmp_path / "study.md"]
+    assert "| 240 | 0.300 (1 seed) | 0.200 (1 seed) | 1.500 | 1.500 |" in text
+    assert "--stage2-steps 240 " in text and "--stage2-steps 80 " not in text
+    assert "**2 of " in text, "they are no cells of the study"
+
+
 def test_a_figure_without_a_logarithm_is_left_out_of_comparisons():
     """The teacher's KL to itself is 0."""
     figures = Figures([made(DENSE), made(FULL)])
@@ -331,5 +362,5 @@ def test_a_folder_of_another_budget_is_refused_before_any_training(command: Comm
 
 def test_results_are_plain_json():
     """Small enough for git."""
-    for file in COMMITTED.glob("*.json"):
+    for file in COMMITTED.parent.glob("study-mini*/*.json"):
         assert file.stat().st_size < 20_000 and json.loads(file.read_text())["cell"] == file.stem

@@ -12,23 +12,26 @@ from actvar.study.matrix import CELLS, DENSE, FULL, ROWS, SEEDS, TRAINED_ON
 from actvar.study.paper import TABLES, PaperTable
 from actvar.study.results import Result
 from actvar.study.spread import ERRORS, MIN_FREEDOM, MIN_SEEDS, Ratio
+from actvar.study.stage2_steps import STATIC, by_steps
 
 NONE = "–"
 
 
-def page(results: Sequence[Result], command: str, plots: Sequence[str]) -> str:
+def page(results: Sequence[Result], command: str, plots: Sequence[str], others: Sequence[Result] = ()) -> str:
     """The whole page.
 
     Args:
         results: finished cells of one study.
         command: what makes the missing ones.
         plots: names of the drawings in pictures/ beside the page.
+        others: cells of the same study but for the steps of stage 2.
     """
     figures = Figures(results)
     parts = [_head(results, command), _claims(figures), "## The paper's tables", _key()]
     parts += [_table(table, figures) for table in TABLES]
     parts += [f"![{name}](pictures/{name})" for name in plots]
-    parts += [_labels(figures), _against(figures), _stage1(figures), _stage2(figures), _making(results, command)]
+    parts += [_labels(figures), _against(figures), _stage1(figures), _stage2(figures)]
+    parts += [*([_by_steps([*results, *others], command)] if others else []), _making(results, command)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -199,6 +202,30 @@ def _stage2(figures: Figures) -> str:
     )
     heading = ("row", "L_f before", "L_f after", "L_b before", "L_b after", "cross-entropy")
     return f"{text}\n\n{_markdown(heading, rows)}"
+
+
+def _by_steps(results: Sequence[Result], command: str) -> str:
+    found = by_steps(results)
+    rows = []
+    for each in found:
+        ratios = ", ".join(f"{ratio:.3f}" for ratio in each.ratios) or NONE
+        spreads = (spread.text() if spread else NONE for spread in (each.static, each.dynamic))
+        rows.append((str(each.steps), *spreads, _number(each.ratio, ".3f"), ratios))
+    heading = ("steps of stage 2", "L_f, static", "L_f, dynamic", "static / dynamic", "by seed")
+    text = (
+        "### Why static experts are ahead: other numbers of steps\n\n"
+        "After stage 1 dynamic experts are ahead, and after stage 2 static ones. A fixed expert is given every token, "
+        "and one of 12 of 16 three quarters of them, so that a short stage 2 teaches it less. Or a network can be "
+        "fitted better to one subset of its experts than to all that are chosen from. More steps tell these apart: by "
+        "the first, the ratio rises with them. Made as the study is, in folders of their own:"
+    )
+    commands = [
+        f"    {command} --stage2-steps {each.steps} --only {STATIC} --only {FULL} \\\n"
+        f"        --results benchmarks/results/study-mini-stage2-{each.steps} --doc FILE"
+        for each in found
+        if each.steps != Budget(**results[0].settings["budget"]).stage2_steps
+    ]
+    return "\n\n".join([text, "\n".join(commands), _markdown(heading, rows)])
 
 
 # ---- how it was made

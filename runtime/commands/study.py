@@ -138,11 +138,14 @@ def _make(
 
 
 def page_files(results: Path, doc: Path) -> dict[Path, str]:
-    """What `--report` writes: the page and the plots beside it."""
+    """What `--report` writes: the page, with what cells of other steps of stage 2 say, and the plots beside it."""
     found = list(read_results(results, CELLS).values())
+    folders = sorted(results.parent.glob(f"{results.name}-stage2-*"))
+    others = [result for folder in folders for result in read_results(folder, CELLS).values()]
     plots = drawings(Figures(found))
     pictures = {doc.parent / "pictures" / name: text for name, text in plots.items()}
-    return {doc: page(found, f"actvar-trt study --preset mini{_budget_options(results)}", list(plots)), **pictures}
+    command = f"actvar-trt study --preset mini{_budget_options(results)}"
+    return {doc: page(found, command, list(plots), others), **pictures}
 
 
 def _write_page(results: Path, doc: Path) -> None:
