@@ -27,7 +27,7 @@ Int8Option: TypeAlias = Annotated[
     bool, typer.Option("--int8", help="Matrices and convolutions in int8, for ONNX Runtime on a CPU.")
 ]
 Fp16WeightsOption: TypeAlias = Annotated[
-    bool, typer.Option("--fp16-weights", help="Half the size on the disk, computed in fp32, for ONNX Runtime on a CPU.")
+    bool, typer.Option("--fp16-weights", help="Matrices held in fp16 and computed in fp32, for ONNX Runtime on a CPU.")
 ]
 ActiveScalesOption: TypeAlias = Annotated[
     str | None, typer.Option(show_default="the last two", help="Scales that leave tokens and experts out, from 1.")
