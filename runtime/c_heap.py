@@ -20,8 +20,18 @@ def keep_blocks() -> None:
     glibc by itself raises the second limit as it meets large blocks, and what lies between them then stays for ever.
     When more than the first is free, all of it would go but for a pad: as large as a small batch needs.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if _is_glibc():
         heap = ctypes.CDLL(None)
         heap.mallopt(_MMAP_THRESHOLD, _LARGE)
         heap.mallopt(_TRIM_THRESHOLD, _KEPT)
         heap.mallopt(_TOP_PAD, _GROWTH)
+
+
+def give_back() -> None:
+    """Give the system all that is free now, between other blocks, too: for once, when what was large is done with."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

@@ -45,7 +45,7 @@ from actvar.errors import ActVARError, BundleError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory
 from actvar.runtime.backends.protocol import Device, Scales
-from actvar.runtime.c_heap import keep_blocks
+from actvar.runtime.c_heap import give_back, keep_blocks
 from actvar.runtime.graph_file import ExternalTensor, external_tensors
 from actvar.runtime.machine import cpu_instructions
 
@@ -334,7 +334,10 @@ def _cuda_memory() -> Memory:
 def _make_session(
     folder: Path, name: str, weights: Mapping[str, onnxruntime.OrtValue] | None, threads: int, device: Device
 ) -> Session:
-    """The session of a graph over weights that are given; without them it reads the file by itself, and packs them."""
+    """The session of a graph over weights that are given; without them it reads the file by itself, and packs them.
+
+    What it read before it was packed has left holes in the heap by then, which no picture fills.
+    """
     path, options = folder / f"{name}.onnx", session_options(threads, device, packs=weights is None)
     for weight, value in (weights or {}).items():
         options.add_initializer(weight, value)
@@ -342,9 +345,12 @@ def _make_session(
         # Of weights that are held in fp16 it would keep all in fp32, for one product each a picture.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return Session(path, options, providers=[_PROVIDERS[device]], disabled_optimizers=UNWANTED)
+        session = Session(path, options, providers=[_PROVIDERS[device]], disabled_optimizers=UNWANTED)
     except Exception as error:  # see `run`
         raise _refusal(f"{path} cannot be loaded", error) from None
+    if weights is None:
+        give_back()
+    return session
 
 
 def session_options(threads: int, device: Device, packs: bool) -> onnxruntime.SessionOptions:
