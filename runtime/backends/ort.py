@@ -341,7 +341,7 @@ def _make_session(
     path, options = folder / f"{name}.onnx", session_options(threads, device, packs=weights is None)
     for weight, value in (weights or {}).items():
         options.add_initializer(weight, value)
-    if name == "condition":
+    if name == "condition" and device == "cpu":
         # Of weights that are held in fp16 it would keep all in fp32, for one product each a picture.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
