@@ -1,11 +1,11 @@
 """ONNX Runtime: the sessions of a bundle's graphs over one copy of its weights, on the CPU or on an NVIDIA GPU.
 
 On the CPU all scales are run by one session where the bundle has a graph for that. Of an ActVAR in fp32 it has two
-(`actvar.bundle.MASKED_SCALES`), and the processor decides. That session packs
-its matrices into a layout of its own as it is made: it reads the weights file itself, one tensor at a time, and gives
-back what it has packed. All other weights are views of the file, which is mapped into memory once; packing is switched
-off for them, as every session would pack a copy. The pages of `condition`, a quarter of a model that is read once for a
-picture, are let go as it runs: the next picture finds them in the system's cache of files.
+(`actvar.bundle.MASKED_SCALES`), and the processor decides. That session packs its matrices into a layout of its own as
+it is made: it reads the weights file itself, one tensor at a time, and gives back what it has packed. All other weights
+are views of the file, which is mapped into memory once; packing is switched off for them, as every session would pack a
+copy. The pages of `condition`, a quarter of a model that is read once for a picture, are let go as it runs: the next
+picture finds them in the system's cache of files.
 
 Threads spin while they wait for each other within a run, and not between two runs, where they would take the cores from
 the next session and from everyone else.
@@ -105,7 +105,12 @@ def load(
     packed = (joined, "decoder") if manifest.precision == "int8" else (joined,)  # a convolution in int8 loses without
     given = {name: None if name in packed else dict(weights.of_graph(name)) for name in names}
     makers = ThreadPoolExecutor(_MAKERS, thread_name_prefix="actvar-load")
-    sessions = {name: makers.submit(_make_session, folder, name, given[name], threads, device) for name in names}
+    # Folded, each session would keep a copy of its own, `condition` of matrices that it reads once for a picture.
+    as_read = set(names) - {joined, "decoder"} if manifest.precision == "fp16-weights" else set()
+    sessions = {
+        name: makers.submit(_make_session, folder, name, given[name], threads, device, name not in as_read)
+        for name in names
+    }
     makers.shutdown(wait=False)
     return BufferedEngine(manifest, _OrtExecutor(sessions, joined, weights, manifest, device), memory)
 
@@ -332,17 +337,22 @@ def _cuda_memory() -> Memory:
 
 
 def _make_session(
-    folder: Path, name: str, weights: Mapping[str, onnxruntime.OrtValue] | None, threads: int, device: Device
+    folder: Path,
+    name: str,
+    weights: Mapping[str, onnxruntime.OrtValue] | None,
+    threads: int,
+    device: Device,
+    folds: bool = True,
 ) -> Session:
     """The session of a graph over weights that are given; without them it reads the file by itself, and packs them.
 
-    What it read before it was packed has left holes in the heap by then, which no picture fills.
+    What it read before it was packed has left holes in the heap by then, which no picture fills. Weights that are held
+    in fp16 and multiplied in fp32 are widened for good where it `folds`, and as they are read where it does not.
     """
     path, options = folder / f"{name}.onnx", session_options(threads, device, packs=weights is None)
     for weight, value in (weights or {}).items():
         options.add_initializer(weight, value)
-    if name == "condition" and device == "cpu":
-        # Of weights that are held in fp16 it would keep all in fp32, for one product each a picture.
+    if not folds:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = Session(path, options, providers=[_PROVIDERS[device]], disabled_optimizers=UNWANTED)
