@@ -280,6 +280,18 @@ def test_the_page_has_every_table_and_claim_and_what_is_missing(tmp_path: Path):
     assert f"| (75 %, 75 %; 75 %) | 21.2 % | 2.72 | 290.4 | {measured} |" in text
 
 
+def test_rows_whose_experts_are_loaded_unevenly_are_named(tmp_path: Path):
+    """By any of their cells; static experts are meant to be."""
+    for name, load in ((FULL, [0.3, 3.9]), ("early", [0.2, 1.3]), ("experts-4", [0.5, 4.1]), (STATIC, [0.0, 1.33])):
+        cell = made(name)
+        held_out = {**cell.metrics["stage2"], "load": load}
+        write_result(tmp_path, replace(cell, metrics={**cell.metrics, "stage2": held_out}))
+    text = page_files(tmp_path, tmp_path / "study.md")[tmp_path / "study.md"]
+    assert (
+        "(0.20 to 4.10 where experts are chosen for each token; the aim is 0.25 to 4, and early and experts-4" in text
+    )
+
+
 def with_steps(name: str, seed: int, steps: int, kl: float) -> Result:
     """A cell that was given other steps of stage 2."""
     cell = made(name, seed)

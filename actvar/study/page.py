@@ -1,6 +1,6 @@
 """`docs/study.md`: the tables, the claims and how they were come by, written from finished cells. Plain Python."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from statistics import median
 
@@ -175,7 +175,8 @@ def _stage1(figures: Figures) -> str:
             cells = [_share(share.mean if share else None) for share in shares]
             rows.append((row.name, *cells, *(_number(each.mean if each else None, ".2f") for each in loads)))
     routed = {row.name for row in ROWS if row.activation and row.activation.expert_choice == DYNAMIC}
-    least, most = figures.extreme("least load", min, routed), figures.extreme("most load", max, routed)
+    least, most = _loads(figures, routed)
+    outside = [row.name for row in ROWS if row.name in routed and _is_uneven(*_loads(figures, {row.name}))]
     text = (
         "## Stage 1: what the choices learn\n\n"
         "The share of the teacher's top-k, by the labels that the row is taught by, that is chosen on held-out "
@@ -183,10 +184,20 @@ def _stage1(figures: Figures) -> str:
         "after stage 2: the tokens that the least and the most used expert of any block were given, as multiples of a "
         "fair share"
     )
-    text += (
-        f" ({least:.2f} to {most:.2f} where experts are chosen for each token; the aim is 0.25 to 4)." if rows else "."
-    )
+    if rows:
+        text += f" ({least:.2f} to {most:.2f} where experts are chosen for each token; the aim is 0.25 to 4"
+        text += f", and {' and '.join(outside)} miss it)" if outside else ")"
+    text += "."
     return f"{text}\n\n{_markdown(('row', *names, 'least load', 'most load'), rows)}"
+
+
+def _loads(figures: Figures, rows: Container[str]) -> tuple[float, float]:
+    """The least and the most of all cells of these rows."""
+    return figures.extreme("least load", min, rows), figures.extreme("most load", max, rows)
+
+
+def _is_uneven(least: float, most: float) -> bool:
+    return least < 0.25 or most > 4
 
 
 def _stage2(figures: Figures) -> str:
