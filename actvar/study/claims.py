@@ -110,6 +110,11 @@ CLAIMS: Sequence[Claim] = (
         (Comparison("experts-4", FULL), Comparison("experts-32", FULL)),
     ),
     Claim(
+        "Dynamic weights beat static ones where 4 of 16 experts work in place of 12",
+        "ours",
+        (Comparison("static-experts-e25", "t50-75-e25"),),
+    ),
+    Claim(
         "A sharp label, given weight, beats the label as printed",
         "ours",
         (Comparison("label-printed", FULL),),

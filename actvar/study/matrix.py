@@ -84,6 +84,12 @@ ROWS: Sequence[Row] = (
     Row(DENSE, "VAR-mini, the teacher", None, trained=False),
     Row(TRAINED_ON, "VAR-mini, trained on by stage 2's budget", _rates(1.0, 1.0, 1.0)),
     Row("experts-8", "8 experts", Activation(experts=8)),
+    # Where so few experts work that it should matter which.
+    Row(
+        "static-experts-e25",
+        "static weight pruning, rates (50 %, 75 %; 25 %)",
+        replace(_rates(0.5, 0.75, 0.25), expert_choice=STATIC),
+    ),
 )
 
 CELLS: Sequence[Cell] = tuple(Cell(row, seed) for seed in SEEDS for row in ROWS)
