@@ -31,7 +31,7 @@ from actvar.study.results import (
 )
 from actvar.study.runner import Plan, run
 from actvar.study.spread import ratio, spread
-from actvar.study.stage2_steps import STATIC, by_steps
+from actvar.study.static_experts import BY_SETS, STATIC, by_steps, findings, recovered, sets_of_experts
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "benchmarks" / "results" / "study-mini"
@@ -309,6 +309,49 @@ def test_static_and_dynamic_experts_are_compared_at_equal_steps():
     assert (short.steps, short.ratio, short.dynamic) == (7, None, None) and short.static and short.static.mean == 0.6
     assert (usual.steps, usual.ratios) == (80, [2.0]) and usual.ratio == pytest.approx(2.0)
     assert usual.static and usual.static.mean == pytest.approx(0.35)
+
+
+def test_sets_of_experts_are_counted():
+    """12 of 16, 3 of 4, and the one that a static block has."""
+    assert [sets_of_experts(row_named(name)) for name in (STATIC, "experts-4", FULL, "t50-75-e25")] == [
+        1,
+        4,
+        1820,
+        1820,
+    ]
+
+
+def test_what_stage_2_recovers_is_counted_seed_by_seed():
+    """Of 0.8, 0.2 is left, and of 0.4 all."""
+    cells = []
+    for seed, before, after in ((0, 0.8, 0.2), (1, 0.4, 0.4)):
+        cell = with_steps(FULL, seed, 80, after)
+        held_out = {**cell.metrics["stage1"], "kl": before}
+        cells.append(replace(cell, metrics={**cell.metrics, "stage1": held_out}))
+    found = recovered(Figures(cells), FULL)
+    assert found and found.mean == pytest.approx((0.75 + 0.0) / 2) and found.seeds == 2
+    assert recovered(Figures(cells), STATIC) is None
+
+
+@pytest.mark.parametrize(
+    ("few", "late", "words"),
+    [
+        (0.3, 0.4, ("do not bring", "are not ahead", "recovers falls")),
+        (0.7, 0.7, ("steps bring", "are ahead", "recovers falls")),
+    ],
+)
+def test_the_three_tests_are_read_as_they_came_out(few: float, late: float, words: tuple[str, ...]):
+    """L_f of static experts where few work, and after more steps; dynamic ones have 0.5 in both."""
+    steps = by_steps(
+        [with_steps(STATIC, 0, 80, 0.4), with_steps(FULL, 0, 80, 0.5)]
+        + [with_steps(STATIC, 0, 240, late), with_steps(FULL, 0, 240, 0.5)]
+    )
+    cells = [with_steps(row, s, 80, 0.05 + 0.01 * i + 0.001 * s) for i, row in enumerate(BY_SETS) for s in range(3)]
+    cells += [with_steps("static-experts-e25", s, 80, few) for s in range(3)]
+    cells += [with_steps("t50-75-e25", s, 80, 0.5) for s in range(3)]
+    said = findings(steps, Figures(cells))
+    assert all(word in said for word in words), said
+    assert findings(steps[:1], Figures(cells)) == "", "one number of steps is no comparison"
 
 
 def test_cells_of_other_steps_lie_beside_the_study_and_are_on_its_page(tmp_path: Path):

@@ -1,7 +1,7 @@
 """The figures of finished cells, by row and seed, as tables and claims ask for them. Plain Python."""
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -64,6 +64,11 @@ class Spread:
     deviation: float
     seeds: int
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread | None":
+        """None without any."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values)) if values else None
+
     def text(self, form: str = ".3f") -> str:
         """For a table; the number of seeds where it is 1."""
         if self.seeds == 1:
@@ -92,10 +97,7 @@ class Figures:
 
     def spread(self, row: str, name: str) -> Spread | None:
         """Over the row's seeds; None without any."""
-        of_row = list(self.values(name).get(row, {}).values())
-        if not of_row:
-            return None
-        return Spread(fmean(of_row), stdev(of_row) if len(of_row) > 1 else 0.0, len(of_row))
+        return Spread.of(list(self.values(name).get(row, {}).values()))
 
     def extreme(self, name: str, choose: Callable[[Iterable[float]], float], rows: Container[str]) -> float:
         """The least or the most of the rows' cells; NaN without any."""
