@@ -342,9 +342,9 @@ def test_what_stage_2_recovers_is_counted_seed_by_seed():
 )
 def test_the_three_tests_are_read_as_they_came_out(few: float, late: float, words: tuple[str, ...]):
     """L_f of static experts where few work, and after more steps; dynamic ones have 0.5 in both."""
+    of_steps = ((80, 0.4), (240, late))
     steps = by_steps(
-        [with_steps(STATIC, 0, 80, 0.4), with_steps(FULL, 0, 80, 0.5)]
-        + [with_steps(STATIC, 0, 240, late), with_steps(FULL, 0, 240, 0.5)]
+        [with_steps(row, 0, n, kl) for n, static in of_steps for row, kl in ((STATIC, static), (FULL, 0.5))]
     )
     cells = [with_steps(row, s, 80, 0.05 + 0.01 * i + 0.001 * s) for i, row in enumerate(BY_SETS) for s in range(3)]
     cells += [with_steps("static-experts-e25", s, 80, few) for s in range(3)]
