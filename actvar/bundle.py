@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from actvar.config import HEAD_WIDTH, ModelConfig
 from actvar.errors import BundleError
@@ -38,7 +38,8 @@ MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "pla
 SCALES, MASKED_SCALES = "scales", "scales_masked"
 """The graphs that run every scale. A bundle that is drawn in fp32 or int8 has the first, and of an ActVAR in fp32 the
 second, too."""
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp16-weights")
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp16-weights"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 CPU_PRECISIONS = ("int8", "fp16-weights")
 """Those that are for ONNX Runtime on the CPU alone."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}

@@ -307,11 +307,11 @@ def graph_operations(model: ModelConfig) -> dict[str, int]:
     return {"condition": condition_work(model), **scales, "decoder": decoder_work(model)}
 
 
-def _saved_at_dense_rate(dense: Drawn, *models: ModelConfig) -> float:
-    """Of the time that a dense model's transformer took; the models are the active and the dense one."""
-    mine, theirs = map(graph_operations, models)
-    laps = [lap for lap in dense.laps if lap.graph != "decoder"]
-    return 1 - sum(lap.seconds * mine[lap.graph] / theirs[lap.graph] for lap in laps) / dense.transformer
+def _saved_at_dense_rate(drawn: Drawn, active: ModelConfig, dense: ModelConfig) -> float:
+    """Of the time that the dense model's transformer took for what was drawn."""
+    mine, theirs = graph_operations(active), graph_operations(dense)
+    laps = [lap for lap in drawn.laps if lap.graph != "decoder"]
+    return 1 - sum(lap.seconds * mine[lap.graph] / theirs[lap.graph] for lap in laps) / drawn.transformer
 
 
 def _is_dense_twin(dense: Contestant, active: Contestant) -> bool:

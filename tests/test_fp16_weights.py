@@ -4,19 +4,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from cpu_alone import is_refused_elsewhere
 from small_models import small_config, vivid_model
 
 from actvar.bundle import Manifest, read_manifest, verify
 from actvar.checkpoint import load_model, save_model
 from actvar.config import Activation
-from actvar.errors import BundleError
 from actvar.export.binder import bind
-from actvar.export.engine_builder import build_plans
-from actvar.export.engine_library import PlanTarget
 from actvar.export.onnx_export import export_bundle
 from actvar.export.parity import check_parity
-from actvar.plans import PlanOptions
-from actvar.runtime.backends import ort, trt
+from actvar.runtime.backends import ort
 from actvar.runtime.pipeline import Order, Pipeline
 from actvar.runtime.sources import open_graphs, shipped_checkpoint
 
@@ -112,13 +109,7 @@ def test_it_is_bound_to_another_checkpoint_as_it_is_exported(model, folder, tmp_
 
 
 def test_what_it_is_not_for_is_refused(folder):
-    manifest = read_manifest(folder)
-    with pytest.raises(BundleError, match="is in fp16-weights, which is for the CPU alone"):
-        ort.load(folder, manifest, device="cuda")
-    with pytest.raises(BundleError, match="is in fp16-weights, which is for ONNX Runtime on a CPU"):
-        trt.load(folder, manifest)
-    with pytest.raises(BundleError, match="is in fp16-weights, which is for ONNX Runtime on a CPU"):
-        build_plans(folder, PlanTarget("tensorrt-rtx", "1.7", ("8.9",)), PlanOptions())
+    is_refused_elsewhere(folder, PRECISION)
 
 
 def test_a_checkpoint_in_fp16_loses_nothing(tmp_path):

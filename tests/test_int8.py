@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from cpu_alone import is_refused_elsewhere
 from onnx import numpy_helper
 from small_models import small_config, vivid_model
 
@@ -18,14 +19,11 @@ from actvar.config import Activation
 from actvar.errors import BundleError, UsageError
 from actvar.export import int8
 from actvar.export.binder import bind_random
-from actvar.export.engine_builder import build_plans
-from actvar.export.engine_library import PlanTarget
 from actvar.export.graph_builder import GraphBuilder
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.parity import check_parity
 from actvar.export.transformer import chosen_experts, dense_ffn
-from actvar.plans import PlanOptions
-from actvar.runtime.backends import ort, trt
+from actvar.runtime.backends import ort
 from actvar.runtime.pipeline import Order, Pipeline
 from actvar.runtime.sources import open_graphs
 
@@ -233,12 +231,7 @@ def test_the_same_export_gives_the_same_files(folder, tmp_path):
 
 def test_what_int8_is_not_for_is_refused(folder, tmp_path):
     manifest = read_manifest(folder)
-    with pytest.raises(BundleError, match="for the CPU alone"):
-        ort.load(folder, manifest, device="cuda")
-    with pytest.raises(BundleError, match="ONNX Runtime on a CPU"):
-        trt.load(folder, manifest)
-    with pytest.raises(BundleError, match="ONNX Runtime on a CPU"):
-        build_plans(folder, PlanTarget("tensorrt-rtx", "1.7", ("8.9",)), PlanOptions())
+    is_refused_elsewhere(folder, "int8")
     with pytest.raises(BundleError, match="measured with its own weights"):
         bind_random(folder, tmp_path / "bound")
     with pytest.raises(UsageError, match="made for the weights"):

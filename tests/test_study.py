@@ -31,7 +31,7 @@ from actvar.study.results import (
 )
 from actvar.study.runner import Plan, run
 from actvar.study.spread import ratio, spread
-from actvar.study.static_experts import BY_SETS, STATIC, by_steps, findings, recovered, sets_of_experts
+from actvar.study.static_experts import BY_SETS, STATIC_EXPERTS, by_steps, findings, recovered, sets_of_experts
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "benchmarks" / "results" / "study-mini"
@@ -282,7 +282,12 @@ def test_the_page_has_every_table_and_claim_and_what_is_missing(tmp_path: Path):
 
 def test_rows_whose_experts_are_loaded_unevenly_are_named(tmp_path: Path):
     """By any of their cells; static experts are meant to be."""
-    for name, load in ((FULL, [0.3, 3.9]), ("early", [0.2, 1.3]), ("experts-4", [0.5, 4.1]), (STATIC, [0.0, 1.33])):
+    for name, load in (
+        (FULL, [0.3, 3.9]),
+        ("early", [0.2, 1.3]),
+        ("experts-4", [0.5, 4.1]),
+        (STATIC_EXPERTS, [0.0, 1.33]),
+    ):
         cell = made(name)
         held_out = {**cell.metrics["stage2"], "load": load}
         write_result(tmp_path, replace(cell, metrics={**cell.metrics, "stage2": held_out}))
@@ -302,9 +307,9 @@ def with_steps(name: str, seed: int, steps: int, kl: float) -> Result:
 
 def test_static_and_dynamic_experts_are_compared_at_equal_steps():
     """Seed by seed, and of no other row; a number of steps that only one of them has gives no ratio."""
-    cells = [with_steps(STATIC, seed, 80, kl) for seed, kl in ((0, 0.3), (1, 0.4))]
+    cells = [with_steps(STATIC_EXPERTS, seed, 80, kl) for seed, kl in ((0, 0.3), (1, 0.4))]
     cells += [with_steps(FULL, seed, 80, kl) for seed, kl in ((1, 0.2), (2, 0.5))]
-    cells += [with_steps(STATIC, 0, 7, 0.6), with_steps("early", 0, 80, 0.1)]
+    cells += [with_steps(STATIC_EXPERTS, 0, 7, 0.6), with_steps("early", 0, 80, 0.1)]
     short, usual = by_steps(cells)
     assert (short.steps, short.ratio, short.dynamic) == (7, None, None) and short.static and short.static.mean == 0.6
     assert (usual.steps, usual.ratios) == (80, [2.0]) and usual.ratio == pytest.approx(2.0)
@@ -313,7 +318,7 @@ def test_static_and_dynamic_experts_are_compared_at_equal_steps():
 
 def test_sets_of_experts_are_counted():
     """12 of 16, 3 of 4, and the one that a static block has."""
-    assert [sets_of_experts(row_named(name)) for name in (STATIC, "experts-4", FULL, "t50-75-e25")] == [
+    assert [sets_of_experts(row_named(name)) for name in (STATIC_EXPERTS, "experts-4", FULL, "t50-75-e25")] == [
         1,
         4,
         1820,
@@ -330,7 +335,7 @@ def test_what_stage_2_recovers_is_counted_seed_by_seed():
         cells.append(replace(cell, metrics={**cell.metrics, "stage1": held_out}))
     found = recovered(Figures(cells), FULL)
     assert found and found.mean == pytest.approx((0.75 + 0.0) / 2) and found.seeds == 2
-    assert recovered(Figures(cells), STATIC) is None
+    assert recovered(Figures(cells), STATIC_EXPERTS) is None
 
 
 @pytest.mark.parametrize(
@@ -344,7 +349,7 @@ def test_the_three_tests_are_read_as_they_came_out(few: float, late: float, word
     """L_f of static experts where few work, and after more steps; dynamic ones have 0.5 in both."""
     of_steps = ((80, 0.4), (240, late))
     steps = by_steps(
-        [with_steps(row, 0, n, kl) for n, static in of_steps for row, kl in ((STATIC, static), (FULL, 0.5))]
+        [with_steps(row, 0, n, kl) for n, static in of_steps for row, kl in ((STATIC_EXPERTS, static), (FULL, 0.5))]
     )
     cells = [with_steps(row, s, 80, 0.05 + 0.01 * i + 0.001 * s) for i, row in enumerate(BY_SETS) for s in range(3)]
     cells += [with_steps("static-experts-e25", s, 80, few) for s in range(3)]
@@ -356,7 +361,7 @@ def test_the_three_tests_are_read_as_they_came_out(few: float, late: float, word
 
 def test_cells_of_other_steps_lie_beside_the_study_and_are_on_its_page(tmp_path: Path):
     """With the command that makes them."""
-    for name, kl in ((STATIC, 0.3), (FULL, 0.2)):
+    for name, kl in ((STATIC_EXPERTS, 0.3), (FULL, 0.2)):
         write_result(tmp_path / "study", made(name))
         write_result(tmp_path / "study-stage2-240", with_steps(name, 0, 240, kl))
     text = page_files(tmp_path / "study", tmp_path / "study.md")[tmp_path / "study.md"]

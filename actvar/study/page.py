@@ -12,9 +12,19 @@ from actvar.study.matrix import CELLS, DENSE, FULL, ROWS, SEEDS, TRAINED_ON, row
 from actvar.study.paper import TABLES, PaperTable
 from actvar.study.results import Result
 from actvar.study.spread import ERRORS, MIN_FREEDOM, MIN_SEEDS, Ratio, ratio
-from actvar.study.static_experts import BY_SETS, PAIRS, STATIC, by_steps, findings, recovered, sets_of_experts
+from actvar.study.static_experts import (
+    BY_SETS,
+    FEW,
+    MANY,
+    STATIC_EXPERTS,
+    by_steps,
+    findings,
+    recovered,
+    sets_of_experts,
+)
 
 NONE = "–"
+_LEAST_LOAD, _MOST_LOAD = 0.25, 4.0  # of an expert, as multiples of its fair share: the aim
 
 
 def page(results: Sequence[Result], command: str, plots: Sequence[str], others: Sequence[Result] = ()) -> str:
@@ -184,7 +194,8 @@ def _stage1(figures: Figures) -> str:
         "fair share"
     )
     if rows:
-        text += f" ({least:.2f} to {most:.2f} where experts are chosen for each token; the aim is 0.25 to 4"
+        aim = f"the aim is {_LEAST_LOAD:g} to {_MOST_LOAD:g}"
+        text += f" ({least:.2f} to {most:.2f} where experts are chosen for each token; {aim}"
         text += f", and {' and '.join(outside)} miss it)" if outside else ")"
     text += "."
     return f"{text}\n\n{_markdown(('row', *names, 'least load', 'most load'), rows)}"
@@ -196,7 +207,7 @@ def _loads(figures: Figures, rows: Container[str]) -> tuple[float, float]:
 
 
 def _is_uneven(least: float, most: float) -> bool:
-    return least < 0.25 or most > 4
+    return least < _LEAST_LOAD or most > _MOST_LOAD
 
 
 def _stage2(figures: Figures) -> str:
@@ -222,14 +233,14 @@ def _static(results: Sequence[Result], others: Sequence[Result], figures: Figure
         spreads = (spread.text() if spread else NONE for spread in (each.static, each.dynamic))
         rows.append((str(each.steps), *spreads, _number(each.ratio, ".3f"), ratios))
     commands = [
-        f"    {command} --stage2-steps {each.steps} --only {STATIC} --only {FULL} \\\n"
+        f"    {command} --stage2-steps {each.steps} --only {STATIC_EXPERTS} --only {FULL} \\\n"
         f"        --results benchmarks/results/study-mini-stage2-{each.steps} --doc FILE"
         for each in found
         if each.steps not in {result.settings["budget"]["stage2_steps"] for result in results}
     ]
     few = [
-        (experts, *(_bounds(ratio(figures.positive(name), static, dynamic)) for name in ("kl before", KL)))
-        for static, dynamic, experts in PAIRS
+        (experts, *(_bounds(ratio(figures.positive(name), pair.row, pair.other)) for name in ("kl before", KL)))
+        for experts, pair in (("12 of 16", MANY), ("4 of 16", FEW))
     ]
     by_sets = [
         (
@@ -238,7 +249,7 @@ def _static(results: Sequence[Result], others: Sequence[Result], figures: Figure
             *(_spread(figures, name, each) for each in ("kl before", KL)),
             _percent(recovered(figures, name)),
         )
-        for name in (*BY_SETS, *PAIRS[1][:2])
+        for name in (*BY_SETS, FEW.row, FEW.other)
     ]
     parts = [
         "### Why static experts are ahead",

@@ -13,18 +13,18 @@ from itertools import pairwise
 from math import comb, exp, log
 from statistics import fmean
 
-from actvar.config import STATIC as FIXED_SET
-from actvar.study.claims import KL
+from actvar.config import STATIC
+from actvar.study.claims import KL, Comparison, Verdict
 from actvar.study.figures import Figures, Spread
 from actvar.study.matrix import FULL, Row
 from actvar.study.results import Result
 from actvar.study.spread import ratio
 
-STATIC = "static-experts"
-PAIRS = ((STATIC, FULL, "12 of 16"), ("static-experts-e25", "t50-75-e25", "4 of 16"))
-"""Static and dynamic rows of equal rates, with the experts that work."""
+STATIC_EXPERTS = "static-experts"
+MANY, FEW = Comparison(STATIC_EXPERTS, FULL), Comparison("static-experts-e25", "t50-75-e25")
+"""Static over dynamic experts at equal rates, where 12 of 16 work and where 4 do: they hold where dynamic ones win."""
 _MORE = 1.02  # a ratio that rises by less is the spread of two or three seeds
-BY_SETS = (STATIC, "experts-4", "experts-8", FULL, "experts-32")
+BY_SETS = (STATIC_EXPERTS, "experts-4", "experts-8", FULL, "experts-32")
 """Rows of equal rates, from one set of experts to the most."""
 
 
@@ -53,7 +53,7 @@ def by_steps(results: Sequence[Result]) -> list[Steps]:
     """Both rows by the steps that they were given, in order; other rows are left out."""
     of_steps: dict[int, list[Result]] = {}
     for result in results:
-        if result.row in (STATIC, FULL):
+        if result.row in (STATIC_EXPERTS, FULL):
             of_steps.setdefault(result.settings["budget"]["stage2_steps"], []).append(result)
     return [_steps(steps, Figures(of_steps[steps])) for steps in sorted(of_steps)]
 
@@ -62,7 +62,7 @@ def sets_of_experts(row: Row) -> int:
     """How many different ones a block may choose for a token: one of a static row, else all of this size."""
     model = row.model()
     assert model.activation
-    if model.activation.expert_choice == FIXED_SET:
+    if model.activation.expert_choice == STATIC:
         return 1
     return comb(model.activation.experts, model.active_experts(len(model.schedule) - 1))
 
@@ -75,13 +75,13 @@ def recovered(figures: Figures, row: str) -> Spread | None:
 
 def findings(results: Sequence[Steps], figures: Figures) -> str:
     """What the three tests say, in a sentence; nothing before all of their rows are there."""
-    few = ratio(figures.positive(KL), *PAIRS[1][:2])
+    few = ratio(figures.positive(KL), FEW.row, FEW.other)
     shares = [share.mean for row in BY_SETS if (share := recovered(figures, row))]
     ratios = [each.ratio for each in results if each.ratio]
     if len(ratios) < 2 or few is None or len(shares) < len(BY_SETS):
         return ""
     closes = "bring dynamic experts up" if ratios[-1] > _MORE * ratios[0] else "do not bring dynamic experts up"
-    turns = "ahead" if few.low > 1 else "not ahead"
+    turns = "ahead" if FEW.judge(few) is Verdict.HOLDS else "not ahead"
     falls = "falls" if all(more > less for more, less in pairwise(shares)) else "does not fall steadily"
     return (
         f"Found: more steps {closes}, with few experts at work they are {turns}, and what stage 2 recovers {falls} "
@@ -92,6 +92,6 @@ def findings(results: Sequence[Steps], figures: Figures) -> str:
 
 def _steps(steps: int, figures: Figures) -> Steps:
     values: Mapping[str, Mapping[int, float]] = figures.values(KL)
-    static, dynamic = values.get(STATIC, {}), values.get(FULL, {})
+    static, dynamic = values.get(STATIC_EXPERTS, {}), values.get(FULL, {})
     ratios = [static[seed] / dynamic[seed] for seed in sorted(static.keys() & dynamic.keys())]
-    return Steps(steps, figures.spread(STATIC, KL), figures.spread(FULL, KL), ratios)
+    return Steps(steps, figures.spread(STATIC_EXPERTS, KL), figures.spread(FULL, KL), ratios)

@@ -8,13 +8,14 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 from rich.console import Console
 
+from actvar.bundle import Precision
 from actvar.config import PRESETS, Activation
 from actvar.errors import UsageError
 from actvar.plans import PlanOptions
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.bundle_cache import Checkpoint
 from actvar.runtime.commands.console import progress_bar, say
-from actvar.runtime.commands.model_choice import refuse_elsewhere
+from actvar.runtime.commands.model_choice import Preset, refuse_elsewhere
 from actvar.runtime.commands.report_file import check_json_option, write_report
 from actvar.runtime.extras import needs
 from actvar.runtime.gpu import first_gpu
@@ -32,8 +33,6 @@ actvar-trt parity --bundle bundles/mine-fp32 --checkpoint mine.safetensors
 
 actvar-trt parity --precision fp16 --backend tensorrt"""
 
-Preset: TypeAlias = Literal["mini", "d16", "d20", "d24", "d30", "d36"]
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp16-weights"]
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
+from actvar.bundle import Precision
 from actvar.config import ModelConfig, Sampling
 from actvar.errors import BundleError, UsageError
 from actvar.plans import PlanOptions
@@ -23,7 +24,6 @@ from actvar.runtime.sources import open_eager, open_engines, open_graphs, shippe
 
 Model: TypeAlias = Literal["actvar-mini", "var-mini"]
 Backend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp16-weights"]
 
 ModelOption: TypeAlias = Annotated[Model, typer.Option(help="One of the package's own models.")]
 CheckpointOption: TypeAlias = Annotated[
