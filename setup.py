@@ -38,7 +38,7 @@ class WithLibrary(Distribution):
 
 
 class BuildPy(build_py):
-    """Puts the library where `actvar.runtime.plugin_library` looks for it."""
+    """Puts the library where `actvar.plugins.library` looks for it."""
 
     def run(self) -> None:
         super().run()

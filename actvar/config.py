@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from actvar.data.glyph_names import CLASS_NAMES
+from actvar.class_names import CLASS_NAMES
 from actvar.scales import LARGE_PATCH_NUMS, ScaleSchedule
 
 HEAD_WIDTH = 64

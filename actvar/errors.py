@@ -1,5 +1,8 @@
 """The errors that a user may meet. The command line prints their text and exits with their code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ActVARError(Exception):
     """Something given to the project cannot be used: one sentence of what is wrong, one of what to do."""
@@ -27,3 +30,26 @@ class EngineError(ActVARError):
 
 class DataError(ActVARError):
     """A folder of pictures or of their tokens is not what it should be."""
+
+
+@contextmanager
+def needs(extra: str, purpose: str) -> Iterator[None]:
+    """Turn a missing package into a message that names the extra which brings it.
+
+    Args:
+        extra: as in pyproject.toml.
+        purpose: completes "... is needed"; of a person's wish, not of a module.
+
+    Raises:
+        ActVARError: an import in the block found a package missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "actvar":  # ours are always installed: a missing one is a bug, and must show itself
+            raise
+        raise ActVARError(
+            f"The package {package} is needed {purpose}, and is not installed. "
+            f"Install it with: pip install 'actvar-trt[{extra}]'"
+        ) from None

@@ -20,13 +20,13 @@ from actvar.config import PRESETS
 ALLOWED = 1.3
 LARGE = 1e9
 PEAK = """
-from actvar.runtime.process_memory import process_memory
+from actvar.runtime.machine import process_memory
 print(process_memory().peak)
 """
 CHECKPOINT = """
 import sys, torch
 from pathlib import Path
-from actvar.checkpoint import save_model
+from actvar.checkpoint.model import save_model
 from actvar.config import PRESETS
 from actvar.models.actvar import random_model
 model = random_model(PRESETS[sys.argv[1]])

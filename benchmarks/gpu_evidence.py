@@ -19,6 +19,6 @@ if __name__ == "__main__":
     here = Path(__file__).resolve().parent
     sys.path[:0] = [str(here), str(here.parent)]  # a GPU machine has a checkout, and nothing installed
 
-    from gpu.command import main
+    from actvar.benchmarks.gpu.command import main
 
     sys.exit(main(__doc__))

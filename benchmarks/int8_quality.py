@@ -31,7 +31,7 @@ TokenIds = tuple[np.ndarray, ...]
 
 def drawn_tokens(pipeline: Any, pictures: int) -> TokenIds:
     """The tokens of pictures 0, 1, ..., of all classes in turn."""
-    from actvar.runtime.pipeline import Order
+    from actvar.runtime.pictures import Order
 
     model = pipeline.model
     orders = [Order(number % model.num_classes, number) for number in range(pictures)]
@@ -60,19 +60,21 @@ def agreement(one: TokenIds, other: TokenIds) -> list[float]:
 
 def agreement_at_equal_inputs(model: Any, folder: Path, pictures: int) -> dict[str, list[float]]:
     """Of each scale the share of equal tokens and the relative error of the logits, from the same inputs."""
-    from actvar.bundle import scale_name
+    from actvar.bundle.contract import scale_name
     from actvar.export.onnx_export import export_bundle
-    from actvar.export.parity import check_parity
+    from actvar.export.parity.check import check_parity
     from actvar.runtime.sources import open_graphs
 
     export_bundle(model, folder, "int8", "compared", debug=True)
     found = check_parity(model, open_graphs(folder, AT_ONCE, 0), pictures, SEED).found
     names = [scale_name(si) for si in range(len(model.config.schedule))]
-    tokens = [found[name, "token_ids"] for name in names]
-    return {
-        "tokens": [each.equal / each.choices for each in tokens],
-        "logits": [found[name, "logits"].relative for name in names],
-    }
+    shares: dict[str, list[float]] = {"tokens": [], "logits": []}
+    for name in names:
+        tokens, logits = found[name, "token_ids"], found[name, "logits"].relative
+        assert tokens.equal is not None and tokens.choices and logits is not None  # tokens are chosen, logits are not
+        shares["tokens"].append(tokens.equal / tokens.choices)
+        shares["logits"].append(logits)
+    return shares
 
 
 def scores(pictures: dict[str, np.ndarray]) -> Sequence[dict[str, Any]]:
@@ -114,9 +116,10 @@ def judged(model: Any, pipelines: dict[str, Any], tokens: dict[str, TokenIds]) -
 
 def compared(name: str, pictures: int, equal_inputs: int) -> dict[str, Any]:
     """The report of one shipped model."""
-    from actvar.checkpoint import load_model
+    from actvar.checkpoint.files import shipped_checkpoint
+    from actvar.checkpoint.model import load_model
     from actvar.export.onnx_export import export_bundle
-    from actvar.runtime.sources import open_graphs, shipped_checkpoint
+    from actvar.runtime.sources import open_graphs
 
     checkpoint = shipped_checkpoint(name)
     model = load_model(checkpoint.path, checkpoint.vqvae)

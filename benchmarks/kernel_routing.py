@@ -3,12 +3,11 @@
     python benchmarks/kernel_routing.py --out routing.npy
 
 Draws pictures of all classes with PyTorch, keeps what every block's router says at the last scale, and prints how much
-of the dense FFN's work the kernels' tiles are left with (plugins/kernels/experts/tile_density.py), beside random
+of the dense FFN's work the kernels' tiles are left with (benchmarks/kernels/tile_density.py), beside random
 routing. The file holds the block whose tiles are densest, the hardest for the kernels: [tokens, 16] fp32.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +21,16 @@ def record(pictures: int, at_once: int = 16) -> np.ndarray:
 
     Returns: [blocks, tokens, experts] fp32; a picture has two rows of tokens, with its class and without.
     """
-    from actvar.checkpoint import load_model
+    from actvar.checkpoint.files import shipped_checkpoint
+    from actvar.checkpoint.model import load_model
     from actvar.config import Sampling
     from actvar.generation import generate
-    from actvar.runtime.sources import shipped_checkpoint
 
     checkpoint = shipped_checkpoint("actvar-mini")
     model = load_model(checkpoint.path, checkpoint.vqvae)
     said: list[list[np.ndarray]] = [[] for _ in model.var.blocks]
     for scores, block in zip(said, model.var.blocks, strict=True):
+        assert block.ffn.router is not None  # of an ActVAR
         block.ffn.router.register_forward_hook(lambda router, given, result, to=scores: to.append(result.numpy()))
     batches: list[list[np.ndarray]] = [[] for _ in said]
     for first in range(0, pictures, at_once):
@@ -44,7 +44,7 @@ def record(pictures: int, at_once: int = 16) -> np.ndarray:
 
 def densities(scores: np.ndarray, active: int) -> list[float]:
     """The part of all pairs of tile and expert that is computed: as tokens come, then by order and slices."""
-    from tile_density import density
+    from actvar.benchmarks.kernels.tile_density import density
 
     masks = (-scores).argsort(axis=1, kind="stable").argsort(axis=1) < active
     return [density(masks, 1, False), *(density(masks, slices, True) for slices in SLICES)]
@@ -52,7 +52,6 @@ def densities(scores: np.ndarray, active: int) -> list[float]:
 
 def main() -> None:
     """Record, print, write."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "plugins" / "kernels" / "experts")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=64, help="each has 384 tokens at the last scale")

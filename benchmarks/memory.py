@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actvar.bundle import Manifest, read_manifest
+from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.config import HEAD_WIDTH, PRESETS, ModelConfig
 from actvar.flops import ROWS
 
@@ -25,8 +25,8 @@ MEGABYTE = 1e6
 DRAW_TWO = """
 import sys
 from pathlib import Path
-from actvar.runtime.pipeline import Order
-from actvar.runtime.process_memory import process_memory
+from actvar.runtime.pictures import Order
+from actvar.runtime.machine import process_memory
 from actvar.runtime.sources import open_graphs
 
 source = open_graphs(Path(sys.argv[1]), batch_size=1, threads=0)
@@ -66,7 +66,7 @@ def largest_activation_bytes(model: ModelConfig) -> int:
 
 def export_preset(preset: str, bundle: Path) -> None:
     """Write the bundle in a process of its own, so that this one stays small."""
-    command = "from actvar.runtime.cli import main; main()"
+    command = "from actvar.cli.main import main; main()"
     subprocess.run([sys.executable, "-c", command, "export", "--preset", preset, "--out", str(bundle)], check=True)
 
 

@@ -20,12 +20,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime
-from checkout import commit
 
-from actvar.bundle import MASKED_SCALES, SCALE_INPUT, SCALES, read_manifest, scale_name
+from actvar.benchmarks.checkout import commit
+from actvar.bundle.contract import MASKED_SCALES, SCALE_INPUT, SCALES, scale_name
+from actvar.bundle.manifest import read_manifest
 from actvar.config import ModelConfig
+from actvar.runtime.backends.memory import keep_blocks
 from actvar.runtime.backends.ort import UNWANTED, joined_scales, session_options
-from actvar.runtime.c_heap import keep_blocks
 from actvar.runtime.machine import this_machine
 
 _CONTROL = ("If", "Scan", "Loop")

@@ -22,17 +22,15 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from checkout import commit
-from memory import export_preset
-
-from actvar.bundle import Manifest
+from actvar.benchmarks.checkout import commit
+from actvar.benchmarks.memory import export_preset
+from actvar.bundle.manifest import Manifest
 from actvar.config import PRESETS, ModelConfig
+from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError
-from actvar.runtime.commands.console import progress_bar
-from actvar.runtime.commands.report_file import check_json_option, write_report
-from actvar.runtime.machine import Machine, this_machine, usable_cores
-from actvar.runtime.pipeline import Order, Picture, PictureSource
-from actvar.runtime.process_memory import ProcessMemory, process_memory
+from actvar.reports import check_json_option, write_report
+from actvar.runtime.machine import Machine, ProcessMemory, process_memory, this_machine, usable_cores
+from actvar.runtime.pictures import Order, Picture, PictureSource
 from actvar.runtime.sources import open_graphs
 
 FORMAT, VERSION = "actvar-soak", 1

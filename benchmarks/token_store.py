@@ -16,7 +16,7 @@ import torch
 from actvar.data.encoding import EncodeSettings
 from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
 from actvar.data.tokens import open_token_store
-from actvar.runtime.process_memory import process_memory
+from actvar.runtime.machine import process_memory
 from actvar.scales import ScaleSchedule
 
 BATCH, BATCHES = 512, 20

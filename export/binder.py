@@ -13,15 +13,23 @@ from pathlib import Path
 
 from torch import Tensor
 
-from actvar.bundle import EXPORT_AGAIN, PLANS_FOLDER, WEIGHTS_FILE, Manifest, WeightsSpec, read_manifest, write_manifest
-from actvar.checkpoint import open_model
+from actvar.bundle.manifest import (
+    EXPORT_AGAIN,
+    PLANS_FOLDER,
+    WEIGHTS_FILE,
+    Manifest,
+    WeightsSpec,
+    read_manifest,
+    write_manifest,
+)
+from actvar.bundle.plans import LOCK_FILE
+from actvar.checkpoint.model import open_model
 from actvar.config import ModelConfig
 from actvar.errors import BundleError, CheckpointError, UsageError
 from actvar.export.bundle_folder import folder_written_whole
-from actvar.export.weights_file import WeightsFile
+from actvar.export.graphs.weights_file import WeightsFile
 from actvar.files import locked, read_verified
 from actvar.models.actvar import random_model
-from actvar.plans import LOCK_FILE
 
 Progress = Callable[[float], None]
 

@@ -11,7 +11,7 @@ if __name__ == "__main__":
     # The checkout in the place of export/, where modules would be found under names that are not theirs.
     sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
 
-    from actvar.runtime.cli import main
+    from actvar.cli.main import main
 
     sys.argv[1:1] = ["build"]
     main()

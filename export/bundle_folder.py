@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actvar.bundle import FORMAT, MANIFEST_FILE
+from actvar.bundle.manifest import FORMAT, MANIFEST_FILE
 from actvar.errors import BundleError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux's, from fcntl.h and stdio.h

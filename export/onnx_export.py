@@ -1,7 +1,7 @@
 """A model to a bundle: weights, graphs, manifest, in a folder that is there whole or not at all.
 
-Knows the order of the work; what the files hold is `weights_file.py`'s and `graphs.py`'s, and what becomes of a folder
-when it fails `bundle_folder.py`'s.
+Knows the order of the work; what the files hold is `graphs/`'s, and what becomes of a folder when it fails
+`bundle_folder.py`'s.
 """
 
 import os
@@ -14,30 +14,20 @@ import torch
 from torch import Tensor
 
 from actvar import __version__
-from actvar.bundle import (
-    MASKED_SCALES,
-    PRECISIONS,
-    SCALES,
-    WEIGHTS_FILE,
-    GraphSpec,
-    Manifest,
-    ScalesSpec,
-    graph_names,
-    write_manifest,
-)
+from actvar.bundle.contract import MASKED_SCALES, PRECISIONS, SCALES, graph_names
+from actvar.bundle.manifest import WEIGHTS_FILE, GraphSpec, Manifest, ScalesSpec, write_manifest
 from actvar.config import ModelConfig
-from actvar.errors import UsageError
+from actvar.errors import UsageError, needs
 from actvar.export.bundle_folder import folder_written_whole
-from actvar.export.graph_builder import GraphBuilder
-from actvar.export.graphs import build_graph
-from actvar.export.scales_graph import build_scales
-from actvar.export.weights_file import WeightsFile
+from actvar.export.graphs.all_scales import build_scales
+from actvar.export.graphs.builder import GraphBuilder
+from actvar.export.graphs.per_scale import build_graph
+from actvar.export.graphs.weights_file import WeightsFile
 from actvar.files import FileEntry, hash_file
 from actvar.models.actvar import ActVAR
-from actvar.runtime.extras import needs
 
 if TYPE_CHECKING:
-    from actvar.export.decoder_int8 import Int8Decoder, Int8Graph
+    from actvar.export.graphs.decoder_int8 import Int8Decoder, Int8Graph
 
 _WEIGHTS_SHARE = 0.9  # of the time that an export with weights takes, about
 _DRAWING_SHARE = 0.8  # of the time that one in int8 takes, as the model draws pictures for it
@@ -60,10 +50,10 @@ def export_bundle(
     Args:
         model: on any device.
         folder: the target. A bundle that is there is replaced; anything else that is there is left alone.
-        precision: of `actvar.bundle.PRECISIONS`.
+        precision: of `actvar.bundle.contract.PRECISIONS`.
         source: where the weights come from, in words, for the manifest.
         progress: told the share that is done, 0 to 1.
-        debug: let scale graphs give `graphs.debug_outputs`, too.
+        debug: let scale graphs give `per_scale.debug_outputs`, too.
 
     Raises:
         ActVARError: for int8 ONNX Runtime is missing.
@@ -76,7 +66,7 @@ def export_bundle(
     decoder = None
     if precision == "int8":
         with needs("cpu", "to measure the ranges that int8 must hold"):
-            from actvar.export.decoder_int8 import int8_decoder
+            from actvar.export.graphs.decoder_int8 import int8_decoder
         report = progress or (lambda share: None)
         decoder = int8_decoder(model, lambda share: report(_DRAWING_SHARE * share))
         progress = lambda share: report(_DRAWING_SHARE + (1 - _DRAWING_SHARE) * share)  # noqa: E731

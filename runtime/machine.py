@@ -1,5 +1,9 @@
-"""What a measurement was made on: processor, cores, memory, versions, and how busy it was with something else."""
+"""This machine, as its system tells: processor, GPU, memory, versions, how busy it is, and where its cache lies.
 
+The GPU is asked for by its driver's library: no CUDA toolkit, no package, no memory of the GPU's is taken. Linux.
+"""
+
+import ctypes
 import os
 import platform
 from dataclasses import dataclass
@@ -7,8 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 from actvar import __version__
-from actvar.runtime.gpu import first_gpu
+from actvar.bundle.plans import Gpu
 
+CACHE_VARIABLE = "ACTVAR_CACHE"
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute in cuda.h
 _PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
 
 
@@ -78,3 +85,49 @@ def _installed() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def first_gpu() -> Gpu | None:
+    """The first NVIDIA GPU that this process may use (CUDA_VISIBLE_DEVICES), or None."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, number, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, 256, device):
+        return None
+    capability = []
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
+            return None
+        capability.append(str(number.value))
+    return Gpu(name.value.decode(errors="replace"), ".".join(capability))
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes in memory now, the most that were there at once (VmRSS and VmHWM), and now without files' (RssAnon).
+
+    getrusage would count the parent's peak from before the exec, too.
+    """
+
+    resident: int
+    peak: int
+    anonymous: int = 0
+
+
+def process_memory() -> ProcessMemory:
+    """As it is now."""
+    found = {}
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmRSS", "VmHWM", "RssAnon"):
+            found[name] = int(value.split()[0]) * 1024
+    return ProcessMemory(found["VmRSS"], found["VmHWM"], found["RssAnon"])
+
+
+def cache_folder() -> Path:
+    """Where everything lies that can be made again: $ACTVAR_CACHE, or actvar-trt in the user's own cache folder."""
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "actvar-trt"

@@ -10,54 +10,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 
-from actvar.bundle import Manifest, scale_name
+from actvar.bundle.contract import scale_name
+from actvar.bundle.manifest import Manifest
 from actvar.config import ModelConfig, Sampling
 from actvar.runtime.backends.protocol import Engine, GraphRunner, Launched, Tensor
 from actvar.runtime.image import to_bytes
+from actvar.runtime.pictures import Order, Picture
 from actvar.uniforms import token_uniforms
-
-
-@dataclass(frozen=True)
-class Order:
-    """A picture to draw: its class, and its number, which with the seed decides all its random numbers."""
-
-    class_id: int
-    number: int
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture that was drawn: uint8 [H, W, 3], and the tokens of every scale, int64 [L].
-
-    `partials` are the pictures that each scale's f_hat makes, the last of them the picture itself; empty unless asked
-    for.
-    """
-
-    order: Order
-    pixels_HW3: np.ndarray
-    token_ids: tuple[np.ndarray, ...]
-    partials: tuple[np.ndarray, ...]
-
-
-class PictureSource(Protocol):
-    """What draws pictures: the graphs, or the eager model that they were made from."""
-
-    @property
-    def model(self) -> ModelConfig:
-        """What draws."""
-
-    def draw(
-        self, orders: Iterable[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
-    ) -> Iterator[Picture]:
-        """Draw pictures, in order, each as soon as it is there.
-
-        A picture does not depend on which others are drawn with it. Orders are taken as they are drawn, and nothing is
-        kept of a picture that was given: there may be any number of them.
-        """
 
 
 @dataclass(frozen=True)

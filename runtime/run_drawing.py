@@ -10,7 +10,7 @@ import numpy as np
 
 from actvar.config import Sampling
 from actvar.evaluation.picture_run import PictureRun, Shard
-from actvar.runtime.pipeline import Order, PictureSource
+from actvar.runtime.pictures import Order, PictureSource
 
 
 def draw_missing(

@@ -3,32 +3,14 @@
 The one place that knows which backend there is; each is imported when it is asked for.
 """
 
-from importlib.resources import files
 from pathlib import Path
 
-from actvar.bundle import read_manifest, require_weights, verify_graphs, verify_weights
-from actvar.errors import ActVARError
+from actvar.bundle.manifest import read_manifest, require_weights, verify_graphs, verify_weights
+from actvar.checkpoint.files import Checkpoint
+from actvar.errors import needs
 from actvar.runtime.backends.protocol import Device, Scales
-from actvar.runtime.bundle_cache import Checkpoint
-from actvar.runtime.extras import needs
-from actvar.runtime.pipeline import PictureSource, Pipeline
-
-SHIPPED_MODELS = ("actvar-mini", "var-mini")
-
-
-def shipped_checkpoint(name: str) -> Checkpoint:
-    """The checkpoint of a model that is in the package; both share the VQVAE, which is in ActVAR-mini's file.
-
-    Raises:
-        ActVARError: this installation lacks it.
-    """
-    assets = Path(str(files("actvar"))) / "assets"
-    with_vqvae = assets / "actvar_mini.safetensors"
-    path = assets / f"{name.replace('-', '_')}.safetensors"
-    for file in (path, with_vqvae):
-        if not file.is_file():
-            raise ActVARError(f"{file} is missing, so there is no {name} here. Install again, or name a --checkpoint.")
-    return Checkpoint(path, None if path == with_vqvae else with_vqvae)
+from actvar.runtime.pictures import PictureSource
+from actvar.runtime.pipeline import Pipeline
 
 
 def open_graphs(

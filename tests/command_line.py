@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 
 Command = Callable[..., tuple[int, str, str]]
 """Given arguments: the exit code, what was printed, and what was said."""

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from actvar.bundle import read_manifest
+from actvar.bundle.manifest import read_manifest
+from actvar.bundle.plans import PlanOptions
 from actvar.errors import BundleError
-from actvar.export.engine_builder import build_plans
-from actvar.export.engine_library import PlanTarget
-from actvar.plans import PlanOptions
+from actvar.export.plans.builder import build_plans
+from actvar.export.plans.engine_library import PlanTarget
 from actvar.runtime.backends import ort, trt
 
 

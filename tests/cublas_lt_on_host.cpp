@@ -1,4 +1,4 @@
-// As much of cuBLASLt's C interface as runtime/cublas_lt.py uses, computed on the host, column by column as cuBLAS
+// As much of cuBLASLt's C interface as benchmarks/kernels/cublas_lt.py uses, computed on the host, column by column as cuBLAS
 // does. Declared from the manual, so that a wrong order of arguments, attribute or layout shows as a wrong result.
 
 #include <cmath>

@@ -16,11 +16,12 @@ import onnx
 import onnxruntime
 from cuda.bindings import runtime as real
 
-from actvar.bundle import ITEM_BYTES, read_manifest
-from actvar.export.lowering import lower
+from actvar.bundle.contract import ITEM_BYTES
+from actvar.bundle.manifest import read_manifest
+from actvar.bundle.plans import PlanManifest, PlanOptions, PlanSpec, PlanTarget, plan_folder, write_plans
+from actvar.export.operators.lowering import lower
 from actvar.files import hash_file
-from actvar.plans import PlanManifest, PlanOptions, PlanSpec, PlanTarget, plan_folder, write_plans
-from actvar.runtime.backends.number_types import decode, encode
+from actvar.runtime.backends.memory import decode, encode
 
 CAPABILITY = (8, 0)
 NAME = "A GPU on the host"

@@ -11,7 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # The package-dir of pyproject.toml. The links in actvar/ lead to the same files and are not followed.
-PACKAGES = {"actvar": "actvar", "actvar.export": "export", "actvar.runtime": "runtime"}
+PACKAGES = {
+    "actvar": "actvar",
+    **{f"actvar.{room}": room for room in ("plugins", "runtime", "export", "benchmarks", "cli")},
+}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from small_models import vivid_model
 from small_training import TEACHER, TRAININGS, fresh_student, random_store, stage_settings
 from torch import Tensor
 
+from actvar.cli.main import main
 from actvar.data.tokens import TokenStore
-from actvar.runtime.cli import main
 from actvar.training.team import Team
 
 

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from small_models import small_config, vivid_model
 
-from actvar.checkpoint import save_model
+from actvar.checkpoint.model import save_model
+from actvar.cli.main import main
 from actvar.export.onnx_export import export_bundle
-from actvar.runtime.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -219,7 +219,7 @@ from actvar.export import onnx_export
 
 build = onnx_export.build_graph
 onnx_export.build_graph = lambda *arguments: time.sleep(0.5) or build(*arguments)
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 main()
 """
 

@@ -17,17 +17,8 @@ import pytest
 import torch
 from small_models import small_config, vivid_model
 
-from actvar.bundle import graph_names
-from actvar.checkpoint import save_model
-from actvar.config import Activation, ModelConfig
-from actvar.errors import ActVARError
-from actvar.export.onnx_export import export_bundle
-from actvar.flops import scale_work
-from actvar.runtime.backends.torch_peers import Where, open_network
-from actvar.runtime.bench_plot import plot
-from actvar.runtime.bench_process import Setting, started
-from actvar.runtime.bench_report import BenchReport
-from actvar.runtime.benchmark import (
+from actvar.benchmarks.pictures.graph_times import GraphDrawer, Lap, TimedEngine
+from actvar.benchmarks.pictures.measure import (
     Contestant,
     Drawn,
     Kind,
@@ -40,10 +31,19 @@ from actvar.runtime.benchmark import (
     ratios,
     savings,
 )
-from actvar.runtime.cli import main
-from actvar.runtime.graph_times import GraphDrawer, Lap, TimedEngine
+from actvar.benchmarks.pictures.peers import Where, open_network
+from actvar.benchmarks.pictures.plot import plot
+from actvar.benchmarks.pictures.process import Setting, started
+from actvar.benchmarks.pictures.report import BenchReport
+from actvar.bundle.contract import graph_names
+from actvar.checkpoint.model import save_model
+from actvar.cli.main import main
+from actvar.config import Activation, ModelConfig
+from actvar.errors import ActVARError
+from actvar.export.onnx_export import export_bundle
+from actvar.flops import scale_work
 from actvar.runtime.machine import Machine
-from actvar.runtime.pipeline import Order
+from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_graphs
 
 DENSE = small_config()

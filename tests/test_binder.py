@@ -15,8 +15,8 @@ from command_line import in_process
 from import_tree import ROOT
 from small_models import SMALL_VQVAE, small_config, vivid_model
 
-from actvar.bundle import Manifest, read_manifest, require_weights, verify, write_manifest
-from actvar.checkpoint import load_model, save_model
+from actvar.bundle.manifest import Manifest, read_manifest, require_weights, verify, write_manifest
+from actvar.checkpoint.model import load_model, save_model
 from actvar.config import Activation, ModelConfig, Sampling
 from actvar.errors import ActVARError, BundleError, CheckpointError, UsageError
 from actvar.export import bundle_folder
@@ -24,7 +24,7 @@ from actvar.export.binder import bind, bind_random
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
-from actvar.runtime.pipeline import Order
+from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_graphs
 
 SPARSE = Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))
@@ -124,7 +124,7 @@ import sys
 from pathlib import Path
 from actvar.config import PRESETS
 from actvar.export.onnx_export import export_graphs
-from actvar.runtime.process_memory import process_memory
+from actvar.runtime.machine import process_memory
 manifest = export_graphs(PRESETS["d36"], Path(sys.argv[1]), "fp32", "test")
 print(manifest.weights.bytes, process_memory().peak)
 """
@@ -221,9 +221,9 @@ def test_a_plan_that_was_built_once_serves_both(tmp_path, precision):
     """Built by TensorRT-RTX before there are weights; after each binding there is nothing to build."""
     pytest.importorskip("tensorrt_rtx")
     pytest.importorskip("onnx_graphsurgeon")
-    from actvar.export.engine_builder import build_plans
-    from actvar.export.engine_library import choose_target
-    from actvar.plans import PlanOptions
+    from actvar.bundle.plans import PlanOptions
+    from actvar.export.plans.builder import build_plans
+    from actvar.export.plans.engine_library import choose_target
 
     def build(told: list[float]) -> dict[str, bytes]:
         target = choose_target("tensorrt-rtx", ["8.9"])
@@ -516,7 +516,7 @@ def test_a_checkpoint_is_not_held_twice(tmp_path, bound, dtype):
 import sys
 from pathlib import Path
 from actvar.export.binder import bind
-from actvar.runtime.process_memory import process_memory
+from actvar.runtime.machine import process_memory
 
 small, small_checkpoint, large, large_checkpoint = map(Path, sys.argv[1:])
 bind(small, small_checkpoint)

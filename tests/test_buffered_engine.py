@@ -16,16 +16,17 @@ import torch
 from gpu_on_host import HostCuda
 from small_models import small_config, vivid_model
 
-from actvar.bundle import MASKED_SCALES, SCALES, Manifest, read_manifest
+from actvar.bundle.contract import MASKED_SCALES, SCALES
+from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.config import Activation, Sampling
 from actvar.errors import BundleError
 from actvar.export.onnx_export import export_bundle
 from actvar.runtime.backends import cuda_memory, ort
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.cuda_memory import CudaMemory
-from actvar.runtime.backends.memory import HostMemory, HostStream, Memory
-from actvar.runtime.backends.number_types import decode, encode
-from actvar.runtime.pipeline import Order, Picture, Pipeline
+from actvar.runtime.backends.memory import HostMemory, HostStream, Memory, decode, encode
+from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pipeline import Pipeline
 
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
 CONFIG = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))

@@ -14,13 +14,15 @@ import torch
 from import_tree import ROOT
 from small_models import small_config, vivid_model
 
-from actvar.bundle import graph_names, read_manifest
-from actvar.checkpoint import save_model
+from actvar.bundle.contract import graph_names
+from actvar.bundle.manifest import read_manifest
+from actvar.bundle.plans import Gpu, PlanManifest, PlanOptions, PlanTarget, read_plans
+from actvar.checkpoint.model import save_model
+from actvar.cli.main import main
 from actvar.config import PRESETS, Activation
-from actvar.export import engine_builder, engine_library
 from actvar.export.onnx_export import export_graphs
-from actvar.plans import Gpu, PlanManifest, PlanOptions, PlanTarget, read_plans
-from actvar.runtime.cli import main
+from actvar.export.plans import builder as engine_builder
+from actvar.export.plans import engine_library
 
 pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
 
@@ -287,7 +289,7 @@ def test_the_script_runs_from_anywhere_by_its_path(tmp_path):
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 main()
 """
 

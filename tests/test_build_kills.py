@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from small_models import SMALL_VQVAE, small_config
 
-from actvar.bundle import graph_names, read_manifest
+from actvar.bundle.contract import graph_names
+from actvar.bundle.manifest import read_manifest
+from actvar.bundle.plans import plan_folder, read_plan, read_plans
 from actvar.config import Activation, ModelConfig
-from actvar.export.engine_library import choose_target
 from actvar.export.onnx_export import export_graphs
-from actvar.plans import plan_folder, read_plan, read_plans
+from actvar.export.plans.engine_library import choose_target
 
 pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
 
@@ -32,7 +33,7 @@ class Build:
 
     def __init__(self, bundle: Path, mark: str) -> None:
         self.bundle, self.mark = bundle, f"ACTVAR_TEST_MARK={mark}".encode()
-        command = "from actvar.runtime.cli import main; main()"
+        command = "from actvar.cli.main import main; main()"
         options = ["--bundle", str(bundle), "--gpu-arch", "8.9", "--batch", "1:2:4", "--jobs", "2"]
         environment, nowhere = {**os.environ, "ACTVAR_TEST_MARK": mark}, subprocess.DEVNULL
         words = [sys.executable, "-c", command, "build", *options]

@@ -11,25 +11,22 @@ from typing import Any
 import pytest
 from small_models import small_config
 
-from actvar import bundle as bundles
-from actvar.bundle import (
+from actvar.bundle import manifest as bundles
+from actvar.bundle.contract import TensorSpec, contract, graph_names, scale_name
+from actvar.bundle.json_form import MAX_JSON_BYTES, content_hash
+from actvar.bundle.manifest import (
     GraphSpec,
     Manifest,
     StoredTensor,
-    TensorSpec,
     WeightsSpec,
-    contract,
-    graph_names,
     read_manifest,
     require_weights,
-    scale_name,
     verify,
     write_manifest,
 )
 from actvar.config import Activation
 from actvar.errors import BundleError
 from actvar.files import FileEntry, hash_file
-from actvar.json_form import MAX_JSON_BYTES, content_hash
 
 MODEL = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
 TYPES = {"class_ids": "int64", "token_ids": "int64", "top_k": "int64"}

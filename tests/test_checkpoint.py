@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from small_models import small_config, vivid_model
 from torch import Tensor
 
-from actvar import checkpoint
-from actvar.checkpoint import checkpoint_hash, load_model, save_model
+from actvar.checkpoint import model as checkpoint
+from actvar.checkpoint.model import checkpoint_hash, load_model, save_model
+from actvar.checkpoint.official import derive_config
+from actvar.checkpoint.weights import Weights
 from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.errors import CheckpointError, UsageError
 from actvar.models.actvar import ActVAR
-from actvar.official import derive_config
 from actvar.scales import ScaleSchedule
-from actvar.weights import Weights
 
 SPARSE = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
 TINY_VQVAE = dict(ch=32, mult=(1, 2), blocks=1, V=24, E=4)

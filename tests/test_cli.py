@@ -20,14 +20,15 @@ from PIL import Image
 from small_models import small_config, vivid_model
 
 import actvar.export.onnx_export as exporter
-from actvar.bundle import read_manifest
-from actvar.checkpoint import save_model
+from actvar.bundle.manifest import read_manifest
+from actvar.checkpoint.files import Checkpoint
+from actvar.checkpoint.model import save_model
+from actvar.cli.main import main
 from actvar.config import Activation
-from actvar.errors import ActVARError
-from actvar.runtime.bundle_cache import Checkpoint, cache_folder, cached_bundle
-from actvar.runtime.cli import main
-from actvar.runtime.extras import needs
-from actvar.runtime.plugin_library import PLUGIN_VARIABLE
+from actvar.errors import ActVARError, needs
+from actvar.export.bundle_cache import cached_bundle
+from actvar.plugins.library import PLUGIN_VARIABLE
+from actvar.runtime.machine import cache_folder
 
 NAMES = ("red-disc", "green-disc", "red-star", "green-star", "brown-crescent")
 MODEL = replace(small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))), class_names=NAMES)
@@ -330,7 +331,7 @@ def test_the_cache_lies_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatc
 
 DRAW = """
 import sys
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 {before}
 try:
     main()

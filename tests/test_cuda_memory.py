@@ -152,7 +152,7 @@ def test_the_gpu_at_hand_is_described(host: HostCuda):
 @pytest.mark.gpu
 def test_a_real_gpu_is_described_as_its_driver_does():
     """Two ways to ask, cuda-python and the driver's library: plans are chosen by either."""
-    from actvar.runtime.gpu import first_gpu
+    from actvar.runtime.machine import first_gpu
 
     found = device_info()
     assert found.gpu == first_gpu()

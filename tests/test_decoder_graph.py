@@ -9,10 +9,10 @@ from exported_graphs import run
 from small_models import small_config, vivid_model
 from torch import Tensor
 
-from actvar.bundle import read_manifest
+from actvar.bundle.manifest import read_manifest
 from actvar.config import ModelConfig, VQVAEConfig
+from actvar.export.graphs.weights_file import WeightsFile, subpixel_bias, subpixel_weight
 from actvar.export.onnx_export import export_bundle
-from actvar.export.weights_file import WeightsFile, subpixel_bias, subpixel_weight
 
 DEEP = small_config((1, 2, 3), depth=1, vqvae=VQVAEConfig(48, 6, 16, (1, 1, 2, 3), 1, 8))
 """Three upsamplings, from side 3."""

@@ -14,18 +14,28 @@ import pytest
 from plugin_build import plugin_library_path
 from small_models import small_config
 
-from actvar.bundle import Manifest, graph_names, read_manifest, write_manifest
+from actvar.bundle.contract import graph_names
+from actvar.bundle.manifest import Manifest, read_manifest, write_manifest
+from actvar.bundle.plans import (
+    Gpu,
+    PlanManifest,
+    PlanOptions,
+    PlanTarget,
+    plan_folder,
+    read_plan,
+    read_plans,
+    write_plans,
+)
 from actvar.config import PRESETS, Activation
 from actvar.errors import BundleError, EngineError, UsageError
-from actvar.export import engine_library
-from actvar.export.build_processes import Task, run_tasks
-from actvar.export.build_worker import BuildJob, BuildResult
-from actvar.export.engine_builder import build_plans
-from actvar.export.engine_library import capabilities, choose_target, library_path, load_engine
-from actvar.export.lowering import lower
 from actvar.export.onnx_export import export_graphs
+from actvar.export.operators.lowering import lower
+from actvar.export.plans import engine_library
+from actvar.export.plans.builder import build_plans
+from actvar.export.plans.engine_library import capabilities, choose_target, library_path, load_engine
+from actvar.export.plans.processes import Task, run_tasks
+from actvar.export.plans.worker import BuildJob, BuildResult
 from actvar.files import hash_file, locked
-from actvar.plans import Gpu, PlanManifest, PlanOptions, PlanTarget, plan_folder, read_plan, read_plans, write_plans
 
 pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
 
@@ -336,7 +346,7 @@ def test_a_bundle_that_cannot_be_written_is_said(bundle, target, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     shutil.rmtree(plan_folder(bundle, target))
-    monkeypatch.setattr("actvar.export.engine_builder.write_plans", full)
+    monkeypatch.setattr("actvar.export.plans.builder.write_plans", full)
     with pytest.raises(BundleError, match="No space left on device"):
         build_plans(bundle, target, OPTIONS, ["condition"])
 

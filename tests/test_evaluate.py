@@ -79,7 +79,7 @@ def test_the_mini_model_is_scored(evaluate: Command):
 
 DRAWN_WITHOUT = """
 import sys
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 try:
     main()
 finally:

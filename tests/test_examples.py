@@ -15,7 +15,7 @@ import pytest
 from small_models import small_config, vivid_model
 
 from actvar.export.onnx_export import export_bundle
-from actvar.runtime.pipeline import Order
+from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_graphs
 
 ROOT = Path(__file__).parent.parent

@@ -13,23 +13,17 @@ from command_line import Command, in_process
 from PIL import Image
 from small_models import small_config, vivid_model
 
-from actvar.checkpoint import save_model
+from actvar.checkpoint.model import save_model
 from actvar.config import Activation
-from actvar.evaluation.choices import NOBODY, Choices, coverage, load, updates
-from actvar.evaluation.record_choices import record_choices
-from actvar.export.graphs import EXPERTS, KEPT
-from actvar.export.recording import record
+from actvar.explain.choices import NOBODY, Choices, coverage, load, updates
+from actvar.explain.figures import chosen_figure, expert_colour, experts_figure, sequence_colour, tokens_figure
+from actvar.explain.page import CAPTIONS, page, png
+from actvar.explain.plots import batch_figure, load_colour
+from actvar.explain.record import record_choices
+from actvar.export.graphs.per_scale import EXPERTS, KEPT
+from actvar.export.parity.recording import record
 from actvar.generation import generate
 from actvar.models.selection import Router
-from actvar.runtime.explain_figures import (
-    chosen_figure,
-    expert_colour,
-    experts_figure,
-    sequence_colour,
-    tokens_figure,
-)
-from actvar.runtime.explain_page import CAPTIONS, page, png
-from actvar.runtime.explain_plots import batch_figure, load_colour
 
 HOSTILE = "<script>alert('1')</script>\"&\n"
 MODEL = replace(

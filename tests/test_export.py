@@ -17,12 +17,13 @@ from exported_graphs import GatherElements
 from onnx.reference import ReferenceEvaluator
 from small_models import small_config, vivid_model
 
-from actvar.bundle import Manifest, graph_names, read_manifest, verify
+from actvar.bundle.contract import graph_names
+from actvar.bundle.manifest import Manifest, read_manifest, verify
 from actvar.config import MINI, PRESETS, Activation, Sampling
 from actvar.errors import BundleError, CheckpointError, UsageError
+from actvar.export.graphs.sampler import resize_matrix
 from actvar.export.onnx_export import export_bundle, export_graphs
-from actvar.export.recording import Recording, record
-from actvar.export.sampler import resize_matrix
+from actvar.export.parity.recording import Recording, record
 from actvar.models.actvar import ActVAR
 
 SAMPLING = Sampling(cfg=2.0, top_k=30, top_p=0.9)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from command_line import Command, in_process
 
+from actvar.cli.flops_report import rates_in_words
 from actvar.config import PRESETS, Activation
 from actvar.evaluation.paper_savings import PAPER_ROWS, PaperRow, equation_12, savings
 from actvar.flops import decoder_work, scale_work, transformer_work
-from actvar.runtime.flops_report import rates_in_words
 
 NOTES = Path(__file__).parent.parent / "docs" / "paper-notes.md"
 OUTLIER = (2, (0.5, 0.25))

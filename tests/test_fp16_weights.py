@@ -7,15 +7,17 @@ import torch
 from cpu_alone import is_refused_elsewhere
 from small_models import small_config, vivid_model
 
-from actvar.bundle import Manifest, read_manifest, verify
-from actvar.checkpoint import load_model, save_model
+from actvar.bundle.manifest import Manifest, read_manifest, verify
+from actvar.checkpoint.files import shipped_checkpoint
+from actvar.checkpoint.model import load_model, save_model
 from actvar.config import Activation
 from actvar.export.binder import bind
 from actvar.export.onnx_export import export_bundle
-from actvar.export.parity import check_parity
+from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import ort
-from actvar.runtime.pipeline import Order, Pipeline
-from actvar.runtime.sources import open_graphs, shipped_checkpoint
+from actvar.runtime.pictures import Order
+from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.sources import open_graphs
 
 PRECISION = "fp16-weights"
 DENSE = small_config()

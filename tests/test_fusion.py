@@ -14,9 +14,9 @@ import torch
 from exported_graphs import Exported, interpret, run
 from onnx import TensorProto, helper, numpy_helper
 
-from actvar.export.fused_operators import ALL_OPERATORS, EPSILON, FUSED
-from actvar.export.lowering import Lowered, lower
-from actvar.export.operators import DOMAIN, DOMAIN_VERSION, Operator
+from actvar.export.operators.fused import ALL_OPERATORS, EPSILON, FUSED
+from actvar.export.operators.lowering import Lowered, lower
+from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, Operator
 from actvar.models.block import NORM_EPS, modulated_norm
 from actvar.models.selection import token_gather, token_scatter
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actvar.data.glyph_names import CLASS_NAMES, COLOURS, SHAPES
+from actvar.class_names import CLASS_NAMES, COLOURS, SHAPES
 from actvar.data.glyphs import CLASSIFIER_SEED, HELD_OUT_SEED, TRAIN_SEED, balanced_classes, glyph_batch, render_glyphs
 
 # Hues in degrees as a colour chart gives them; brown is a dark orange, white has none.

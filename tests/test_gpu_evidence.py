@@ -20,20 +20,18 @@ from gpu_on_host import CAPABILITY, NAME, HostCuda, HostTensorRT, build_on_host
 from import_tree import ROOT
 from small_models import small_config, vivid_model
 
-from actvar.bundle import read_manifest
+from actvar.benchmarks.gpu import child, correctness, doubled, pieces, prepare, rtx_answer, summary, timings, ways
+from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped
+from actvar.benchmarks.gpu.drawing import drawn, orders, same_bytes
+from actvar.benchmarks.gpu.step_runner import Case, Run, Step, exit_code, run_steps
+from actvar.benchmarks.gpu.steps import STEPS
+from actvar.bundle.manifest import read_manifest
+from actvar.bundle.plans import Gpu, PlanManifest, PlanTarget, plan_folder
 from actvar.config import Activation
 from actvar.errors import BundleError
 from actvar.files import hash_file
-from actvar.plans import Gpu, PlanManifest, PlanTarget, plan_folder
 from actvar.runtime.backends import cuda_memory
-from actvar.runtime.bundle_cache import CACHE_VARIABLE
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from gpu import child, correctness, doubled, pieces, prepare, rtx_answer, summary, timings, ways
-from gpu.case import Departure, Places, Report, Skipped
-from gpu.drawing import drawn, orders, same_bytes
-from gpu.step_runner import Case, Run, Step, exit_code, run_steps
-from gpu.steps import STEPS
+from actvar.runtime.machine import CACHE_VARIABLE
 
 GPU = Gpu(NAME, ".".join(map(str, CAPABILITY)))
 
@@ -216,7 +214,7 @@ def test_without_a_gpu_every_step_says_what_is_missing_and_nothing_is_invented(n
 
 def test_a_damaged_folder_and_wrong_options_are_messages(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """No traceback: 1 for what cannot be used, 2 for a wrong option."""
-    from gpu.command import main
+    from actvar.benchmarks.gpu.command import main
 
     (packed / "piece_01").write_bytes(b"")
     assert main("", ["--run", str(packed), "--out", str(tmp_path / "out")]) == 1

@@ -8,11 +8,11 @@ import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from small_models import small_config, vivid_model
 
-from actvar.bundle import read_manifest
+from actvar.bundle.manifest import read_manifest
 from actvar.config import Activation
 from actvar.errors import BundleError
 from actvar.export.onnx_export import export_bundle
-from actvar.runtime.graph_file import external_tensors
+from actvar.runtime.backends.graph_file import external_tensors
 
 
 def tensor(location: str = "weights.bin", offset: str = "8", length: str = "16", **more: str) -> TensorProto:

@@ -5,13 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from import_tree import ROOT, Module, read_tree, within
+from import_tree import PACKAGES, ROOT, Import, Module, read_tree, within
 
-OUTER = {"actvar.export", "actvar.runtime"}
+ORDER = ("actvar", "plugins", "runtime", "export", "benchmarks", "cli")
+"""The rooms: a module may import its own and those to the left, at once or late."""
+
+SCRIPTS = {"actvar.export.build_engines"}
+"""Run as files, and imported by nobody: each is a door to the command line, wherever it lies."""
 
 # What a machine that only draws pictures has: pyproject's dependencies and an engine. Everything else, PyTorch and
-# ONNX first of all, must not be needed to load the runtime.
-RUNTIME_MAY_LOAD = {"numpy", "PIL", "rich", "safetensors", "typer", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
+# ONNX first of all, must not be needed to load the runtime or the command line.
+MAY_LOAD = {"numpy", "PIL", "rich", "safetensors", "typer", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda"}
 LOADS_TORCH = {"safetensors.torch"}
 
 
@@ -21,28 +25,85 @@ def is_torch_backend(name: str) -> bool:
 
 
 def light_modules(tree: dict[str, Module]) -> list[str]:
-    """The modules of the runtime that must load without PyTorch and ONNX."""
-    return [name for name in tree if within(name, {"actvar.runtime"}) and not is_torch_backend(name)]
+    """The modules that must load without PyTorch and ONNX."""
+    return [name for name in tree if within(name, {"actvar.runtime", "actvar.cli"}) and not is_torch_backend(name)]
 
 
-def arrows_out_of_the_model(tree: dict[str, Module]) -> list[str]:
-    """Imports of export or runtime by the model's package, wherever in a module they stand."""
+def room(name: str) -> str:
+    """The room that a module lies in."""
+    inner = name.split(".")[1:2]
+    return inner[0] if inner and inner[0] in ORDER else "actvar"
+
+
+def arrows(tree: dict[str, Module]) -> list[tuple[Module, Import, str]]:
+    """Every import of one of the project's modules by another, wherever it stands, with the module that it names."""
+    found = []
+    for module in tree.values():
+        for imported in module.imports:
+            name = imported.name
+            while name not in tree and "." in name:
+                name = name.rpartition(".")[0]
+            if name in tree and name != module.name:
+                found.append((module, imported, name))
+    return found
+
+
+def arrows_upwards(tree: dict[str, Module]) -> list[str]:
+    """Imports of a room by one to its left."""
     return [
-        f"{module.path}:{found.line} imports {found.name}"
-        for module in tree.values()
-        if not within(module.name, OUTER)
-        for found in module.imports
-        if within(found.name, OUTER)
+        f"{module.path}:{imported.line} imports {imported.name}"
+        for module, imported, name in arrows(tree)
+        if module.name not in SCRIPTS and ORDER.index(room(name)) > ORDER.index(room(module.name))
     ]
 
 
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The names that reach themselves, those of one circle together."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        queue = [start]
+        while queue:
+            for name in edges.get(queue.pop(), set()) - seen:
+                seen.add(name)
+                queue.append(name)
+        return seen
+
+    reach = {name: reached(name) for name in edges}
+    in_circles = [name for name in edges if name in reach[name]]
+    return sorted({tuple(sorted(o for o in in_circles if o in reach[n] and n in reach[o])) for n in in_circles})
+
+
+def between_files(tree: dict[str, Module]) -> dict[str, set[str]]:
+    """Which module imports which; a package that is named on the way to a module of its own does not count."""
+    edges: dict[str, set[str]] = {name: set() for name in tree}
+    for module, imported, name in arrows(tree):
+        if tree[name].path.name != "__init__.py" or imported.name == name:
+            edges[module.name].add(name)
+    return edges
+
+
+def between_folders(tree: dict[str, Module]) -> dict[str, set[str]]:
+    """The same for the folders of a room. A module beside them, in the room itself, stands for itself."""
+
+    def folder(name: str) -> str:
+        above = name if tree[name].path.name == "__init__.py" else name.rpartition(".")[0]
+        return name if above == "actvar" or above.removeprefix("actvar.") in ORDER else above
+
+    edges: dict[str, set[str]] = {folder(name): set() for name in tree}
+    for start, ends in between_files(tree).items():
+        if start not in SCRIPTS:
+            edges[folder(start)] |= {folder(end) for end in ends} - {folder(start)}
+    return edges
+
+
 def bare_imports(tree: dict[str, Module]) -> list[str]:
-    """Imports of `export` and `runtime` by their folders' names, which only a checkout knows."""
+    """Imports of rooms by their folders' names, which only a checkout knows."""
     return [
         f"{module.path}:{found.line} imports {found.name}"
         for module in tree.values()
         for found in module.imports
-        if within(found.name, {"export", "runtime"})
+        if within(found.name, set(ORDER) - {"actvar"})
     ]
 
 
@@ -68,29 +129,43 @@ def what_loading_needs(tree: dict[str, Module], start: str) -> dict[str, str]:
 
 def heavy_loads(tree: dict[str, Module]) -> list[str]:
     """Chains by which loading a module of the runtime loads a package that it must do without."""
-    allowed = RUNTIME_MAY_LOAD | sys.stdlib_module_names
+    allowed = MAY_LOAD | sys.stdlib_module_names
     needs = (what_loading_needs(tree, name) for name in light_modules(tree))
     return [chain for needed in needs for package, chain in needed.items() if package not in allowed]
+
+
+BINDING = "actvar.plugins.torch"
+"""Bears PyTorch's name on purpose, as nothing in plugins/ is run as a file."""
 
 
 def hiding_names(tree: dict[str, Module]) -> list[str]:
     """Modules named like one of the standard library or of a package that the project imports."""
     imported = {found.name.partition(".")[0] for module in tree.values() for found in module.imports}
-    taken = (imported | RUNTIME_MAY_LOAD | sys.stdlib_module_names) - {"actvar", "export", "runtime"}
-    return [str(module.path) for module in tree.values() if module.name.rpartition(".")[2] in taken]
+    taken = (imported | MAY_LOAD | sys.stdlib_module_names) - set(ORDER)
+    return [
+        str(module.path)
+        for module in tree.values()
+        if module.name.rpartition(".")[2] in taken and module.name != BINDING
+    ]
 
 
 @pytest.fixture(scope="module")
 def tree() -> dict[str, Module]:
     """The project, read once; a reader that misses a folder would let every rule pass."""
     tree = read_tree()
-    assert {"actvar", "actvar.config", "actvar.models.vqvae", "actvar.export", "actvar.runtime.cli"} <= tree.keys()
+    assert {"actvar.models.vqvae", "actvar.cli.main", *(f"actvar.{room}" for room in ORDER[1:])} <= tree.keys()
     return tree
 
 
-def test_the_model_imports_neither_export_nor_runtime(tree):
-    """The model and its training must stand alone: a trainer needs no ONNX and no engine."""
-    assert arrows_out_of_the_model(tree) == []
+def test_imports_go_one_way(tree):
+    """actvar <- plugins <- runtime <- export <- benchmarks <- cli: a trainer needs no ONNX, the runtime no exporter."""
+    assert arrows_upwards(tree) == []
+
+
+def test_no_circle_between_files_or_folders(tree):
+    """Whoever reads a file or a folder can stop at what it imports."""
+    assert circles(between_files(tree)) == []
+    assert circles(between_folders(tree)) == []
 
 
 def test_no_module_imports_a_package_by_its_folder(tree):
@@ -135,7 +210,7 @@ def test_every_runtime_module_loads_without_torch_and_onnx(tree):
 
 HELP = """
 import sys
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 sys.argv = ["actvar-trt", "--help"]
 try:
     main()
@@ -159,8 +234,8 @@ def test_help_loads_neither_torch_nor_onnx():
 
 
 def plant(root: Path, files: dict[str, str]) -> dict[str, Module]:
-    """Write a tree with the three packages and the given files, and read it."""
-    for path, text in {"actvar/__init__.py": "", "export/__init__.py": "", "runtime/__init__.py": "", **files}.items():
+    """Write a tree with every room and the given files, and read it."""
+    for path, text in {**{f"{folder}/__init__.py": "" for folder in PACKAGES.values()}, **files}.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     return read_tree(root)
@@ -169,22 +244,50 @@ def plant(root: Path, files: dict[str, str]) -> dict[str, Module]:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import actvar.runtime.cli",
+        "import actvar.cli.main",
         "from actvar import runtime",
         "from .. import export",
         "def later():\n    from ..export import graphs",
     ],
 )
-def test_an_arrow_out_of_the_model_is_found(tmp_path, statement):
+def test_an_arrow_upwards_is_found(tmp_path, statement):
     """Absolute, relative, of the package or of a module in it, at once or later."""
     tree = plant(tmp_path, {"actvar/models/__init__.py": "", "actvar/models/var.py": statement})
-    assert arrows_out_of_the_model(tree)
+    assert arrows_upwards(tree)
 
 
 def test_export_may_import_both_others(tmp_path):
     """The rule must not read export's own imports as the model's."""
     tree = plant(tmp_path, {"export/graphs.py": "import actvar.models\nfrom actvar.runtime import pipeline"})
-    assert arrows_out_of_the_model(tree) == bare_imports(tree) == []
+    assert arrows_upwards(tree) == bare_imports(tree) == []
+
+
+def test_the_runtime_may_not_import_export(tmp_path):
+    """Late, in the door of the runtime: how the two came to import each other."""
+    source = "def later():\n    from actvar.export.onnx_export import export_bundle"
+    tree = plant(tmp_path, {"runtime/sources.py": source, "export/onnx_export.py": ""})
+    assert arrows_upwards(tree) == [
+        f"{Path('runtime/sources.py')}:2 imports {name}"
+        for name in ("actvar.export.onnx_export", "actvar.export.onnx_export.export_bundle")
+    ]
+
+
+def test_circles_are_found(tmp_path):
+    """Of two files, late or not; and of two folders whose files make none."""
+    tree = plant(
+        tmp_path,
+        {
+            "actvar/data/__init__.py": "",
+            "actvar/data/a.py": "from actvar.models import b",
+            "actvar/data/c.py": "",
+            "actvar/models/__init__.py": "",
+            "actvar/models/b.py": "def later():\n    from actvar.data.c import x",
+            "runtime/one.py": "import actvar.runtime.two",
+            "runtime/two.py": "def later():\n    from actvar.runtime.one import x",
+        },
+    )
+    assert circles(between_files(tree)) == [("actvar.runtime.one", "actvar.runtime.two")]
+    assert ("actvar.data", "actvar.models") in circles(between_folders(tree))
 
 
 def test_an_import_by_folder_is_found(tmp_path):

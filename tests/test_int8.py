@@ -14,17 +14,19 @@ from cpu_alone import is_refused_elsewhere
 from onnx import numpy_helper
 from small_models import small_config, vivid_model
 
-from actvar.bundle import SCALES, WEIGHTS_FILE, StoredTensor, read_manifest, verify
+from actvar.bundle.contract import SCALES
+from actvar.bundle.manifest import WEIGHTS_FILE, StoredTensor, read_manifest, verify
 from actvar.config import Activation
 from actvar.errors import BundleError, UsageError
-from actvar.export import int8
 from actvar.export.binder import bind_random
-from actvar.export.graph_builder import GraphBuilder
+from actvar.export.graphs import int8
+from actvar.export.graphs.builder import GraphBuilder
+from actvar.export.graphs.transformer import chosen_experts, dense_ffn
 from actvar.export.onnx_export import export_bundle, export_graphs
-from actvar.export.parity import check_parity
-from actvar.export.transformer import chosen_experts, dense_ffn
+from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import ort
-from actvar.runtime.pipeline import Order, Pipeline
+from actvar.runtime.pictures import Order
+from actvar.runtime.pipeline import Pipeline
 from actvar.runtime.sources import open_graphs
 
 RNG = np.random.default_rng(5)

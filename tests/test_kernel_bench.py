@@ -28,19 +28,19 @@ from import_tree import ROOT  # noqa: E402
 from kernel_library import host_library  # noqa: E402
 from plugin_build import kernel_library_path  # noqa: E402
 
+from actvar.benchmarks.kernels import bench as kernel_bench  # noqa: E402
+from actvar.benchmarks.kernels.bench import KernelBench  # noqa: E402
+from actvar.benchmarks.kernels.cases import Cases, Moved, Routed  # noqa: E402
+from actvar.benchmarks.kernels.cublas_lt import CublasLt, Product, open_cublas_lt  # noqa: E402
+from actvar.benchmarks.kernels.report import KernelReport  # noqa: E402
+from actvar.benchmarks.pictures.measure import Spread  # noqa: E402
+from actvar.cli.main import main  # noqa: E402
 from actvar.errors import ActVARError, EngineError  # noqa: E402
-from actvar.runtime import kernel_bench  # noqa: E402
+from actvar.plugins.kernel_calls import TACTICS, open_kernels  # noqa: E402
+from actvar.plugins.library import PLUGIN_VARIABLE  # noqa: E402
 from actvar.runtime.backends.cuda_memory import CudaMemory  # noqa: E402
 from actvar.runtime.backends.memory import Block, HostMemory  # noqa: E402
-from actvar.runtime.benchmark import Spread  # noqa: E402
-from actvar.runtime.cli import main  # noqa: E402
-from actvar.runtime.cublas_lt import CublasLt, Product, open_cublas_lt  # noqa: E402
-from actvar.runtime.kernel_bench import KernelBench  # noqa: E402
-from actvar.runtime.kernel_figures import Cases, Moved, Routed  # noqa: E402
-from actvar.runtime.kernel_report import KernelReport  # noqa: E402
-from actvar.runtime.kernels import TACTICS, open_kernels  # noqa: E402
 from actvar.runtime.machine import Machine  # noqa: E402
-from actvar.runtime.plugin_library import PLUGIN_VARIABLE  # noqa: E402
 
 
 class TimedCuda(HostCuda):

@@ -16,10 +16,10 @@ import pytest
 from exported_graphs import CONFIGS, Exported, run
 from onnx import TensorProto, helper
 
-from actvar.bundle import WEIGHTS_FILE
+from actvar.bundle.manifest import WEIGHTS_FILE
 from actvar.errors import BundleError, UsageError
-from actvar.export.lowering import fold_ranges, lower, replace_by_bodies, weights_to_inputs
-from actvar.export.operators import DOMAIN, OPERATORS
+from actvar.export.operators.lowering import fold_ranges, lower, replace_by_bodies, weights_to_inputs
+from actvar.export.operators.sparse import DOMAIN, OPERATORS
 
 SMALL = [name for name in CONFIGS if name != "mini"]
 
@@ -156,7 +156,7 @@ def test_the_same_graph_gives_the_same_bytes(exported):
     model = graph.model
     lowered = [lower(given).model.SerializeToString() for given in (graph.path, str(graph.path), model, model)]
     program = (
-        "import sys; from actvar.export.lowering import lower;"
+        "import sys; from actvar.export.operators.lowering import lower;"
         "sys.stdout.buffer.write(lower(sys.argv[1]).model.SerializeToString())"
     )
     for seed in "12":

@@ -12,7 +12,8 @@ from small_training import logged, write_teacher, write_tokens
 from team_worker import train_both
 
 from actvar.errors import ActVARError, UsageError
-from actvar.training.team import ALONE, team_of
+from actvar.training.launch import team_of
+from actvar.training.team import ALONE
 
 TESTS = Path(__file__).parent
 # It starts them as torchrun does, which it calls; for a CPU it would want MPI, so it is told of GPUs that nobody uses.

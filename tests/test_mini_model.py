@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from actvar.checkpoint import load_model
+from actvar.checkpoint.files import shipped_checkpoint
+from actvar.checkpoint.model import load_model
 from actvar.config import MINI, Activation
 from actvar.evaluation.classifier import load_classifier
 from actvar.evaluation.draws import generated_pictures, reconstructions
 from actvar.evaluation.glyph_report import judge
 from actvar.models.actvar import ActVAR
-from actvar.runtime.sources import shipped_checkpoint
 
 ASSETS = Path(__file__).parent.parent / "actvar" / "assets"
 MODELS = ("var-mini", "actvar-mini")
@@ -55,7 +55,7 @@ def test_the_command_draws_class_88_as_the_judge_knows_it(tmp_path: Path, monkey
     """The first command that anyone runs: a brown crescent, through the graphs, as a file."""
     from typer.testing import CliRunner
 
-    from actvar.runtime.cli import app
+    from actvar.cli.main import app
 
     monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "picture.png"

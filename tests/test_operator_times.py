@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_models import small_config, vivid_model
 
-from actvar.bundle import MASKED_SCALES, SCALES
+from actvar.bundle.contract import MASKED_SCALES, SCALES
 from actvar.config import Activation
 from actvar.export.onnx_export import export_bundle
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import helper
 
-from actvar.export.operators import DOMAIN, DOMAIN_VERSION, OPERATORS
+from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, OPERATORS
 from actvar.models.experts import FFN
 from actvar.models.selection import token_gather, token_scatter, token_select, top_mask
 

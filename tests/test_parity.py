@@ -15,20 +15,21 @@ from onnx import numpy_helper
 from polygraphy.comparator import IterationResult
 from small_models import small_config, vivid_model
 
-from actvar.bundle import MASKED_SCALES, SCALES, graph_names, read_manifest, write_manifest
-from actvar.checkpoint import load_model, save_model
+from actvar.bundle.contract import MASKED_SCALES, SCALES, graph_names
+from actvar.bundle.manifest import read_manifest, write_manifest
+from actvar.checkpoint.model import load_model, save_model
+from actvar.cli import parity as parity_command
+from actvar.cli.main import main
 from actvar.config import MINI, Activation, Sampling
 from actvar.export.onnx_export import export_bundle
-from actvar.export.parity import check_parity, compare_batch
-from actvar.export.parity_compare import Difference, OutputCompareFunc, Tolerance
-from actvar.export.parity_report import CHAIN, ParityReport
-from actvar.export.parity_runners import EngineGraphRunner
-from actvar.export.recording import record
+from actvar.export.parity.check import check_parity, compare_batch
+from actvar.export.parity.compare import Difference, OutputCompareFunc, Tolerance
+from actvar.export.parity.recording import record
+from actvar.export.parity.report import CHAIN, ParityReport
+from actvar.export.parity.runners import EngineGraphRunner
 from actvar.files import hash_file
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
-from actvar.runtime.cli import main
-from actvar.runtime.commands import parity as parity_command
 from actvar.runtime.pipeline import Pipeline
 from actvar.runtime.sources import open_graphs
 

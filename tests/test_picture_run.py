@@ -19,13 +19,13 @@ import pytest
 from command_line import Command, in_process
 from small_models import small_config, vivid_model
 
+from actvar.cli.shard_option import chosen_shard
 from actvar.errors import ActVARError, UsageError
 from actvar.evaluation import picture_run, picture_sets
 from actvar.evaluation.picture_run import PictureRun, RunSpec, open_run
 from actvar.evaluation.picture_sets import open_npz, write_npz
 from actvar.export.onnx_export import export_bundle
-from actvar.runtime.commands.shard_option import chosen_shard
-from actvar.runtime.pipeline import Order
+from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_graphs
 
 AT_ONCE, COUNT = 10, 34  # four files, the last of four
@@ -103,7 +103,7 @@ def test_shards_make_the_same_run(evaluate: Command, expected_NHW3: np.ndarray):
 
 SMALL_PIECES = """
 from actvar.evaluation import picture_run
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 
 picture_run.PIECE = 10
 main()
@@ -138,7 +138,7 @@ KILLED = """
 import os, signal, sys
 from contextlib import contextmanager
 from actvar.evaluation import picture_run
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 
 @contextmanager
 def written(path, real=picture_run.written_whole):

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from small_models import small_config, vivid_model
 
-from actvar.bundle import MASKED_SCALES, SCALES, read_manifest, write_manifest
+from actvar.bundle.contract import MASKED_SCALES, SCALES
+from actvar.bundle.manifest import read_manifest, write_manifest
 from actvar.config import MINI, Activation, Sampling
 from actvar.errors import ActVARError, BundleError
 from actvar.export.onnx_export import export_bundle
@@ -22,7 +23,7 @@ from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
 from actvar.runtime.backends.torch_eager import EagerSource
-from actvar.runtime.pipeline import Order, Picture
+from actvar.runtime.pictures import Order, Picture
 from actvar.runtime.sources import open_graphs
 
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from small_models import small_config
 
-from actvar.bundle import GraphSpec, Manifest, StoredTensor, TensorSpec, WeightsSpec, contract, graph_names
-from actvar.errors import BundleError
-from actvar.files import FileEntry, hash_file
-from actvar.json_form import content_hash
-from actvar.plans import (
+from actvar.bundle.contract import TensorSpec, contract, graph_names
+from actvar.bundle.json_form import content_hash
+from actvar.bundle.manifest import GraphSpec, Manifest, StoredTensor, WeightsSpec
+from actvar.bundle.plans import (
     Gpu,
     PlanManifest,
     PlanOptions,
@@ -26,6 +25,8 @@ from actvar.plans import (
     usable_plans,
     write_plans,
 )
+from actvar.errors import BundleError
+from actvar.files import FileEntry, hash_file
 
 MODEL = small_config()
 CARD = Gpu("NVIDIA GeForce RTX 4090", "8.9")

@@ -9,14 +9,14 @@ import time
 import pytest
 from plugin_build import built, plugin_library_path
 
-from actvar.bundle import graph_names
-from actvar.checkpoint import load_model
-from actvar.export.engine_builder import build_plans
-from actvar.export.engine_library import choose_target
+from actvar.bundle.contract import graph_names
+from actvar.bundle.plans import PlanOptions, plan_folder, read_plans
+from actvar.checkpoint.files import shipped_checkpoint
+from actvar.checkpoint.model import load_model
 from actvar.export.onnx_export import export_graphs
-from actvar.plans import PlanOptions, plan_folder, read_plans
-from actvar.runtime.plugin_library import PLUGIN_VARIABLE
-from actvar.runtime.sources import shipped_checkpoint
+from actvar.export.plans.builder import build_plans
+from actvar.export.plans.engine_library import choose_target
+from actvar.plugins.library import PLUGIN_VARIABLE
 
 MOST_BYTES = 30 * 10**6  # of a library, whatever it was built for
 JOBS = 2

@@ -17,8 +17,8 @@ from import_tree import ROOT
 from kernel_library import BFLOAT16, host_library, toolkit_headers
 from plugin_build import tensorrt_headers
 
-from actvar.export.fused_operators import ALL_OPERATORS, FUSED
-from actvar.export.operators import OPERATORS
+from actvar.export.operators.fused import ALL_OPERATORS, FUSED
+from actvar.export.operators.sparse import OPERATORS
 
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, BFLOAT16: 7, np.dtype(np.int64): 8}  # nvinfer1::DataType
 ATTRIBUTES_STEP, TYPES_STEP, SHAPES_STEP, TACTIC_STEP = 2, 3, 6, 8

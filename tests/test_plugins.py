@@ -20,13 +20,13 @@ from onnx import TensorProto, helper
 from plugin_build import cmake, plugin_library_path
 from small_models import small_config, vivid_model
 
+from actvar.bundle.plans import RTX
 from actvar.config import Activation
-from actvar.export.engine_library import installed, library_path
-from actvar.export.fused_operators import ALL_OPERATORS
-from actvar.export.lowering import lower
 from actvar.export.onnx_export import export_bundle
-from actvar.export.operators import DOMAIN, DOMAIN_VERSION, OPERATORS
-from actvar.plans import RTX
+from actvar.export.operators.fused import ALL_OPERATORS
+from actvar.export.operators.lowering import lower
+from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, OPERATORS
+from actvar.export.plans.engine_library import installed, library_path
 
 FP32, FP16, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 INT32, INT64 = TensorProto.INT32, TensorProto.INT64

@@ -145,7 +145,7 @@ from actvar.data.tokens import TokenStore
 
 batch = TokenStore.batch
 TokenStore.batch = lambda *arguments: time.sleep(0.03) or batch(*arguments)
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 main()
 """
 

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from actvar.export.lowering import lower
-from actvar.export.operators import DOMAIN, DOMAIN_VERSION, OPERATORS
+from actvar.export.operators.lowering import lower
+from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, OPERATORS
 
 
 def run_static_body(name: str, inputs: list[np.ndarray], **attributes: int) -> np.ndarray:

@@ -116,7 +116,7 @@ def on_a_terminal(bundle: Path, folder: Path, piped: bool) -> tuple[str, bytes]:
     """What three pictures send to stdout, and to the terminal: stderr, and stdout too if that is not piped."""
     ours, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", "from actvar.runtime.cli import main; main()", *arguments(bundle, 3)],
+        [sys.executable, "-c", "from actvar.cli.main import main; main()", *arguments(bundle, 3)],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if piped else terminal,
@@ -156,7 +156,7 @@ WATCHED = """
 import gc, json, sys, tracemalloc
 from pathlib import Path
 from actvar.runtime.backends.buffered import BufferedEngine
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -233,7 +233,7 @@ STOPPED = """
 import itertools, signal, sys
 from PIL import Image
 from actvar.runtime.backends.buffered import BufferedEngine
-from actvar.runtime.cli import main
+from actvar.cli.main import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without one
 moment, turn = sys.argv.pop(1), int(sys.argv.pop(1))

@@ -11,10 +11,10 @@ from statistics import fmean
 import pytest
 from command_line import Command, in_process
 
+from actvar.cli.study import page_files
 from actvar.config import MINI
 from actvar.errors import BundleError
 from actvar.evaluation.paper_savings import PAPER_ROWS, savings
-from actvar.runtime.commands.study import page_files
 from actvar.study.budget import BUDGETS
 from actvar.study.claims import CLAIMS, FRECHET, KL, Claim, Comparison, Verdict, decide
 from actvar.study.figures import Figures

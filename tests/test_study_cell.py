@@ -146,7 +146,7 @@ def test_what_chooses_nothing_has_no_first_stage(inputs: Inputs, tmp_path: Path)
 @pytest.mark.slow
 def test_what_all_cells_share_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Tokens of the training and of the held-out pictures, and the statistics of real ones."""
-    from actvar.runtime.sources import shipped_checkpoint
+    from actvar.checkpoint.files import shipped_checkpoint
 
     shipped = shipped_checkpoint("var-mini")
     teacher, weights = load_teacher(shipped.path, shipped.vqvae)

@@ -24,11 +24,11 @@ from actvar.data.glyphs import GlyphPictures, glyph_batch
 from actvar.data.pictures import PictureBatch, SkippedPicture
 from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
 from actvar.data.tokens import TokenStore, open_token_store
+from actvar.distill.mini import MiniRecipe
 from actvar.errors import DataError
 from actvar.models.actvar import random_model
 from actvar.models.vqvae import VQVAE
 from actvar.training.loop import autocast
-from actvar.training.mini import MiniRecipe
 
 CHUNKS = EncodeSettings(chunk=4, batch=3)
 COUNT, SIDE = 18, 10

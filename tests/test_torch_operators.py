@@ -22,11 +22,11 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from actvar.errors import ActVARError, EngineError
-from actvar.export import torch_operators
-from actvar.export.fused_operators import ALL_OPERATORS
-from actvar.export.torch_operators import Launcher
-from actvar.runtime.kernels import open_kernels
-from actvar.runtime.plugin_library import PLUGIN_VARIABLE
+from actvar.export.operators.fused import ALL_OPERATORS
+from actvar.plugins.kernel_calls import open_kernels
+from actvar.plugins.library import PLUGIN_VARIABLE
+from actvar.plugins.torch import operators as torch_operators
+from actvar.plugins.torch.operators import Launcher
 
 NAMES = {
     "token_select": "ActVarTokenSelect",
@@ -225,7 +225,7 @@ def test_wrong_arguments_are_refused_before_anything_is_launched(device, name, p
 def test_tensors_of_the_cpu_are_refused():
     """In a process of its own, where nobody has given the operators a CPU implementation."""
     code = (
-        "import torch\nfrom actvar.export import torch_operators\n"
+        "import torch\nfrom actvar.plugins.torch import operators as torch_operators\n"
         "try:\n    torch.ops.actvar.token_select(torch.zeros(2, 3), 1)\n"
         "except NotImplementedError as error:\n    print(error)"
     )

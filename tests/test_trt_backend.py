@@ -22,19 +22,19 @@ import pytest
 from gpu_on_host import CAPABILITY, HostCuda, HostTensorRT
 from small_models import small_config, vivid_model
 
-from actvar.bundle import WEIGHTS_FILE, Manifest, read_manifest
+from actvar.bundle.manifest import WEIGHTS_FILE, Manifest, read_manifest
+from actvar.bundle.plans import MODULES, RTX, TENSORRT, PlanOptions, PlanTarget, read_plans, write_plans
 from actvar.config import MINI, Activation, Sampling
 from actvar.errors import ActVARError, BundleError, EngineError
-from actvar.export.lowering import lower
 from actvar.export.onnx_export import export_bundle
+from actvar.export.operators.lowering import lower
 from actvar.files import hash_file
-from actvar.plans import MODULES, RTX, TENSORRT, PlanOptions, PlanTarget, read_plans, write_plans
 from actvar.runtime.backends import cuda_memory, device_weights, trt, trt_library
 from actvar.runtime.backends.cuda_memory import CudaMemory
 from actvar.runtime.backends.device_weights import upload_weights
 from actvar.runtime.backends.trt_library import DTYPES, EngineLibrary
-from actvar.runtime.bundle_cache import CACHE_VARIABLE
-from actvar.runtime.pipeline import Order, Picture
+from actvar.runtime.machine import CACHE_VARIABLE
+from actvar.runtime.pictures import Order, Picture
 from actvar.runtime.sources import open_engines, open_graphs
 
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
@@ -501,9 +501,9 @@ def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def get(precision: str) -> Path:
-        from actvar.export.engine_builder import build_plans
-        from actvar.export.engine_library import choose_target, installed
-        from actvar.runtime.gpu import first_gpu
+        from actvar.export.plans.builder import build_plans
+        from actvar.export.plans.engine_library import choose_target, installed
+        from actvar.runtime.machine import first_gpu
 
         if precision not in made:
             folder = tmp_path_factory.mktemp("on-gpu") / "bundle"

@@ -12,13 +12,13 @@ from import_tree import PACKAGES, ROOT
 from plugin_build import kernel_library_path, plugin_library_path
 
 from actvar.errors import UsageError
-from actvar.runtime import plugin_library
-from actvar.runtime.plugin_library import KERNELS_FILE, LIBRARY_FILE, PLUGIN_VARIABLE, kernel_library
+from actvar.plugins import library as plugin_library
+from actvar.plugins.library import KERNELS_FILE, LIBRARY_FILE, PLUGIN_VARIABLE, kernel_library
 
 VARIABLE = "ACTVAR_WHEEL_LIBRARIES"
 FIND = """
-from actvar.runtime.kernels import open_kernels
-from actvar.runtime.plugin_library import kernel_library, plugin_library
+from actvar.plugins.kernel_calls import open_kernels
+from actvar.plugins.library import kernel_library, plugin_library
 open_kernels()
 print(plugin_library(), kernel_library())
 """

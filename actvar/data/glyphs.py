@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actvar.data.glyph_names import CLASS_NAMES, COLOURS, SHAPES
+from actvar.class_names import CLASS_NAMES, COLOURS, SHAPES
 from actvar.data.pictures import PictureBatch
 
 TRAIN_SEED = 0

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from actvar.checkpoint import load_model
+from actvar.checkpoint.model import load_model
 from actvar.data.glyphs import HELD_OUT_SEED
 from actvar.errors import ActVARError
 from actvar.evaluation.classifier import load_classifier

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from actvar.data.glyph_names import CLASS_NAMES
+from actvar.class_names import CLASS_NAMES
 from actvar.errors import CheckpointError
 
 SHIPPED_CLASSIFIER = Path(__file__).parents[1] / "assets" / "glyph_classifier.safetensors"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from actvar.data.glyph_names import COLOURS
+from actvar.class_names import COLOURS
 from actvar.data.glyphs import TRAIN_SEED, balanced_classes
 from actvar.evaluation.classifier import GlyphClassifier
 from actvar.evaluation.draws import Draw, real_pictures

@@ -9,9 +9,9 @@ from urllib.error import URLError
 
 import torch
 
+from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.errors import ActVARError
 from actvar.files import hash_file
-from actvar.tensor_file import open_tensor_file
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 MEGABYTES = 96

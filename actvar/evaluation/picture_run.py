@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from actvar.bundle.json_form import FormReader, write_json
 from actvar.errors import ActVARError
 from actvar.evaluation.picture_sets import Shape, npy_header
 from actvar.files import written_whole
-from actvar.json_form import FormReader, write_json
 
 FORMAT, VERSION = "actvar-picture-run", 1
 RUN_FILE = "run.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actvar.checkpoint import load_model
+from actvar.checkpoint.model import load_model
 from actvar.data.encoding import EncodeSettings, build_token_store
 from actvar.data.glyphs import HELD_OUT_SEED, TRAIN_SEED, GlyphPictures
 from actvar.data.tokens import TokenStore

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from actvar.bundle.json_form import FormReader, write_json
 from actvar.errors import ActVARError, BundleError
-from actvar.json_form import FormReader, write_json
 from actvar.study.budget import Budget
 from actvar.study.matrix import Cell
 

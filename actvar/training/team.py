@@ -3,15 +3,13 @@
 Knows how a step is shared, not what it is. A process that is alone needs no package beside PyTorch.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from actvar.errors import ActVARError, UsageError
 from actvar.models.var import VAR
 
 Parallel: TypeAlias = Literal["ddp", "fsdp"]
@@ -61,37 +59,3 @@ class Team:
 
 
 ALONE = Team()
-
-
-@contextmanager
-def team_of(parallel: Parallel | None, device: str) -> Iterator[Team]:
-    """The processes that torchrun or accelerate has started, or this one.
-
-    Args:
-        parallel: "ddp" keeps the whole model in every process, "fsdp" shards it; None is "ddp" where there are several.
-        device: cpu or cuda.
-
-    Raises:
-        UsageError: `parallel` is given to a process that is alone, or a device with a number to several.
-        ActVARError: there are several processes, and accelerate is not installed.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        if parallel:
-            raise UsageError(
-                f"--parallel {parallel} is for several processes, and this one is alone. Start the command by "
-                "`torchrun --nproc-per-node N --no-python actvar-trt …`, or leave --parallel out."
-            )
-        yield ALONE
-        return
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"--device {device} is for one process; of several, each takes its own. Say --device cuda.")
-    try:
-        from actvar.training.processes import Processes
-    except ModuleNotFoundError as error:
-        raise ActVARError(
-            f"The package {error.name} is needed to train in several processes, and is not installed. "
-            "Install it with: pip install 'actvar-trt[train]'"
-        ) from None
-    team = Processes(parallel or "ddp", device)
-    yield team
-    team.leave()  # not after an error: the others may be waiting for this process, and its launcher ends them

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actvar.bundle.plans import Gpu
 from actvar.errors import ActVARError
 from actvar.files import written_whole
-from actvar.plans import Gpu
-from actvar.runtime.gpu import first_gpu
+from actvar.runtime.machine import first_gpu
 
 
 class Skipped(Exception):

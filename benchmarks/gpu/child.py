@@ -11,11 +11,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from actvar.benchmarks.gpu.case import Places, Report, Skipped
+from actvar.benchmarks.gpu.step_runner import DONE, FAILED, SKIPPED, Case
+from actvar.benchmarks.gpu.steps import STEPS
 from actvar.errors import ActVARError
-from actvar.runtime.gpu import first_gpu
-from gpu.case import Places, Report, Skipped
-from gpu.step_runner import DONE, FAILED, SKIPPED, Case
-from gpu.steps import STEPS
+from actvar.runtime.machine import first_gpu
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     try:
         (case,) = (case for step in STEPS if step.name == given.step for case in step.cases if case.name == given.case)
         require(case, places)
-        import_module(f"gpu.{given.step}").run(case.name, places, report)
+        import_module(f"actvar.benchmarks.gpu.{given.step}").run(case.name, places, report)
         report.end(DONE)
     except Skipped as skipped:
         report.end(SKIPPED, reason=str(skipped))

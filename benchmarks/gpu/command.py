@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from actvar.benchmarks.checkout import ROOT
+from actvar.benchmarks.gpu import pieces, prepare
+from actvar.benchmarks.gpu.step_runner import SUMMARY_FILE, Case, Run, Step, exit_code, run_steps
+from actvar.benchmarks.gpu.steps import STEPS
+from actvar.benchmarks.gpu.summary import summary
 from actvar.errors import ActVARError, UsageError
-from gpu import pieces, prepare
-from gpu.prepare import ROOT
-from gpu.step_runner import SUMMARY_FILE, Case, Run, Step, exit_code, run_steps
-from gpu.steps import STEPS
-from gpu.summary import summary
 
 CALL_BYTES = 64 << 20  # that travel with one call to a lent machine, the checkout included
 MARGIN_BYTES = 2 << 20

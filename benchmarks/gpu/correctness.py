@@ -7,15 +7,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from actvar.bundle import read_manifest
-from actvar.checkpoint import load_model
-from actvar.export.parity import check_parity
+from actvar.benchmarks.gpu.case import Departure, Places, Report, the_gpu
+from actvar.benchmarks.gpu.drawing import agreement, all_equal, drawn, orders, same_bytes
+from actvar.benchmarks.gpu.ways import way_that_ran, with_plans
+from actvar.bundle.manifest import read_manifest
+from actvar.checkpoint.files import shipped_checkpoint
+from actvar.checkpoint.model import load_model
+from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import trt
 from actvar.runtime.pipeline import Pipeline
-from actvar.runtime.sources import open_engines, open_graphs, shipped_checkpoint
-from gpu.case import Departure, Places, Report, the_gpu
-from gpu.drawing import agreement, all_equal, drawn, orders, same_bytes
-from gpu.ways import way_that_ran, with_plans
+from actvar.runtime.sources import open_engines, open_graphs
 
 _BATCH, _PICTURES, _REPEATS = 4, 8, 20
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from actvar.bundle import Manifest
+from actvar.bundle.manifest import Manifest
 from actvar.runtime.backends.protocol import Chain, Engine, GraphRunner, KVCache, Launched, Tensor
 
 

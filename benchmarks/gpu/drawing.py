@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from actvar.bundle import scale_name
+from actvar.bundle.contract import scale_name
 from actvar.config import ModelConfig
-from actvar.runtime.pipeline import Order, Picture, PictureSource
+from actvar.runtime.pictures import Order, Picture, PictureSource
 
 SEED = 7
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpu.case import Departure, Places, Report, Skipped
+from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped
 
 ROOT = Path(__file__).resolve().parents[2]
 _NOTHING_COLLECTED = 5  # pytest's exit code

@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 
-from actvar.runtime.plugin_library import kernel_library
-from gpu.case import Departure, Places, Report, Skipped
-from gpu.prepare import ROOT
+from actvar.benchmarks.checkout import ROOT
+from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped
+from actvar.plugins.library import kernel_library
 
-_COMMAND = (sys.executable, "-c", "from actvar.runtime.cli import main; main()", "bench", "kernels")
+_COMMAND = (sys.executable, "-c", "from actvar.cli.main import main; main()", "bench", "kernels")
 
 
 def run(case: str, places: Places, report: Report) -> None:

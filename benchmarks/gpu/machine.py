@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from statistics import median
 
-from gpu.case import Places, Report, Skipped
+from actvar.benchmarks.gpu.case import Places, Report, Skipped
 
 _QUERY = "name,driver_version,memory.total,memory.used,compute_cap,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
 _COPIED = 1 << 31  # bytes: many times what any cache holds

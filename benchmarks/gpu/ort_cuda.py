@@ -6,9 +6,9 @@ The build with CUDA lies in a folder of its own, as two builds of one module mus
 import sys
 import time
 
+from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped
+from actvar.benchmarks.gpu.drawing import agreement, all_equal, drawn, orders
 from actvar.runtime.sources import open_graphs
-from gpu.case import Departure, Places, Report, Skipped
-from gpu.drawing import agreement, all_equal, drawn, orders
 
 SITE = "site-onnxruntime-gpu"
 BUNDLE = "mini-fp32"

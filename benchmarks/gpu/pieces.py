@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
+from actvar.bundle.json_form import FormReader, write_json
 from actvar.errors import BundleError
 from actvar.files import FileEntry, hash_file, read_verified, written_whole
-from actvar.json_form import FormReader, write_json
 
 FORMAT, VERSION = "actvar-gpu-pieces", 1
 MANIFEST_FILE, ARCHIVE_FILE = "pieces.json", "payload.tar.xz"

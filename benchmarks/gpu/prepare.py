@@ -19,8 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZIP_STORED, ZipFile
 
-from checkout import ROOT, commit, git
-
+from actvar.benchmarks.checkout import ROOT, commit, git
 from actvar.errors import ActVARError
 
 WHEELS, WHEELS_ORT_GPU, BUNDLES, PLUGINS, SOURCE_FILE = (
@@ -149,7 +148,7 @@ def _stored(wheel: Path, target: Path) -> None:
 
 
 def _plugins(folder: Path, tell: Tell) -> None:
-    from actvar.runtime.plugin_library import plugin_library
+    from actvar.plugins.library import plugin_library
 
     library = plugin_library()
     if library:
@@ -159,14 +158,14 @@ def _plugins(folder: Path, tell: Tell) -> None:
 
 
 def _bundles(folder: Path, tell: Tell) -> None:
-    from actvar.checkpoint import load_model
+    from actvar.benchmarks.gpu.steps import ACTIVE, DENSE
+    from actvar.benchmarks.gpu.steps import PRESETS as TIMED
+    from actvar.benchmarks.gpu.ways import AHEAD, OPTIONS, WAYS
+    from actvar.checkpoint.files import shipped_checkpoint
+    from actvar.checkpoint.model import load_model
     from actvar.config import PRESETS, Activation
-    from actvar.export.engine_builder import build_plans
     from actvar.export.onnx_export import export_bundle, export_graphs
-    from actvar.runtime.sources import shipped_checkpoint
-    from gpu.steps import ACTIVE, DENSE
-    from gpu.steps import PRESETS as TIMED
-    from gpu.ways import AHEAD, OPTIONS, WAYS
+    from actvar.export.plans.builder import build_plans
 
     mini = shipped_checkpoint("actvar-mini")
     model = load_model(mini.path, mini.vqvae)

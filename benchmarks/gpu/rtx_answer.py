@@ -9,15 +9,15 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from actvar.bundle import MANIFEST_FILE
+from actvar.benchmarks.gpu.case import Places, Report, the_gpu
+from actvar.benchmarks.gpu.drawing import agreement, drawn, orders
+from actvar.benchmarks.gpu.steps import ANSWERED
+from actvar.benchmarks.gpu.ways import WAYS, built, copy_of, marked_for
+from actvar.bundle.manifest import MANIFEST_FILE
+from actvar.bundle.plans import PlanManifest, plan_folder, read_plan, read_plans
 from actvar.errors import ActVARError
-from actvar.plans import PlanManifest, plan_folder, read_plan, read_plans
 from actvar.runtime.backends.trt_library import EngineLibrary
 from actvar.runtime.sources import open_engines, open_graphs
-from gpu.case import Places, Report, the_gpu
-from gpu.drawing import agreement, drawn, orders
-from gpu.steps import ANSWERED
-from gpu.ways import WAYS, built, copy_of, marked_for
 
 _PICTURES = 2
 _SAID_LINES = 60

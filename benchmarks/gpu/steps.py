@@ -1,6 +1,6 @@
 """The steps in order of importance, with their cases and the seconds that each case may take. Plain Python."""
 
-from gpu.step_runner import Case, Step
+from actvar.benchmarks.gpu.step_runner import Case, Step
 
 PRESETS = ("d16", "d20")
 DENSE, ACTIVE, OFFICIAL, COMPILED = "dense", "active", "official", "compiled"

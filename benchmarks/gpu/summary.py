@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpu.step_runner import line
-from gpu.steps import COMPILED, LATENCY_BATCH, OFFICIAL, OURS, THROUGHPUT_BATCH
+from actvar.benchmarks.gpu.step_runner import line
+from actvar.benchmarks.gpu.steps import COMPILED, LATENCY_BATCH, OFFICIAL, OURS, THROUGHPUT_BATCH
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from actvar.bundle import Manifest
+from actvar.benchmarks.gpu.case import Places, Report, Skipped, the_gpu
+from actvar.benchmarks.gpu.doubled import DoubledEngine
+from actvar.benchmarks.gpu.drawing import SEED, orders
+from actvar.benchmarks.gpu.steps import COMPILED, LATENCY_BATCH, OURS, THROUGHPUT_BATCH
+from actvar.bundle.manifest import Manifest
 from actvar.config import PRESETS
 from actvar.errors import ActVARError
 from actvar.runtime.pipeline import Pipeline
-from gpu.case import Places, Report, Skipped, the_gpu
-from gpu.doubled import DoubledEngine
-from gpu.drawing import SEED, orders
-from gpu.steps import COMPILED, LATENCY_BATCH, OURS, THROUGHPUT_BATCH
 
 _BATCHES = (LATENCY_BATCH, THROUGHPUT_BATCH)
 _REPEATS = {LATENCY_BATCH: 30, THROUGHPUT_BATCH: 5}
@@ -41,9 +41,9 @@ def run(case: str, places: Places, report: Report) -> None:
 
 
 def _engines(preset: str, who: str, places: Places, report: Report) -> None:
+    from actvar.benchmarks.gpu.ways import way_that_ran, with_plans
     from actvar.export.binder import bind_random
     from actvar.runtime.sources import open_engines
-    from gpu.ways import way_that_ran, with_plans
 
     gpu, way = the_gpu(), way_that_ran(places)
     began = time.monotonic()
@@ -112,7 +112,7 @@ def _official(preset: str, compiled: bool, places: Places, report: Report) -> No
         raise Skipped("No checkout of official VAR was named (--official-var).")
     import torch
 
-    from actvar.runtime.backends.torch_peers import Where, open_official
+    from actvar.benchmarks.pictures.peers import Where, open_official
 
     where = Where(os.cpu_count() or 1, "cuda", "fp16")
     peer = open_official(places.official_var, PRESETS[preset], where)

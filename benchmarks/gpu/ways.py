@@ -10,11 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actvar.bundle import PLANS_FOLDER
-from actvar.export.engine_builder import build_plans
-from actvar.export.engine_library import choose_target
-from actvar.plans import MODULES, RTX, TENSORRT, Gpu, PlanManifest, PlanOptions, PlanTarget, plan_folder, write_plans
-from gpu.case import Places, Skipped
+from actvar.benchmarks.gpu.case import Places, Skipped
+from actvar.bundle.manifest import PLANS_FOLDER
+from actvar.bundle.plans import (
+    MODULES,
+    RTX,
+    TENSORRT,
+    Gpu,
+    PlanManifest,
+    PlanOptions,
+    PlanTarget,
+    plan_folder,
+    write_plans,
+)
+from actvar.export.plans.builder import build_plans
+from actvar.export.plans.engine_library import choose_target
 
 OPTIONS = PlanOptions()
 

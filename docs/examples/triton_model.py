@@ -16,7 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from actvar.config import Sampling
-from actvar.runtime.pipeline import Order
+from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_engines, open_graphs
 
 

@@ -1,6 +1,6 @@
 // What an operator is: names, types, shapes, and the kernel behind it. Everything that differs between the plugins.
 //
-// Shapes are letters, as in export/operators.py: R rows, L tokens, K kept tokens, C width, N experts, E hidden neurons
+// Shapes are letters, as in export/operators/sparse.py: R rows, L tokens, K kept tokens, C width, N experts, E hidden neurons
 // of an expert, A active experts; 1 is itself. A letter that appears twice is one number; an attribute may be a letter
 // too, and the attribute T names the type of values that no input has, by ONNX's number.
 

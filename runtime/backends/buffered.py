@@ -17,11 +17,11 @@ from typing import Protocol
 
 import numpy as np
 
-from actvar.bundle import EXPORT_AGAIN, ITEM_BYTES, GraphSpec, Manifest, TensorSpec, graph_names
+from actvar.bundle.contract import ITEM_BYTES, TensorSpec, graph_names
+from actvar.bundle.manifest import EXPORT_AGAIN, GraphSpec, Manifest
 from actvar.config import HEAD_WIDTH
 from actvar.errors import BundleError
-from actvar.runtime.backends.memory import Block, Buffer, Memory, Stream
-from actvar.runtime.backends.number_types import decode, encode
+from actvar.runtime.backends.memory import Block, Buffer, Memory, Stream, decode, encode
 from actvar.runtime.backends.protocol import Chain, KVCache, Launched
 
 Buffers = Mapping[str, Buffer]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from cuda.bindings import runtime as cudart
 
+from actvar.bundle.plans import Gpu
 from actvar.errors import ActVARError, EngineError
-from actvar.plans import Gpu
 from actvar.runtime.backends.memory import Block
 
 _LOG = logging.getLogger(__name__)

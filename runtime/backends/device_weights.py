@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from actvar.bundle import EXPORT_AGAIN
+from actvar.bundle.manifest import EXPORT_AGAIN
 from actvar.files import FileEntry, read_verified
 from actvar.runtime.backends.memory import Block, Memory
 

@@ -1,7 +1,7 @@
 """ONNX Runtime: the sessions of a bundle's graphs over one copy of its weights, on the CPU or on an NVIDIA GPU.
 
 On the CPU all scales are run by one session where the bundle has a graph for that. Of an ActVAR in fp32 it has two
-(`actvar.bundle.MASKED_SCALES`), and the processor decides. That session packs its matrices into a layout of its own as
+(`MASKED_SCALES`), and the processor decides. That session packs its matrices into a layout of its own as
 it is made: it reads the weights file itself, one tensor at a time, and gives back what it has packed. All other weights
 are views of the file, which is mapped into memory once; packing is switched off for them, as every session would pack a
 copy. The pages of `condition`, a quarter of a model that is read once for a picture, are let go as it runs: the next
@@ -26,27 +26,14 @@ from typing import TypeAlias
 import numpy as np
 import onnxruntime
 
-from actvar.bundle import (
-    CPU_PRECISIONS,
-    EXPORT_AGAIN,
-    FOR_A_GPU,
-    ITEM_BYTES,
-    MASKED_SCALES,
-    SCALE_INPUT,
-    SCALES,
-    WEIGHTS_FILE,
-    Manifest,
-    StoredTensor,
-    graph_names,
-    kv_parts,
-)
+from actvar.bundle.contract import CPU_PRECISIONS, ITEM_BYTES, MASKED_SCALES, SCALE_INPUT, SCALES, graph_names, kv_parts
+from actvar.bundle.manifest import EXPORT_AGAIN, FOR_A_GPU, WEIGHTS_FILE, Manifest, StoredTensor
 from actvar.config import HEAD_WIDTH
 from actvar.errors import ActVARError, BundleError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
-from actvar.runtime.backends.memory import Buffer, HostMemory, Memory
+from actvar.runtime.backends.graph_file import ExternalTensor, external_tensors
+from actvar.runtime.backends.memory import Buffer, HostMemory, Memory, give_back, keep_blocks
 from actvar.runtime.backends.protocol import Device, Scales
-from actvar.runtime.c_heap import give_back, keep_blocks
-from actvar.runtime.graph_file import ExternalTensor, external_tensors
 from actvar.runtime.machine import cpu_instructions
 
 Session: TypeAlias = onnxruntime.InferenceSession
@@ -68,7 +55,7 @@ def load(
     """Load a bundle whose files have been verified.
 
     The sessions are made in the background, in the order in which they run, so that the first graphs work while the
-    last are still being made. On the CPU the process from here on keeps memory that it has freed (`c_heap`).
+    last are still being made. On the CPU the process from here on keeps memory that it has freed (`keep_blocks`).
 
     Args:
         folder: the bundle.

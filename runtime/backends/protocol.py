@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from actvar.bundle import Manifest
+from actvar.bundle.manifest import Manifest
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actvar.checkpoint import load_model
+from actvar.checkpoint.model import load_model
 from actvar.config import ModelConfig, Sampling
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.runtime.image import to_bytes
-from actvar.runtime.pipeline import Order, Picture
+from actvar.runtime.pictures import Order, Picture
 
 
 @dataclass(frozen=True)
 class EagerSource:
-    """Draws with a network in evaluation mode; see `actvar.runtime.pipeline.PictureSource`."""
+    """Draws with a network in evaluation mode; see `actvar.runtime.pictures.PictureSource`."""
 
     network: ActVAR
 

@@ -10,16 +10,17 @@ from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from actvar.bundle import CPU_PRECISIONS, FOR_A_GPU, WEIGHTS_FILE, GraphSpec, Manifest, TensorSpec
+from actvar.bundle.contract import CPU_PRECISIONS, TensorSpec
+from actvar.bundle.manifest import FOR_A_GPU, WEIGHTS_FILE, GraphSpec, Manifest
+from actvar.bundle.plans import BUILD_AGAIN, PlanManifest, read_plan, usable_plans
 from actvar.errors import BundleError, EngineError
 from actvar.files import hash_file
-from actvar.plans import BUILD_AGAIN, PlanManifest, read_plan, usable_plans
+from actvar.plugins.library import PLUGIN_VARIABLE, plugin_library
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.cuda_memory import CudaMemory, device_info
 from actvar.runtime.backends.device_weights import upload_weights
 from actvar.runtime.backends.memory import Block, Memory
 from actvar.runtime.backends.trt_library import DTYPES, EngineLibrary, installed_libraries
-from actvar.runtime.plugin_library import PLUGIN_VARIABLE, plugin_library
 
 _ALIGNMENT = 256  # that the library asks of every address
 _LANES = 2

@@ -11,10 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from actvar.bundle.plans import MODULES, RTX, Gpu
 from actvar.errors import EngineError
 from actvar.files import written_whole
-from actvar.plans import MODULES, RTX, Gpu
-from actvar.runtime.bundle_cache import cache_folder
+from actvar.runtime.machine import cache_folder
 
 DTYPES = {
     "float32": "FLOAT",
@@ -35,7 +35,7 @@ class EngineLibrary:
     """A library, and what it said last.
 
     Args:
-        engine: its name, as in `actvar.plans.ENGINES`.
+        engine: its name, as in `actvar.bundle.plans.ENGINES`.
         module: its Python module.
     """
 

@@ -1,0 +1,94 @@
+"""The contract between a bundle's graphs: their names, what passes between them, in which shapes and types.
+
+Plain Python: what the exporter writes, what the manifest is held to, and what a runtime allocates by.
+
+Letters in shapes: B pictures, R = 2B rows; both stand in the manifest by name, all else by number. L tokens of a scale,
+E code width, H side of f_hat, C width, D depth, h heads, T tokens that the KV cache has room for, K tokens kept,
+d = 64.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from actvar.config import HEAD_WIDTH, ModelConfig
+
+SCALES, MASKED_SCALES = "scales", "scales_masked"
+"""The graphs that run every scale. A bundle that is drawn in fp32 or int8 has the first, and of an ActVAR in fp32 the
+second, too."""
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp16-weights"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+CPU_PRECISIONS = ("int8", "fp16-weights")
+"""Those that are for ONNX Runtime on the CPU alone."""
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
+"""Every type that a tensor of a bundle may have, and the bytes of one value."""
+
+SCALE_INPUT = "scale"
+"""What the graph of all scales reads besides what the scales read: the scale's index, from 0."""
+
+MAX_SCALES = 64
+
+Dimension = int | str
+Shape = tuple[Dimension, ...]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph. Dimensions are numbers, or "B" and "R" for pictures and rows."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+    def sized(self, pictures: int) -> tuple[int, ...]:
+        """Its shape for a batch."""
+        sizes = {"B": pictures, "R": 2 * pictures}
+        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+
+
+def scale_name(si: int) -> str:
+    """The graph of scale index si (from 0)."""
+    return f"scale_{si + 1:02d}"
+
+
+def graph_names(model: ModelConfig) -> tuple[str, ...]:
+    """The graphs of a model's bundle, in the order in which they run."""
+    return ("condition", *(scale_name(si) for si in range(len(model.schedule))), "decoder")
+
+
+def kv_parts(model: ModelConfig) -> tuple[tuple[str, str], ...]:
+    """What the graph of all scales reads in place of `past_kv`, and gives in place of `new_kv`: names in pairs.
+
+    Of each block its keys, then its values. It reads those of the scales before, [R, h, P, d], and gives what the next
+    scale reads, [R, h, P + K, d]: one behind the other, they are the whole cache, without a gap.
+    """
+    places = [(part, block) for block in range(model.depth) for part in ("keys", "values")]
+    return tuple((f"past_{part}_{block}", f"kv_{part}_{block}") for part, block in places)
+
+
+def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """The shapes of all that a graph may read, and of all that it must give back, by name (docs/bundle.md).
+
+    A graph leaves out inputs that it has no use for, and may give back more. `past_kv` is the whole KV cache: a scale
+    reads the part that the scales before it have filled, so that the cache is allocated once and never moved.
+    `next_f_hat` is f_hat with this scale's tokens added: in ONNX an output cannot bear an input's name. `cfg` is the
+    strength at the last scale; the ramp up to it is the graph's.
+    """
+    width, depth, code, side = model.width, model.depth, model.vqvae.z_channels, model.schedule.side
+    modulation: dict[str, Shape] = {"modulation": (depth, "R", 6, width), "head_modulation": ("R", 2, width)}
+    f_hat: dict[str, Shape] = {"f_hat": ("B", code, side, side)}
+    if graph == "condition":
+        return {"class_ids": ("B",)}, {**modulation, "start": ("R", 1, width)}
+    if graph == "decoder":
+        return f_hat, {"image": ("B", 3, model.picture_size, model.picture_size)}
+
+    si = graph_names(model).index(graph) - 1
+    tokens = model.schedule.tokens
+    keys: Shape = (depth, 2, "R", model.heads)
+    first: dict[str, Shape] = {"start": ("R", 1, width)} if si == 0 else {"tokens_in": ("B", tokens[si], code)}
+    drawing: dict[str, Shape] = {"uniform": ("B", tokens[si]), "cfg": (), "top_k": (), "top_p": ()}
+    past: dict[str, Shape] = {"past_kv": (*keys, model.cached_tokens[-1], HEAD_WIDTH)} if si else {}
+    inputs = {**first, **f_hat, **modulation, **drawing, **past}
+    outputs: dict[str, Shape] = {"token_ids": ("B", tokens[si]), "next_f_hat": f_hat["f_hat"]}
+    if si + 1 < len(tokens):  # the last scale feeds nothing
+        outputs |= {"next_tokens_in": ("B", tokens[si + 1], code), "new_kv": (*keys, model.kept_tokens(si), HEAD_WIDTH)}
+    return inputs, outputs

@@ -1,0 +1,50 @@
+"""Which files a model comes from, without opening them: nothing here needs PyTorch."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from actvar.errors import ActVARError, BundleError, CheckpointError
+from actvar.files import hash_file
+
+SHIPPED_MODELS = ("actvar-mini", "var-mini")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's file, and that of its VQVAE where the first does not hold one."""
+
+    path: Path
+    vqvae: Path | None = None
+
+    def digest(self) -> str:
+        """SHA-256 over what the files hold.
+
+        Raises:
+            CheckpointError: one is missing or cannot be read.
+        """
+        digest = hashlib.sha256()
+        for path in (self.path, self.vqvae):
+            if path is None:
+                continue
+            try:
+                digest.update(hash_file(path.resolve()).sha256.encode())  # a download's cache holds links
+            except BundleError:
+                raise CheckpointError(f"{path} is not a file that can be read. Name a checkpoint.") from None
+        return digest.hexdigest()
+
+
+def shipped_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint of a model that is in the package; both share the VQVAE, which is in ActVAR-mini's file.
+
+    Raises:
+        ActVARError: this installation lacks it.
+    """
+    assets = Path(str(files("actvar"))) / "assets"
+    with_vqvae = assets / "actvar_mini.safetensors"
+    path = assets / f"{name.replace('-', '_')}.safetensors"
+    for file in (path, with_vqvae):
+        if not file.is_file():
+            raise ActVARError(f"{file} is missing, so there is no {name} here. Install again, or name a --checkpoint.")
+    return Checkpoint(path, None if path == with_vqvae else with_vqvae)

@@ -1,0 +1,189 @@
+"""Checkpoints as official VAR lays them out: which file holds what, and what model the tensors are of.
+
+The model's parameters bear the official names, so nothing is renamed. An official file has no configuration; it is read
+off the shapes. Loading is `actvar.checkpoint.model`'s.
+
+Letters in shapes: L tokens of all scales, C width, V codes, E code width, S scales.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actvar.checkpoint.tensor_file import TensorFile, open_tensor_file
+from actvar.checkpoint.weights import Weights
+from actvar.config import HEAD_WIDTH, ModelConfig, VQVAEConfig
+from actvar.errors import CheckpointError
+from actvar.scales import LARGE_PATCH_NUMS, ScaleSchedule
+
+_SCHEDULES = {schedule.total: schedule for schedule in (ScaleSchedule(), ScaleSchedule(LARGE_PATCH_NUMS))}
+_ORIGINAL = "Use the whole, original file."
+_ITS_VQVAE = "Give the VQVAE that it was trained with; the official one is vae_ch160v4096z32.pth."
+
+
+def read_official(file: TensorFile, vqvae: Path | None) -> tuple[ModelConfig, Weights, Weights]:
+    """The weights of VAR and VQVAE in official files, and the model that they make.
+
+    Args:
+        file: `var_d16.pth` and the like, which need `vqvae`; or a self-trained file, which nests both networks under
+            `trainer.var_wo_ddp` and `trainer.vae_local`.
+        vqvae: `vae_ch160v4096z32.pth`, or a self-trained file whose VQVAE is wanted.
+
+    Returns: the configuration, VAR's weights, the VQVAE's; without the buffers that official files carry.
+
+    Raises:
+        CheckpointError: a file is not what it should be, or the two do not fit each other.
+    """
+    var_weights, own_vqvae = networks(file)
+    if var_weights is None:
+        held = "a VQVAE and no VAR" if own_vqvae else f"no VAR (its first entries: {_first_names(file.content)})"
+        raise CheckpointError(
+            f"{file.path} holds {held}. Name an official var_d*.pth, a self-trained file with trainer.var_wo_ddp, or a "
+            "checkpoint of this project's own."
+        )
+    if own_vqvae and vqvae:
+        raise CheckpointError(f"{file.path} holds a VQVAE of its own, and {vqvae} was given too. Leave the latter out.")
+    vqvae_weights = own_vqvae
+    if vqvae:
+        vqvae_weights = networks(open_tensor_file(vqvae))[1]
+        if vqvae_weights is None:
+            raise CheckpointError(f"{vqvae} holds no VQVAE. {_ITS_VQVAE}")
+    if vqvae_weights is None:
+        raise CheckpointError(f"{file.path} holds a VAR without its VQVAE. {_ITS_VQVAE}")
+    config = derive_config(var_weights, vqvae_weights, schedule_of(var_weights))
+    return config, _without_buffers(var_weights, _var_buffers(config)), without_hits(vqvae_weights)
+
+
+def networks(file: TensorFile) -> tuple[Weights | None, Weights | None]:
+    """VAR's and the VQVAE's weights, as far as a file has them."""
+    trainer = file.content.get("trainer", file.content)
+    prefix = "trainer." if "trainer" in file.content else ""
+    if isinstance(trainer, dict) and not trainer.keys().isdisjoint(("var_wo_ddp", "vae_local")):
+        var, vqvae = (
+            Weights.of(file.path, f"{prefix}{name}.", trainer[name]) if isinstance(trainer.get(name), dict) else None
+            for name in ("var_wo_ddp", "vae_local")
+        )
+        return var, vqvae
+    if any(name.startswith("blocks.") for name in file.content):
+        return Weights.of(file.path, "", file.content), None
+    if any(name.startswith("quantize.") for name in file.content):
+        return None, Weights.of(file.path, "", file.content)
+    return None, None
+
+
+def _first_names(content: Mapping[str, Any]) -> str:
+    names = ", ".join(list(content)[:3])
+    return names[:100] or "none"
+
+
+# ---- the configuration
+
+
+def derive_config(
+    var: Weights, vqvae: Weights, schedule: ScaleSchedule, norm_groups: int = VQVAEConfig.norm_groups
+) -> ModelConfig:
+    """The dense model that the tensors are of, as far as shapes tell.
+
+    Args:
+        var: VAR's weights.
+        vqvae: the VQVAE's.
+        schedule: the scales; only their sum is held against the tensors.
+        norm_groups: of the VQVAE, which no shape tells.
+
+    Raises:
+        CheckpointError: a tensor that tells is missing, or two of them disagree.
+    """
+    vqvae_config = derive_vqvae(vqvae, norm_groups)
+    width, code_width = var.shape("word_embed.weight", 2)
+    depth = var.count("blocks.")
+    if width != HEAD_WIDTH * depth:
+        raise var.wrong("word_embed.weight", f"the width {HEAD_WIDTH * depth} of {depth} blocks", width, _ORIGINAL)
+    codes = (var.shape("head.weight", 2)[0], code_width)
+    if codes != (vqvae_config.vocab_size, vqvae_config.z_channels):
+        raise CheckpointError(
+            f"{var.path} predicts {codes[0]} codes of width {codes[1]}, but {vqvae.path} has "
+            f"{vqvae_config.vocab_size} of width {vqvae_config.z_channels}. {_ITS_VQVAE}"
+        )
+    total = var.shape("pos_1LC", 3)[1]
+    if total != schedule.total:
+        raise var.wrong("pos_1LC", f"{schedule.total} tokens of the scales {schedule.patch_nums}", total, _ORIGINAL)
+    labels = var.shape("class_emb.weight", 2)[0]
+    if labels < 2:
+        raise var.wrong("class_emb.weight", "one row for each class and one for none", labels, _ORIGINAL)
+    shared = "shared_ada_lin.1.weight" in var.tensors
+    return ModelConfig(depth, schedule, labels - 1, shared_adaln=shared, vqvae=vqvae_config)
+
+
+def derive_vqvae(weights: Weights, norm_groups: int = VQVAEConfig.norm_groups) -> VQVAEConfig:
+    """The VQVAE that the tensors are of; no shape tells its `norm_groups`."""
+    vocab_size, z_channels = weights.shape("quantize.embedding.weight", 2)
+    ch = weights.shape("encoder.conv_in.weight", 4)[0]
+    multiples = []
+    for i in range(max(1, weights.count("encoder.down."))):
+        name = f"encoder.down.{i}.block.0.conv2.weight"
+        channels = weights.shape(name, 4)[0]
+        if channels % ch:
+            raise weights.wrong(name, f"a multiple of encoder.conv_in's {ch} channels", channels, _ORIGINAL)
+        multiples.append(channels // ch)
+    try:
+        blocks = weights.count("encoder.down.0.block.")
+        return VQVAEConfig(vocab_size, z_channels, ch, tuple(multiples), blocks, norm_groups)
+    except ValueError as error:
+        raise CheckpointError(f"{weights.path}: {error}. {_ORIGINAL}") from None
+
+
+def schedule_of(var: Weights) -> ScaleSchedule:
+    """The scales of an official VAR: as `lvl_1L` numbers its tokens, else the known schedule of that many tokens."""
+    total = var.shape("pos_1LC", 3)[1]
+    if "lvl_1L" not in var.tensors:
+        if total not in _SCHEDULES:
+            known = " or ".join(str(count) for count in _SCHEDULES)
+            raise var.wrong("pos_1LC", f"{known} tokens (or lvl_1L to tell their scales)", total, _ORIGINAL)
+        return _SCHEDULES[total]
+    counts = Counter(var.tensors["lvl_1L"].flatten().tolist())
+    try:
+        return ScaleSchedule(tuple(round(counts[scale] ** 0.5) for scale in sorted(counts)))
+    except ValueError:
+        expected = "the scale of each token, p*p tokens of every scale, with p growing from 1"
+        raise var.wrong("lvl_1L", expected, "others", _ORIGINAL) from None
+
+
+# ---- the buffers: official files carry values that follow from the configuration
+
+
+def _var_buffers(config: ModelConfig) -> dict[str, Tensor]:
+    scales = range(len(config.schedule))
+    lvl_1L = torch.tensor([[si for si in scales for _ in range(config.schedule.tokens[si])]])
+    hidden_LL = lvl_1L > lvl_1L.T
+    return {
+        "lvl_1L": lvl_1L,
+        "attn_bias_for_masking": torch.zeros(hidden_LL.shape).masked_fill(hidden_LL, -torch.inf)[None, None],
+        **{f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.width) for i in range(config.depth)},
+    }
+
+
+def _without_buffers(var: Weights, buffers: Mapping[str, Tensor]) -> Weights:
+    """Check the buffers that are there, and leave them out."""
+    for name, expected in buffers.items():
+        if name not in var.tensors:
+            continue
+        found = var.tensors[name]
+        if found.shape != expected.shape:
+            raise var.wrong(name, f"the shape {list(expected.shape)}", list(found.shape), _ORIGINAL)
+        if not torch.equal(found.to(expected.dtype), expected):
+            raise var.wrong(name, "the values that follow from patch_nums and width", "others", _ORIGINAL)
+    return var.without(buffers.keys())
+
+
+def without_hits(vqvae: Weights) -> Weights:
+    """Leave out the training's count of used codes, [S, V]; its S is that of the VQVAE's own training."""
+    name = "quantize.ema_vocab_hit_SV"
+    if name in vqvae.tensors:
+        codes = vqvae.shape("quantize.embedding.weight", 2)[0]
+        if vqvae.shape(name, 2)[1] != codes:
+            raise vqvae.wrong(name, f"{codes} codes in a row", list(vqvae.tensors[name].shape), _ORIGINAL)
+    return vqvae.without([name])

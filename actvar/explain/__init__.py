@@ -1,0 +1,1 @@
+"""What an ActVAR chose for a picture: recorded, counted, drawn, and put on one page."""

@@ -1,0 +1,1 @@
+"""All that measures: pictures, kernels, memory, and what a GPU says. Results lie in results/."""

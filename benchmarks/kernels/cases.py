@@ -1,0 +1,82 @@
+"""What the kernels are measured for, and what was found. Plain data: measuring is `bench.py`'s."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from actvar.benchmarks.pictures.measure import Spread
+
+EXPERTS = 16
+RANDOM, RECORDED = "random", "recorded"
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What the routed FFN is measured for: numbers of tokens, widths, active experts, and the router's scores.
+
+    `recorded` are scores of a trained router, [any number of tokens, N] fp32; None leaves them out.
+    """
+
+    tokens: tuple[int, ...] = (254, 384, 4096, 24576, 49152)
+    widths: tuple[int, ...] = (1024, 1280, 1536, 1920)
+    active: tuple[int, ...] = (4, 8, 12, 16)
+    recorded: np.ndarray | None = None
+
+    @property
+    def routings(self) -> dict[str, np.ndarray | None]:
+        """Scores by name; None for random ones."""
+        return {RANDOM: None} if self.recorded is None else {RANDOM: None, RECORDED: self.recorded}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A kernel that moves bytes: seconds, and those of a copy that reads and writes as many."""
+
+    kernel: str
+    shape: Mapping[str, int]
+    bytes: int
+    seconds: Spread
+    copy: Spread
+
+    @property
+    def ratio(self) -> float:
+        """Of medians: the kernel's time as a multiple of the copy's."""
+        return self.seconds.median / self.copy.median
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The routed FFN by all tactics beside the dense FFN.
+
+    Args:
+        tokens, width, active, routing: the case.
+        dense: seconds of both products by cuBLASLt, bias and GELU fused.
+        tactics: seconds by number.
+        default: the tactic that the library takes of itself.
+        difference: the largest from the dense result, where all experts are active and it was looked at.
+    """
+
+    tokens: int
+    width: int
+    active: int
+    routing: str
+    dense: Spread
+    tactics: Mapping[int, Spread]
+    default: int
+    difference: float | None
+
+    @property
+    def ratios(self) -> dict[int, float]:
+        """Of medians, by tactic: its time as a multiple of the dense FFN's."""
+        return {tactic: seconds.median / self.dense.median for tactic, seconds in self.tactics.items()}
+
+    @property
+    def best(self) -> int:
+        """The fastest tactic."""
+        return min(self.ratios, key=self.ratios.__getitem__)
+
+    @property
+    def dense_operations(self) -> int:
+        """Of the dense FFN."""
+        return 16 * self.tokens * self.width**2

@@ -1,0 +1,1 @@
+"""How fast pictures are drawn, beside PyTorch and official VAR: `actvar-trt bench`."""

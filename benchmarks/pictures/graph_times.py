@@ -1,0 +1,124 @@
+"""When the graphs of a chain run: an engine that looks at the clock, and what draws with one.
+
+No engine knows of it: it stands in front of one, and speaks as one (`actvar.runtime.backends.protocol`).
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from actvar.bundle.contract import TensorSpec
+from actvar.bundle.manifest import Manifest
+from actvar.runtime.backends.protocol import Chain, Engine, KVCache, Tensor
+from actvar.runtime.pictures import Order
+from actvar.runtime.pipeline import Pipeline
+
+
+class Lap(NamedTuple):
+    """One run of a graph, or of what does its work elsewhere, from when to when (`time.perf_counter`)."""
+
+    graph: str
+    began: float
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
+
+
+class Drawer(Protocol):
+    """What draws pictures that nobody looks at."""
+
+    def draw(self, first: int, pictures: int, looked_into: bool) -> list[Lap]:
+        """Draw a batch, up to bytes in the host's memory.
+
+        Args:
+            first: the first picture's number; another number is another picture.
+            pictures: B.
+            looked_into: note when what ran. It may cost time where graphs could run one behind the other unwatched.
+
+        Returns: what was noted.
+        """
+
+
+class GraphDrawer:
+    """Draws with the graphs of a bundle; see `Drawer`."""
+
+    def __init__(self, source: Pipeline):
+        self._source = source
+
+    def draw(self, first: int, pictures: int, looked_into: bool) -> list[Lap]:
+        """See `Drawer`."""
+        engine = TimedEngine(self._source.engine) if looked_into else self._source.engine
+        source = replace(self._source, engine=engine, batch_size=pictures)
+        classes = self._source.model.num_classes
+        orders = [Order(number % classes, number) for number in range(first, first + pictures)]
+        for _ in source.draw(orders, self._source.model.sampling):
+            pass
+        return engine.laps if isinstance(engine, TimedEngine) else []
+
+
+class TimedEngine:
+    """Another engine, with a look at the clock before and after every run of a graph; see `Engine`.
+
+    Each run is waited for, so nothing overlaps, and chains are run anew rather than replayed.
+    """
+
+    lanes = 1
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self.laps: list[Lap] = []
+
+    @property
+    def manifest(self) -> Manifest:
+        """See `Engine`."""
+        return self._engine.manifest
+
+    def upload(self, array: np.ndarray, dtype: str = "") -> Tensor:
+        """See `Engine`."""
+        return self._engine.upload(array, dtype)
+
+    def download(self, tensor: Tensor) -> np.ndarray:
+        """See `Engine`."""
+        return self._engine.download(tensor)
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See `Engine`."""
+        spec = self.manifest.graphs[graph]
+        self._wait(spec.inputs, inputs)
+        began = time.perf_counter()
+        outputs = self._engine.run(graph, inputs)
+        self._wait(spec.outputs, outputs)
+        self.laps.append(Lap(graph, began, time.perf_counter()))
+        return outputs
+
+    def kv_cache(self, pictures: int) -> KVCache:
+        """See `Engine`."""
+        return self._engine.kv_cache(pictures)
+
+    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> "_Done":
+        """See `Engine`. The chain is over when this returns."""
+        made = chain(self, {input_name: self.upload(array) for input_name, array in inputs.items()})
+        return _Done({output_name: self.download(tensor) for output_name, tensor in made.items()})
+
+    def _wait(self, specs: Sequence[TensorSpec], tensors: Mapping[str, Tensor]) -> None:
+        """Until all work so far is done: to fetch a tensor is to wait, and the smallest costs next to nothing."""
+        smallest = min(specs, key=lambda spec: math.prod(spec.sized(1)))
+        self.download(tensors[smallest.name])
+
+
+@dataclass(frozen=True)
+class _Done:
+    """See `Launched`."""
+
+    outputs: Mapping[str, np.ndarray]
+
+    def result(self) -> Mapping[str, Any]:
+        """See `Launched`."""
+        return self.outputs

@@ -1,0 +1,203 @@
+"""What graphs are compared with for speed: our eager model, the same through torch.compile, and official VAR.
+
+Official VAR is whatever checkout of it the user names; nothing of it is here. It is imported under the names that it
+gives itself, among them `models` and `utils`, so it wants a process that does nothing else.
+
+Letters in shapes: B pictures, H height and W width of a picture.
+"""
+
+import importlib
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from actvar.benchmarks.pictures.graph_times import Lap
+from actvar.bundle.contract import scale_name
+from actvar.checkpoint.model import load_model
+from actvar.config import ModelConfig
+from actvar.errors import ActVARError
+from actvar.generation import generate
+from actvar.runtime.backends.protocol import Device
+from actvar.runtime.image import to_bytes
+
+_GRAPHS_OF_COMPILED = 1024  # torch.compile gives a function up after 8 variants, and every scale is one
+
+Draw: TypeAlias = Callable[[list[int], int], Tensor]
+"""Classes and the first picture's number to pictures in [0, 1], B3HW."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a peer runs on: so many threads of the CPU, and the device; its precision where that is a GPU.
+
+    On the CPU it is fp32 whatever the precision of the graphs: PyTorch's CPU is slower in every other.
+    """
+
+    threads: int
+    device: Device
+    precision: str
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """What autocast is to compute in; None for fp32."""
+        return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision if self.device == "cuda" else "")
+
+
+class TorchDrawer:
+    """Draws with PyTorch, a whole batch at once; see `actvar.benchmarks.pictures.graph_times.Drawer`."""
+
+    def __init__(self, draw: Draw, classes: int, clock: "_ScaleClock", where: Where):
+        self._draw, self._classes, self._clock, self._where = draw, classes, clock, where
+
+    @torch.no_grad()
+    def draw(self, first: int, pictures: int, looked_into: bool) -> list[Lap]:
+        """See `Drawer`."""
+        class_ids = [number % self._classes for number in range(first, first + pictures)]
+        self._clock.start(looked_into)
+        half = self._where.half
+        with torch.autocast(self._where.device, dtype=half, enabled=half is not None):
+            pictures_B3HW = self._draw(class_ids, first)
+        to_bytes(pictures_B3HW.float().cpu().numpy())
+        return self._clock.laps
+
+
+class _ScaleClock:
+    """Notes when methods return: a lap is from one such moment to the next."""
+
+    def __init__(self, where: Where):
+        self._where = where
+        self._looks, self._since = False, 0.0
+        self.laps: list[Lap] = []
+
+    def start(self, looks: bool) -> None:
+        """A batch begins."""
+        self._looks, self._since, self.laps = looks, time.perf_counter(), []
+
+    def laps_end_with(self, owner: Any, method: str, graph: str | None = None) -> None:
+        """From now on a lap ends when this object's method returns: of this graph, or of the next scale."""
+        original = getattr(owner, method)
+
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if self._looks:
+                if self._where.device == "cuda":
+                    torch.cuda.synchronize()
+                now = time.perf_counter()
+                scales = sum(lap.graph.startswith("scale") for lap in self.laps)
+                self.laps.append(Lap(graph or scale_name(scales), self._since, now))
+                self._since = now
+            return result
+
+        setattr(owner, method, observed)
+
+
+def open_network(checkpoint: Path, compiled: bool, where: Where) -> TorchDrawer:
+    """Our model in PyTorch.
+
+    Args:
+        checkpoint: with its VQVAE.
+        compiled: through torch.compile, block by block: the same code serves all blocks.
+        where: it runs.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    torch.set_num_threads(where.threads)
+    network = load_model(checkpoint).to(where.device)
+    var, vqvae = network.var, network.vqvae
+    if compiled:
+        torch._dynamo.config.recompile_limit = _GRAPHS_OF_COMPILED
+        torch._dynamo.config.accumulated_recompile_limit = _GRAPHS_OF_COMPILED
+        for block in var.blocks:
+            block.infer = torch.compile(block.infer)  # type: ignore[method-assign]
+        vqvae.decode = torch.compile(vqvae.decode)  # type: ignore[method-assign]
+    clock = _ScaleClock(where)
+    clock.laps_end_with(var, "condition", "condition")
+    clock.laps_end_with(vqvae.quantize, "contribution")
+    clock.laps_end_with(vqvae, "decode", "decoder")
+
+    def draw(class_ids: list[int], first: int) -> Tensor:
+        numbers = range(first, first + len(class_ids))
+        return generate(network, class_ids, network.config.sampling, 0, numbers).pictures_B3HW
+
+    return TorchDrawer(draw, network.config.num_classes, clock, where)
+
+
+# ---- official VAR
+
+
+def open_official(folder: Path, model: ModelConfig, where: Where) -> TorchDrawer:
+    """Official VAR with random weights.
+
+    Args:
+        folder: a checkout of https://github.com/FoundationVision/VAR.
+        model: whose dense shape it is given; its VQVAE must have official VAR's levels.
+        where: it runs.
+
+    Raises:
+        ActVARError: it cannot be made.
+    """
+    torch.set_num_threads(where.threads)
+    vae, var = _official_parts(folder, model, where.device)
+    clock = _ScaleClock(where)
+    clock.laps_end_with(vae.quantize, "get_next_autoregressive_input")
+    clock.laps_end_with(vae, "fhat_to_img", "decoder")
+    sampling = model.sampling
+
+    def draw(class_ids: list[int], first: int) -> Tensor:
+        labels_B = torch.tensor(class_ids, device=where.device)
+        cuts = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        return var.autoregressive_infer_cfg(len(class_ids), labels_B, g_seed=first, **cuts)
+
+    return TorchDrawer(draw, model.num_classes, clock, where)
+
+
+def _official_parts(folder: Path, model: ModelConfig, device: Device) -> tuple[Any, Any]:
+    sys.path.insert(0, str(folder))
+    try:
+        importlib.import_module("huggingface_hub")
+    except ModuleNotFoundError:
+        sys.modules["huggingface_hub"] = _hub_stand_in()
+    try:
+        vae, var = importlib.import_module("models").build_vae_var(
+            device=device,
+            patch_nums=model.schedule.patch_nums,
+            V=model.vqvae.vocab_size,
+            Cvae=model.vqvae.z_channels,
+            ch=model.vqvae.ch,
+            num_classes=model.num_classes,
+            depth=model.depth,
+            shared_aln=model.shared_adaln,
+        )
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ActVARError(
+            f"The code in {folder} is not as VAR's was in 2024: {error}. Name another checkout."
+        ) from None
+    _randomise(vae)  # building it leaves memory as it was found
+    return vae.eval(), var.eval()
+
+
+def _hub_stand_in() -> ModuleType:
+    """VAR names a class of Hugging Face's hub as a base of one that is not used here; it need not be installed."""
+    hub = ModuleType("huggingface_hub")
+    hub.PyTorchModelHubMixin = type("PyTorchModelHubMixin", (), {})  # type: ignore[attr-defined]
+    return hub
+
+
+def _randomise(module: nn.Module) -> None:
+    """Values of the size that a trained model's have, so that nothing overflows or dwindles to denormal numbers."""
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=1 / math.sqrt(parameter[0].numel()), generator=generator)
+            else:
+                parameter.fill_(float(name.endswith("weight")))

@@ -1,0 +1,86 @@
+"""One contestant of a benchmark: opens what it is told to open, then draws a batch for every line that it reads.
+
+    python -m actvar.benchmarks.pictures.worker ORDER
+
+ORDER and all lines are JSON, and times are of `time.perf_counter`. The first answer says when the imports were done and
+when the model was there; then each {first, pictures, looked_into} is answered with {began, ended, peak_bytes, laps}.
+Whatever goes wrong is answered with {error}, and ends the process. What libraries print goes to stderr.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from actvar.errors import ActVARError
+from actvar.runtime.machine import process_memory
+
+
+def main() -> None:
+    """Work until there are no more lines."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        _work(json.loads(sys.argv[1]), answers)
+    except ActVARError as error:
+        _answer(answers, {"error": str(error)})
+    except Exception as error:  # code of others: any checkout, any compiler
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
+        _answer(answers, {"error": f"{type(error).__name__}: {reason.rstrip('.')}. Leave it out."})
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _work(order: dict[str, Any], answers: TextIO) -> None:
+    open_drawer = _graphs(order) if order["kind"] == "graphs" else _torch(order)
+    imported = time.perf_counter()
+    drawer = open_drawer()
+    _answer(answers, {"imported": imported, "opened": time.perf_counter()})
+    for line in sys.stdin:
+        command = json.loads(line)
+        began = time.perf_counter()
+        laps = drawer.draw(**command)
+        ended = time.perf_counter()
+        _answer(answers, {"began": began, "ended": ended, "peak_bytes": process_memory().peak, "laps": laps})
+
+
+def _graphs(order: dict[str, Any]) -> Callable[[], Any]:
+    """Import what runs graphs; what is returned opens them."""
+    from actvar.benchmarks.pictures.graph_times import GraphDrawer
+    from actvar.errors import needs
+    from actvar.runtime.sources import open_engines, open_graphs
+
+    bundle, largest = Path(order["path"]), order["largest_batch"]
+    if order["backend"] == "tensorrt":
+        with needs("gpu", "to run engines"):
+            from actvar.runtime.backends import trt  # noqa: F401
+        return lambda: GraphDrawer(open_engines(bundle, largest))
+    with needs("cpu" if order["device"] == "cpu" else "gpu", "to run graphs"):
+        from actvar.runtime.backends import ort  # noqa: F401
+    return lambda: GraphDrawer(open_graphs(bundle, largest, order["threads"], order["device"]))
+
+
+def _torch(order: dict[str, Any]) -> Callable[[], Any]:
+    """Import PyTorch; what is returned opens the peer."""
+    from actvar.config import ModelConfig
+    from actvar.errors import needs
+
+    with needs("train", "to compare with it"):
+        from actvar.benchmarks.pictures import peers as torch_peers
+    path, model = Path(order["path"]), ModelConfig.from_dict(order["model"])
+    where = torch_peers.Where(order["threads"], order["device"], order["precision"])
+    if order["kind"] == "official":
+        return lambda: torch_peers.open_official(path, model, where)
+    return lambda: torch_peers.open_network(path, order["kind"] == "compiled", where)
+
+
+def _answer(answers: TextIO, content: dict[str, Any]) -> None:
+    answers.write(json.dumps(content) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""`actvar-trt bench kernels`: the CUDA kernels beside a copy of their bytes, and beside cuBLASLt's dense FFN."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from actvar.benchmarks.kernels.cases import EXPERTS, Cases
+from actvar.benchmarks.kernels.report import KernelReport
+from actvar.cli.model_choice import integers
+from actvar.config import PRESETS
+from actvar.console import progress_bar
+from actvar.errors import ActVARError, UsageError, needs
+from actvar.reports import show, write_reports
+from actvar.runtime.machine import this_machine
+
+EXAMPLES = """Examples:
+
+actvar-trt bench kernels
+
+python benchmarks/kernel_routing.py --out routing.npy, then actvar-trt bench kernels --routing routing.npy"""
+
+_MOST_TOKENS = 1 << 20
+
+
+def kernels(
+    tokens: Annotated[str, typer.Option(help="Tokens that go through the FFN at once.")] = "254,384,4096,24576,49152",
+    presets: Annotated[str, typer.Option(help="Presets that give the width.")] = "d16,d20,d24,d30",
+    active: Annotated[str, typer.Option(help=f"Active experts of {EXPERTS}.")] = "4,8,12,16",
+    routing: Annotated[
+        Path | None,
+        typer.Option(show_default="random only", help="Recorded scores of a router beside random ones: a .npy file."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for kernels.json, kernels.txt and kernels.svg.")] = Path("bench"),
+) -> None:
+    """Measure the CUDA kernels on the first GPU, beside what they cannot beat.
+
+    Select, gather, scatter, route and order beside a copy of as many bytes; the routed FFN by all its tactics beside
+    the dense FFN of cuBLASLt with bias and GELU in its kernels.
+    """
+    cases = Cases(
+        _numbers("--tokens", tokens, _MOST_TOKENS),
+        _widths(presets),
+        _numbers("--active", active, EXPERTS),
+        _recorded(routing) if routing else None,
+    )
+    with needs("tensorrt-rtx", "to run kernels"):
+        from actvar.runtime.backends.cuda_memory import device_info
+    device_info()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be a folder: {error.strerror}. Name another.") from None
+    report = _measured(cases)
+    page = show(report.tables())
+    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, "kernels.svg": report.plot()})
+
+
+def _measured(cases: Cases) -> KernelReport:
+    from actvar.benchmarks.kernels.bench import KernelBench
+    from actvar.benchmarks.kernels.cublas_lt import open_cublas_lt
+    from actvar.plugins.kernel_calls import open_kernels
+    from actvar.runtime.backends.cuda_memory import CudaMemory
+
+    memory = CudaMemory()
+    machine = this_machine()
+    with progress_bar("kernels beside their peers") as progress:
+        bench = KernelBench(open_kernels(), open_cublas_lt(), memory, memory.stream(), progress)
+        ceiling = bench.ceiling()
+        moved, routed = bench.moves(cases.widths), bench.routed(cases)
+    command = shlex.join(["actvar-trt", *sys.argv[1:]])
+    return KernelReport(command, machine, ceiling, tuple(moved), tuple(routed))
+
+
+def _numbers(option: str, text: str, most: int) -> tuple[int, ...]:
+    values = tuple(sorted(set(integers(option, text))))
+    if values[0] < 1 or values[-1] > most:
+        raise UsageError(f"{option} must be numbers from 1 to {most}, got {text!r}.")
+    return values
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in PRESETS:
+            raise UsageError(f"No preset is called {name!r}. There are {', '.join(PRESETS)}.")
+    return tuple(sorted({PRESETS[name].width for name in names}))
+
+
+def _recorded(path: Path) -> np.ndarray:
+    """Scores of a file.
+
+    Raises:
+        ActVARError: it cannot be read, or holds something else.
+    """
+    try:
+        scores = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise ActVARError(f"{path} cannot be read: {error.strerror}. Name another --routing.") from None
+    except (ValueError, EOFError):
+        raise ActVARError(f"{path} is no .npy file. Record one with benchmarks/kernel_routing.py.") from None
+    right = isinstance(scores, np.ndarray) and scores.ndim == 2 and scores.dtype.kind == "f" and len(scores) > 0
+    if not right or scores.shape[1] != EXPERTS:
+        raise ActVARError(f"{path} must hold scores [tokens, {EXPERTS}]. Record it with benchmarks/kernel_routing.py.")
+    return scores

@@ -1,0 +1,144 @@
+"""`actvar-trt explain`: which tokens the blocks updated for a picture, and which experts these chose."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+import typer
+
+from actvar.checkpoint.files import Checkpoint, shipped_checkpoint
+from actvar.classes import choose_classes, class_label
+from actvar.cli.output import Destination, destination
+from actvar.config import ModelConfig
+from actvar.console import progress_bar
+from actvar.errors import UsageError, needs
+from actvar.explain.choices import Choices, load
+from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
+from actvar.explain.page import page, png
+from actvar.explain.plots import batch_figure
+from actvar.reports import write_reports
+from actvar.runtime.image import to_bytes
+from actvar.runtime.pictures import Order
+
+EXAMPLES = """Examples:
+
+actvar-trt explain --class 88
+
+actvar-trt explain --class red-heart --seed 7 --scale 9 --out explained
+
+actvar-trt explain --class 207 --checkpoint actvar_d16.safetensors --batch 4"""
+
+Model: TypeAlias = Literal["actvar-mini", "var-mini"]
+
+
+def explain(
+    chosen_class: Annotated[
+        str, typer.Option("--class", metavar="NUMBER|NAME", show_default=False, help="Of the picture.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="As for `actvar-trt generate`.")] = 0,
+    number: Annotated[
+        int, typer.Option("--picture", min=0, max=10**9, help="Which of the seed's pictures of the class, from 0.")
+    ] = 0,
+    scale: Annotated[
+        int | None,
+        typer.Option(show_default="the last that leaves something out", help="The scale to look into, from 1."),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=100_000, help="More pictures, of classes spread over all, for coverage and load.")
+    ] = 16,
+    model: Annotated[Model, typer.Option(help="One of the package's own models.")] = "actvar-mini",
+    checkpoint: Annotated[Path | None, typer.Option(help="Another model: a .safetensors of an ActVAR.")] = None,
+    vqvae: Annotated[Path | None, typer.Option(help="The VQVAE of a checkpoint that holds none.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the page and its figures.")] = Path("."),
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 is one for each core.")] = 0,
+) -> None:
+    """Show which tokens each block updated for a picture, and which experts these chose: PNG, and one HTML page.
+
+    PyTorch draws it, as `generate --backend torch` would.
+    """
+    if vqvae and not checkpoint:
+        raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
+    where = _folder(out)
+    with needs("train", "to look into a model"):
+        from actvar.explain.record import record_choices
+        from actvar.runtime.backends import torch_eager
+    chosen = Checkpoint(checkpoint, vqvae) if checkpoint else shipped_checkpoint(model)
+    network = torch_eager.load(chosen.path, chosen.vqvae, threads).network
+    config, sampling = network.config, network.config.sampling
+    si = _scale_index(config, scale, checkpoint.name if checkpoint else model)
+    [class_id] = choose_classes(config, [chosen_class])
+
+    with progress_bar(f"Drawing {batch + 1} pictures") as progress:
+        made, choices = record_choices(network, class_id, sampling, si, seed, number)
+        others = []
+        for i in range(batch):
+            progress((i + 1) / (batch + 1))
+            others.append(record_choices(network, i * config.num_classes // batch, sampling, si, seed, i)[1])
+    title = f"class {class_label(config, class_id)}, seed {seed}, picture {number}"
+    figures = _figures(to_bytes(made.pictures_B3HW.cpu().numpy())[0], choices, others, title)
+    made_by = shlex.join(["actvar-trt", *sys.argv[1:]])
+    html = page(f"What was activated: {title}", figures, choices, others, made_by)
+    stem = where.picture(config, Order(class_id, number), seed).stem
+    where.folder.mkdir(parents=True, exist_ok=True)
+    write_reports(
+        where.folder, {**{f"{stem}-{name}.png": file for name, file in figures.items()}, f"{stem}.html": html}
+    )
+    for line in _in_words(choices, others):
+        typer.echo(line)
+
+
+def _figures(picture_HW3: np.ndarray, choices: Choices, others: Sequence[Choices], title: str) -> dict[str, bytes]:
+    """PNG files by the names of `page.CAPTIONS`; those that have something to show."""
+    figures = {}
+    if choices.skips_tokens:
+        figures["tokens"] = tokens_figure(picture_HW3, choices, f"Tokens that each block updated: {title}")
+    if choices.rests_experts:
+        figures["experts"] = experts_figure(picture_HW3, choices, f"The best experts of each token: {title}")
+        figures["chosen"] = chosen_figure(choices, f"The tokens of each expert: {title}")
+    figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
+    return {name: png(figure) for name, figure in figures.items()}
+
+
+def _in_words(choices: Choices, others: Sequence[Choices]) -> Iterator[str]:
+    if choices.skips_tokens:
+        reached = choices.covered_DL[-1].sum()
+        yield f"Scale {choices.scale}: some block updated {reached} of {choices.side**2} tokens."
+    if choices.rests_experts:
+        loads_DN = load(others)
+        yield f"Over the batch, experts were given {loads_DN.min():.2f} to {loads_DN.max():.2f} times their fair share."
+
+
+def _folder(out: Path) -> Destination:
+    """Where the files go.
+
+    Raises:
+        UsageError: it is a file's name.
+        ActVARError: the folder cannot be written.
+    """
+    where = destination(out, 1)
+    if where.file:
+        raise UsageError(f"--out must be a folder, as there are several files, got {out}.")
+    return where
+
+
+def _scale_index(config: ModelConfig, scale: int | None, name: str) -> int:
+    """The scale that is asked for, from 0, or the last that leaves something out.
+
+    Raises:
+        UsageError: it leaves nothing out, or none does.
+    """
+    active = [si for si in range(len(config.schedule)) if config.is_active(si)]
+    if not active:
+        raise UsageError(
+            f"{name} updates every token with all its weights, so there is nothing to explain. "
+            "Take an ActVAR, such as --model actvar-mini."
+        )
+    if scale is None:
+        return active[-1]
+    if scale - 1 not in active:
+        numbers = ", ".join(str(si + 1) for si in active)
+        raise UsageError(f"--scale {scale} leaves nothing out in {name}. Take one that does: {numbers}.")
+    return scale - 1

@@ -1,0 +1,76 @@
+"""Where pictures go: `--out` as a file or a folder, and the names of the files.
+
+Knows paths; writing them is `actvar.runtime.image`'s.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from actvar.config import ModelConfig
+from actvar.errors import ActVARError, UsageError
+from actvar.runtime.pictures import Order
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A folder for several files, or one file."""
+
+    folder: Path
+    file: str | None
+
+    def picture(self, model: ModelConfig, order: Order, seed: int) -> Path:
+        """The file of one picture."""
+        name = f"-{model.class_names[order.class_id]}" if model.class_names else ""
+        plain = re.sub(r"[^\w-]", "_", name)[:60]  # a checkpoint's names may hold anything
+        return self.folder / (self.file or f"actvar-{order.class_id:03d}{plain}-seed{seed}-{order.number}.png")
+
+    def grid(self, seed: int) -> Path:
+        """The file of a sheet of all pictures."""
+        return self.folder / (self.file or f"actvar-grid-seed{seed}.png")
+
+
+def scales_strip(picture: Path) -> Path:
+    """The file of the partial pictures that belongs to a picture's."""
+    return picture.with_name(f"{picture.stem}-scales.png")
+
+
+def destination(out: Path, files: int) -> Destination:
+    """What `--out` means, checked before anything is drawn; nothing is made yet.
+
+    Args:
+        out: a name that ends in .png is a file, unless there is a folder of that name; all else is a folder.
+        files: how many pictures or sheets there will be.
+
+    Raises:
+        UsageError: several pictures are to go into one file, or the file is of another kind.
+        ActVARError: the folder cannot be written.
+    """
+    is_file = bool(out.suffix) and not out.is_dir()
+    if is_file and out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise UsageError(f"--out must be a .png file or a folder, got {out}. Pictures are written as PNG.")
+    is_file = is_file and out.suffix.lower() == ".png"
+    if is_file and files > 1:
+        raise UsageError(f"--out names one file, {out}, for {files} pictures. Name a folder, or add --grid.")
+    result = Destination(out.parent, out.name) if is_file else Destination(out, None)
+    existing = next(folder for folder in (result.folder, *result.folder.absolute().parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise ActVARError(f"--out {out} cannot be written: {existing} is not a folder. Name another place.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ActVARError(f"--out {out} cannot be written: no permission in {existing}. Name another place.")
+    return result
+
+
+def make_folder(where: Destination) -> None:
+    """Make the folder, if it is not there.
+
+    Raises:
+        ActVARError: it cannot be made.
+    """
+    try:
+        where.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ActVARError(
+            f"--out {where.folder} cannot be made: {error.strerror or error}. Name another place."
+        ) from None

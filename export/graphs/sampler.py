@@ -1,0 +1,114 @@
+"""From the last block's output to tokens, and from tokens to the next scale's input, as ONNX nodes.
+
+The counterpart of `actvar.sampling` and of the quantizer's `contribution` and `tokens_in`; all in fp32.
+
+Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L tokens, C width, V codes, S codes that
+are sorted, E code width, H side of f_hat, p side of a token map.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from actvar.export.graphs.builder import GraphBuilder
+from actvar.export.graphs.transformer import linear
+from actvar.sampling import SORTED_CODES
+
+Phi: TypeAlias = tuple[str, str]
+"""Weight and bias of a convolution phi of the quantizer."""
+
+
+def guided_logits(b: GraphBuilder, width: int, ramp: str, normed_RLC: str, cfg: str) -> str:
+    """Head and guidance, [B*L, V]: logits = (1 + t) * conditional - t * unconditional, t = cfg * ramp.
+
+    The head is linear and the two weights sum to 1, so guiding its input is the same, with half the head's work.
+    """
+    with b.scope("guidance"):
+        strength = b.op("Mul", cfg, ramp, name="strength")
+        conditional, unconditional = b.split(normed_RLC, 2, axis=0)
+        difference = b.op("Sub", conditional, unconditional, name="difference")
+        guided_BLC = b.op("Add", conditional, b.op("Mul", difference, strength, name="push"), name="guided")
+    return linear(b, b.reshape(guided_BLC, -1, width), "var.head", "head")
+
+
+def sample(b: GraphBuilder, logits_BLV: str, vocab_size: int, uniform_BL: str, top_k: str, top_p: str) -> str:
+    """`token_ids` [B, L] int64: the inverse CDF of the top-k, then top-p distribution at the uniforms."""
+    count = min(SORTED_CODES, vocab_size)
+    last_axis = b.ints(-1)
+    with b.scope("sampling"):
+        sorted_BLS, order_BLS = b.ops("TopK", logits_BLV, b.ints(count), count=2, axis=-1, name="sorted")
+        rank_S = b.op("Range", b.int_scalar(0), b.int_scalar(count), b.int_scalar(1), name="rank")
+        allowed_S = b.op("Less", rank_S, top_k, name="in_top_k")
+        masked_BLS = b.op("Where", allowed_S, sorted_BLS, b.scalar(-np.inf), name="masked")
+        probability_BLS = b.op("Softmax", masked_BLS, axis=-1, name="probability")
+        mass_BLS = b.op("CumSum", probability_BLS, b.int_scalar(-1), name="mass")
+        before_BLS = b.op("Sub", mass_BLS, probability_BLS, name="mass_before")
+        kept_BLS = b.op("Less", before_BLS, top_p, name="in_top_p")
+        drawn_BLS = b.op("Where", kept_BLS, probability_BLS, b.scalar(0.0), name="drawn_from")
+        cdf_BLS = b.op("CumSum", drawn_BLS, b.int_scalar(-1), name="cdf")
+        total_BL1 = b.op("Gather", cdf_BLS, b.ints(count - 1), axis=-1, name="total")
+        uniform_BL1 = b.op("Unsqueeze", uniform_BL, last_axis, name="uniform")
+        goal_BL1 = b.op("Mul", uniform_BL1, total_BL1, name="goal")
+        below_BLS = b.op("LessOrEqual", cdf_BLS, goal_BL1, name="below")
+        usable_BLS = b.op("And", kept_BLS, allowed_S, name="usable")
+        last_BL1 = b.op("Sub", _count(b, usable_BLS), b.constant("one_int32", np.array(1, np.int32)), name="last")
+        place_BL1 = b.op("Min", _count(b, below_BLS), last_BL1, name="place")
+        ids_BL1 = b.op("GatherElements", order_BLS, place_BL1, axis=-1, name="chosen")
+        return b.op("Squeeze", ids_BL1, last_axis, output="token_ids")
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A resize of square maps, x -> U x U^T, as values of a graph: U [after, before] and U^T."""
+
+    rows: str
+    columns: str
+
+
+def add_tokens(
+    b: GraphBuilder, token_ids_BL: str, f_hat_BEHH: str, shape_BEpp: str, up: Resize | None, phi: Phi
+) -> str:
+    """`next_f_hat` [B, E, H, H]: f_hat + phi(up(codes)); `shape_BEpp` is how codes are arranged to a map."""
+    with b.scope("quantizer"):
+        codes_BLE = b.op("Gather", b.weight("vqvae.quantize.embedding.weight"), token_ids_BL, axis=0, name="codes")
+        codes_BEL = b.op("Transpose", codes_BLE, perm=[0, 2, 1])
+        codes_BEHH = _resized(b, b.op("Reshape", codes_BEL, shape_BEpp, name="map"), up, "bicubic")
+        added_BEHH = b.op("Conv", codes_BEHH, *phi, pads=[1, 1, 1, 1], name="phi")
+        return b.op("Add", f_hat_BEHH, added_BEHH, output="next_f_hat")
+
+
+def next_tokens_in(b: GraphBuilder, f_hat_BEHH: str, down: Resize | None, shape_BEL: str) -> str:
+    """`next_tokens_in` [B, L', E]: f_hat averaged to the map of the next scale, whose tokens `shape_BEL` counts."""
+    with b.scope("quantizer"):
+        map_BEpp = _resized(b, f_hat_BEHH, down, "area")
+        map_BEL = b.op("Reshape", map_BEpp, shape_BEL, name="tokens")
+        return b.op("Transpose", map_BEL, perm=[0, 2, 1], output="next_tokens_in")
+
+
+def resize(b: GraphBuilder, before: int, after: int, mode: str) -> Resize | None:
+    """From one side to another, by constants of the graph; nothing where they are the same."""
+    if before == after:
+        return None
+    matrix, name = resize_matrix(before, after, mode), f"{mode}_{before}_to_{after}"
+    transposed = b.constant(f"{name}_transposed", np.ascontiguousarray(matrix.T))
+    return Resize(b.constant(name, matrix), transposed)
+
+
+def resize_matrix(before: int, after: int, mode: str) -> np.ndarray:
+    """U of one side of a resize, [after, before]: a map x becomes U x U^T, as torch's `interpolate` has it."""
+    identity = torch.eye(before)[None, :, :, None]  # a column for each pixel, as many channels
+    resized = F.interpolate(identity, size=(after, 1), mode=mode)
+    return resized[0, :, :, 0].T.contiguous().numpy()
+
+
+def _resized(b: GraphBuilder, x: str, by: Resize | None, name: str) -> str:
+    """[..., before, before] -> [..., after, after]."""
+    return b.op("MatMul", b.op("MatMul", by.rows, x, name=f"{name}_rows"), by.columns, name=name) if by else x
+
+
+def _count(b: GraphBuilder, mask_BLS: str) -> str:
+    """How many are true, [B, L, 1] int32."""
+    return b.op("ReduceSum", b.op("Cast", mask_BLS, to=6, name="as_int32"), b.ints(-1), keepdims=1, name="count")

@@ -1,0 +1,1 @@
+"""Graphs and engines held against the PyTorch model."""

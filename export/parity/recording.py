@@ -1,0 +1,84 @@
+"""What each graph is given and must give back, recorded from the eager model: the ground for every comparison.
+
+Letters in shapes: B pictures, R = 2B rows, D depth, h heads, T tokens that the cache has room for, d = 64, L tokens of
+a scale, K kept, A active experts, E code width, H side of f_hat.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actvar.bundle.contract import scale_name
+from actvar.config import HEAD_WIDTH, Sampling
+from actvar.export.graphs.per_scale import EXPERTS, HIDDEN, KEPT, LOGITS
+from actvar.generation import generate
+from actvar.models.actvar import ActVAR
+from actvar.models.selection import Selection
+from actvar.uniforms import token_uniforms
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of one graph: inputs and outputs by the names of `actvar.bundle.contract`, and a scale's debug outputs.
+
+    All in fp32 and int64; an fp16 graph reads and writes some of it in fp16. The inputs hold more than a graph reads
+    where the contract lets it leave one out.
+    """
+
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+@torch.no_grad()
+def record(
+    model: ActVAR, class_ids: Sequence[int], sampling: Sampling, seed: int = 0, picture_numbers: Sequence[int] = ()
+) -> Iterator[tuple[str, Recording]]:
+    """Draw pictures with the eager model on the CPU, and give what each graph of its bundle would see.
+
+    The arguments are those of `actvar.generation.generate`, which also makes the tokens, logits and pictures.
+
+    Returns: each graph's name and its recording, in the order in which they run. `past_kv` of all scales is one array
+        that goes on filling up: beyond what the scales before a graph have left, it is anything.
+    """
+    config, quantizer = model.config, model.vqvae.quantize
+    numbers = picture_numbers or range(len(class_ids))
+    made = generate(model, class_ids, sampling, seed, numbers)
+    condition = model.var.condition(torch.tensor([*class_ids, *[config.num_classes] * len(class_ids)]))
+    modulations = {"modulation": condition.modulation_DR6C, "head_modulation": condition.head_modulation_R2C}
+    first = {"start": condition.start_R1C}
+    yield "condition", _recording({"class_ids": torch.tensor(class_ids)}, {**modulations, **first})
+
+    limits = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    fixed = {**modulations, **{name: torch.tensor(value) for name, value in limits.items()}}
+    window_D2RhTd = torch.zeros(config.depth, 2, 2 * len(class_ids), config.heads, config.cached_tokens[-1], HEAD_WIDTH)
+    f_hat_BEHH = torch.zeros_like(made.f_hats[0])
+    for si, tokens in enumerate(config.schedule.tokens):
+        tokens_in_BLE = quantizer.tokens_in(f_hat_BEHH, si)
+        uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers]))
+        drawing = {"f_hat": f_hat_BEHH, "uniform": uniform_BL, "past_kv": window_D2RhTd}
+        inputs = {**fixed, **drawing, **({"tokens_in": tokens_in_BLE} if si else first)}
+
+        past_D2RhPd = window_D2RhTd[..., : config.cached_tokens[si], :]
+        traced = model.var.trace(tokens_in_BLE.repeat(2, 1, 1) if si else None, condition, past_D2RhPd, si)
+        f_hat_BEHH = made.f_hats[si]
+        outputs = {"token_ids": made.token_ids[si], "next_f_hat": f_hat_BEHH, LOGITS: made.guided_logits[si]}
+        outputs |= {HIDDEN: traced.hidden_DRLC, **stacked(traced.best)}
+        if si + 1 < len(config.schedule):
+            window_D2RhTd[..., config.cached_tokens[si] : config.cached_tokens[si + 1], :] = traced.new_kv_D2RhKd
+            outputs |= {"new_kv": traced.new_kv_D2RhKd, "next_tokens_in": quantizer.tokens_in(f_hat_BEHH, si + 1)}
+        yield scale_name(si), _recording(inputs, outputs)
+    yield "decoder", _recording({"f_hat": f_hat_BEHH}, {"image": made.pictures_B3HW})
+
+
+def stacked(selections: Sequence[Selection]) -> dict[str, Tensor]:
+    """What all blocks chose, as a graph gives it: kept tokens DRK and experts DRKA, where there is a choice."""
+    chosen = {KEPT: [each.kept_RK for each in selections], EXPERTS: [each.experts_RKA for each in selections]}
+    whole = {name: [ids for ids in of_blocks if ids is not None] for name, of_blocks in chosen.items()}
+    return {name: torch.stack(of_blocks) for name, of_blocks in whole.items() if of_blocks}
+
+
+def _recording(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Recording:
+    return Recording(*({name: tensor.numpy() for name, tensor in side.items()} for side in (inputs, outputs)))

@@ -1,0 +1,1 @@
+"""The CUDA kernels and TensorRT plugins, and their Python bindings."""

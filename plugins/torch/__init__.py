@@ -1,0 +1,1 @@
+"""The kernels as operators of PyTorch."""

@@ -1,1 +1,0 @@
-"""The commands of `actvar-trt`, one module each: arguments in, messages out."""
