@@ -1,4 +1,4 @@
-"""What official VAR's checkpoints hold, name by name, written down from official VAR's code and not from `actvar.models`."""
+"""What official VAR's checkpoints hold, name by name, from official VAR's code and not from `actvar.models`."""
 
 import torch
 from torch import Tensor

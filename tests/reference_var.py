@@ -1,7 +1,8 @@
 """An independent reading of official VAR: slow, plain, in numpy and float64.
 
-Written from the formulas of the VAR paper and of what official VAR's code does, one picture and one row at a time, with loops where a
-library would have a kernel. Shares nothing with `actvar` but the names of the parameters. Test code only.
+Written from the formulas of the VAR paper and from what official VAR's code does, one picture and one row at a time,
+with loops where a library would have a kernel. Shares nothing with `actvar` but the names of the parameters. Test code
+only.
 
 Letters in shapes: L tokens of a scale, T tokens seen, C width, h heads, d = 64, V codes, E code width, p side of a
 token map, H side of a larger map, N channels.

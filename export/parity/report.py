@@ -13,7 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from actvar.export.parity.bisect import Departure, first_departure
+from actvar.export.parity.bisection import Departure, first_departure
 from actvar.export.parity.compare import Difference, Tolerance
 
 CHAIN = "chain"
