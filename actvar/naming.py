@@ -46,7 +46,7 @@ def named_model(name: str, vqvae: Path | None = None) -> NamedModel:
     if path.exists():
         return NamedModel(path.stem, checkpoint=Checkpoint(path, vqvae))
     raise UsageError(
-        f"No model is called {name}. Name one of {', '.join(SHIPPED_MODELS)}, a bundle's folder, or a checkpoint's file."
+        f"No model is called {name}. Name {' or '.join(SHIPPED_MODELS)}, a bundle's folder, or a checkpoint's file."
     )
 
 
