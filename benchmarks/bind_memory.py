@@ -26,7 +26,7 @@ print(process_memory().peak)
 CHECKPOINT = """
 import sys, torch
 from pathlib import Path
-from actvar.checkpoint.model import save_model
+from actvar.checkpoint.own import save_model
 from actvar.config import PRESETS
 from actvar.models.actvar import random_model
 model = random_model(PRESETS[sys.argv[1]])

@@ -131,7 +131,7 @@ def random_checkpoint(name: str, model: ModelConfig) -> Path:
     if path.is_file():
         return path
     with needs("export", "to make a model of random weights"):
-        from actvar.checkpoint.model import save_model
+        from actvar.checkpoint.own import save_model
         from actvar.models.actvar import random_model
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from small_models import small_config, vivid_model
 
-from actvar.checkpoint.model import save_model
+from actvar.checkpoint.own import save_model
 from actvar.config import Activation
 from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
 from actvar.data.tokens import TokenStore, vqvae_hash

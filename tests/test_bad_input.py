@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from small_models import small_config, vivid_model
 
-from actvar.checkpoint.model import save_model
+from actvar.checkpoint.own import save_model
 from actvar.cli.main import main
 from actvar.export.onnx_export import export_bundle
 

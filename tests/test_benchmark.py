@@ -36,7 +36,7 @@ from actvar.benchmarks.pictures.plot import plot
 from actvar.benchmarks.pictures.process import Setting, started
 from actvar.benchmarks.pictures.report import BenchReport
 from actvar.bundle.contract import graph_names
-from actvar.checkpoint.model import save_model
+from actvar.checkpoint.own import save_model
 from actvar.cli.main import main
 from actvar.config import Activation, ModelConfig
 from actvar.errors import ActVARError

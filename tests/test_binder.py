@@ -16,7 +16,8 @@ from import_tree import ROOT
 from small_models import SMALL_VQVAE, small_config, vivid_model
 
 from actvar.bundle.manifest import Manifest, read_manifest, require_weights, verify, write_manifest
-from actvar.checkpoint.model import load_model, save_model
+from actvar.checkpoint.model import load_model
+from actvar.checkpoint.own import save_model
 from actvar.config import Activation, ModelConfig, Sampling
 from actvar.errors import ActVARError, BundleError, CheckpointError, UsageError
 from actvar.export import bundle_folder

@@ -17,7 +17,7 @@ from small_models import small_config, vivid_model
 from actvar.bundle.contract import graph_names
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import Gpu, PlanManifest, PlanOptions, PlanTarget, read_plans
-from actvar.checkpoint.model import save_model
+from actvar.checkpoint.own import save_model
 from actvar.cli.main import main
 from actvar.config import PRESETS, Activation
 from actvar.export.onnx_export import export_graphs

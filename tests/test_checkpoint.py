@@ -1,6 +1,5 @@
 """Checkpoints: written and read back, official layouts, and every way in which a file may be wrong or hostile."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -18,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from small_models import small_config, vivid_model
 from torch import Tensor
 
-from actvar.checkpoint import model as checkpoint
-from actvar.checkpoint.model import checkpoint_hash, load_model, save_model
+from actvar.checkpoint import own as own_format
+from actvar.checkpoint.files import Checkpoint
+from actvar.checkpoint.model import load_model
 from actvar.checkpoint.official import derive_config
+from actvar.checkpoint.own import save_model
 from actvar.checkpoint.weights import Weights
 from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.errors import CheckpointError, UsageError
@@ -97,10 +98,10 @@ def test_others_can_read_the_file_and_its_configuration(own):
 def test_the_same_weights_give_the_same_bytes(own, tmp_path):
     """So that a hash names a model. safetensors' own writer shuffles the metadata in every process."""
     save_model(vivid_model(SPARSE), tmp_path / "again.safetensors")
-    assert checkpoint_hash(own) == checkpoint_hash(tmp_path / "again.safetensors")
-    assert checkpoint_hash(own) == hashlib.sha256(own.read_bytes()).hexdigest()
+    assert Checkpoint(own).digest() == Checkpoint(tmp_path / "again.safetensors").digest()
+    assert own.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
     (tmp_path / "link").symlink_to(own)
-    assert checkpoint_hash(tmp_path / "link") == checkpoint_hash(own)
+    assert Checkpoint(tmp_path / "link").digest() == Checkpoint(own).digest()
     raw = own.read_bytes()
     assert raw[8:].startswith(b'{"__metadata__":{"format":')
     assert (8 + struct.unpack("<Q", raw[:8])[0]) % 8 == 0  # the values begin aligned
@@ -114,7 +115,7 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(own, monkeypat
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_write_safetensors", interrupted)
+    monkeypatch.setattr(own_format, "_write_safetensors", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_model(vivid_model(SPARSE), own)
     assert own.read_bytes() == before
@@ -414,7 +415,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     refused("cannot be read: File name too long", tmp_path / ("x" * 300))
     for path in (tmp_path / "nothing.pth", tmp_path):
         with pytest.raises(CheckpointError):
-            checkpoint_hash(path)
+            Checkpoint(path).digest()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"a letter to a friend", b"\x89PNG\r\n\x1a\n" + bytes(50)])

@@ -22,7 +22,7 @@ from small_models import small_config, vivid_model
 import actvar.export.onnx_export as exporter
 from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
-from actvar.checkpoint.model import save_model
+from actvar.checkpoint.own import save_model
 from actvar.cli.main import main
 from actvar.config import Activation
 from actvar.errors import ActVARError, needs

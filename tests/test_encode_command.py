@@ -13,7 +13,8 @@ from official_layout import STANDARD, filled, hits, var_buffers, var_shapes, vqv
 from PIL import Image
 from small_models import small_config, vivid_model
 
-from actvar.checkpoint.model import load_model, load_vqvae, save_model
+from actvar.checkpoint.model import load_model, load_vqvae
+from actvar.checkpoint.own import save_model
 from actvar.data.tokens import open_token_store, vqvae_hash
 from actvar.errors import CheckpointError, UsageError
 from actvar.scales import ScaleSchedule

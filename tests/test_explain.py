@@ -13,7 +13,7 @@ from command_line import Command, in_process
 from PIL import Image
 from small_models import small_config, vivid_model
 
-from actvar.checkpoint.model import save_model
+from actvar.checkpoint.own import save_model
 from actvar.config import Activation
 from actvar.explain.choices import NOBODY, Choices, coverage, load, updates
 from actvar.explain.figures import chosen_figure, expert_colour, experts_figure, sequence_colour, tokens_figure

@@ -9,7 +9,8 @@ from small_models import small_config, vivid_model
 
 from actvar.bundle.manifest import Manifest, read_manifest, verify
 from actvar.checkpoint.files import shipped_checkpoint
-from actvar.checkpoint.model import load_model, save_model
+from actvar.checkpoint.model import load_model
+from actvar.checkpoint.own import save_model
 from actvar.config import Activation
 from actvar.export.binder import bind
 from actvar.export.onnx_export import export_bundle

@@ -17,7 +17,8 @@ from small_models import small_config, vivid_model
 
 from actvar.bundle.contract import MASKED_SCALES, SCALES, graph_names
 from actvar.bundle.manifest import read_manifest, write_manifest
-from actvar.checkpoint.model import load_model, save_model
+from actvar.checkpoint.model import load_model
+from actvar.checkpoint.own import save_model
 from actvar.cli import parity as parity_command
 from actvar.cli.main import main
 from actvar.config import MINI, Activation, Sampling

@@ -10,7 +10,8 @@ from official_layout import filled, hits, var_buffers, var_shapes, vqvae_shapes
 from small_models import small_config, vivid_model
 from small_training import logged, write_teacher, write_tokens
 
-from actvar.checkpoint.model import load_model, load_vqvae, save_model
+from actvar.checkpoint.model import load_model, load_vqvae
+from actvar.checkpoint.own import save_model
 from actvar.config import Activation
 from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
 from actvar.data.tokens import vqvae_hash

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from actvar.checkpoint.model import load_model, save_model
+from actvar.checkpoint.model import load_model
+from actvar.checkpoint.own import save_model
 from actvar.data.tokens import TokenStore, open_token_store
 from actvar.errors import CheckpointError, DataError
 from actvar.models.actvar import ActVAR, empty_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actvar.checkpoint.model import save_model
+from actvar.checkpoint.own import save_model
 from actvar.config import MINI, Activation
 from actvar.data.encoding import EncodeSettings, build_token_store
 from actvar.data.glyphs import TRAIN_SEED, GlyphPictures, glyph_batch

@@ -1,0 +1,164 @@
+"""Checkpoints of our own: safetensors with the configuration in the metadata, written and read.
+
+The tensors are those of `ActVAR` under their own names (`var.*`, `vqvae.*`). A file is not trusted: see
+`tensor_file.py` and `weights.py`.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from actvar.checkpoint.official import derive_config, derive_vqvae
+from actvar.checkpoint.tensor_file import TensorFile, open_tensor_file
+from actvar.checkpoint.weights import Weights
+from actvar.config import ModelConfig
+from actvar.errors import CheckpointError
+from actvar.files import written_whole
+from actvar.models.actvar import ActVAR
+from actvar.models.var import is_scorer
+
+FORMAT, VERSION = "actvar-checkpoint", "1"
+_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+_VAR, _VQVAE = "var.", "vqvae."
+
+
+# ---- writing
+
+
+def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, with_vqvae: bool = True) -> None:
+    """Write a checkpoint; the file is there whole, or not at all, and the same weights give the same bytes.
+
+    Args:
+        model: on any device.
+        path: replaced if it exists.
+        dtype: float16, bfloat16 or float32, for matrices, kernels and tables. What would lose by fewer bits, and is
+            small, stays in fp32: vectors (biases, norms, the temperatures, which are exponentiated), the code vectors
+            (f_hat is the sum of ten), and router and selector, whose near-ties must not flip.
+        with_vqvae: False writes the transformer alone, for a model that shares the VQVAE of another file.
+
+    Raises:
+        CheckpointError: a weight is not finite, or too large for `dtype`; or the file cannot be written.
+    """
+    state = {name: t for name, t in model.state_dict().items() if with_vqvae or name.startswith(_VAR)}
+    tensors = {name: t.to("cpu", _stored_dtype(name, t, dtype)).contiguous() for name, t in state.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{path} was not written: {name} holds NaN, infinity or a value too large for {tensor.dtype}. "
+                "Save an earlier state of the training, or in fp32."
+            )
+    config = json.dumps(model.config.to_dict(), sort_keys=True, allow_nan=False)
+    metadata = {"format": FORMAT, "version": VERSION, "config": config}
+    try:
+        with written_whole(path) as file:
+            _write_safetensors(file, tensors, metadata)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose another folder.") from None
+
+
+def _stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    is_vector = tensor.numel() == max(tensor.shape)
+    return torch.float32 if is_vector or is_scorer(name) or name == "vqvae.quantize.embedding.weight" else dtype
+
+
+def _write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the format by hand: the library's writer orders the metadata at random, and no hash would be stable."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # wide values first: all aligned
+    header: dict[str, object] = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in ordered:
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for _, tensor in ordered:
+        file.write(tensor.view(torch.uint8).numpy().data)
+
+
+# ---- reading
+
+
+def is_own(file: TensorFile) -> bool:
+    """Whether a file says that it is one of ours."""
+    return file.metadata.get("format") == FORMAT
+
+
+def read_own_vqvae(file: TensorFile) -> tuple[ModelConfig, Weights]:
+    """What a checkpoint of ours says of its model, and its VQVAE.
+
+    Raises:
+        CheckpointError: it holds none, or one of another shape.
+    """
+    said = own_config(file)
+    weights = _part(_file_with_vqvae(file, None), _VQVAE)
+    config = derive_vqvae(weights, said.vqvae.norm_groups)
+    if said.vqvae != config:
+        raise CheckpointError(f"{file.path}: vqvae: expected {said.vqvae}, found tensors of {config}. Write it again.")
+    return said, weights
+
+
+def read_own(file: TensorFile, vqvae_path: Path | None) -> tuple[ModelConfig, Weights, Weights]:
+    """The configuration in the metadata, VAR's weights and the VQVAE's, held against each other.
+
+    Args:
+        file: for which `is_own` holds.
+        vqvae_path: another checkpoint of ours with its VQVAE, where it holds none.
+
+    Raises:
+        CheckpointError: a file is not what it should be, or they do not fit each other.
+    """
+    config = own_config(file)
+    var, vqvae = _part(file, _VAR), _part(_file_with_vqvae(file, vqvae_path), _VQVAE)
+    derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
+    for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
+        said, found = getattr(config, field), getattr(derived, field)
+        if said != found:
+            raise CheckpointError(
+                f"{file.path}: {field}: expected {said}, as its metadata say, found tensors of {found}. Write it again."
+            )
+    return config, var, vqvae
+
+
+def own_config(file: TensorFile) -> ModelConfig:
+    """The configuration in the metadata of a checkpoint of ours, which holds nothing but the two networks."""
+    if file.metadata.get("version") != VERSION:
+        raise CheckpointError(
+            f"{file.path} has the format's version {file.metadata.get('version')!r}, this program reads {VERSION!r}. "
+            "Update the program, or write the checkpoint again."
+        )
+    try:
+        config = ModelConfig.from_dict(json.loads(file.metadata.get("config", "")))
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise CheckpointError(f"{file.path}: the metadata's configuration: {error}. Write the file again.") from None
+    if other := next((name for name in file.content if not name.startswith((_VAR, _VQVAE))), None):
+        raise CheckpointError(f"{file.path}: {other}: expected names in var or vqvae, found another. Write it again.")
+    return config
+
+
+def _file_with_vqvae(file: TensorFile, vqvae_path: Path | None) -> TensorFile:
+    """The checkpoint itself, or the other one of ours that was named for it."""
+    has_vqvae = any(name.startswith(_VQVAE) for name in file.content)
+    if has_vqvae and vqvae_path:
+        raise CheckpointError(
+            f"{file.path} holds a VQVAE of its own, and {vqvae_path} was given too. Leave the latter out."
+        )
+    if has_vqvae:
+        return file
+    if vqvae_path is None:
+        raise CheckpointError(f"{file.path} holds no VQVAE. Name a checkpoint that holds its VQVAE, too.")
+    other = open_tensor_file(vqvae_path)
+    if not is_own(other) or not any(name.startswith(_VQVAE) for name in other.content):
+        raise CheckpointError(f"{vqvae_path}: expected a checkpoint of ours with a VQVAE. Name another file.")
+    return other
+
+
+def _part(file: TensorFile, prefix: str) -> Weights:
+    found = {name.removeprefix(prefix): tensor for name, tensor in file.content.items() if name.startswith(prefix)}
+    return Weights.of(file.path, prefix, found)
