@@ -28,6 +28,7 @@ from actvar.cli import (
 )
 from actvar.cli.train import app as train_app
 from actvar.errors import ActVARError
+from actvar.telemetry import switch_off
 
 NAME = "actvar-trt"
 INTERRUPTED = 130
@@ -78,6 +79,7 @@ def _options(
 
 def main() -> None:
     """Run the command line and leave the process with its exit code; a user's mistake is a message, not a traceback."""
+    switch_off()
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name=NAME, standalone_mode=False) or 0

@@ -25,6 +25,7 @@ from actvar.export.graphs.per_scale import build_graph
 from actvar.export.graphs.weights_file import WeightsFile
 from actvar.files import FileEntry, hash_file
 from actvar.models.actvar import ActVAR
+from actvar.telemetry import switch_off
 
 if TYPE_CHECKING:
     from actvar.export.graphs.decoder_int8 import Int8Decoder, Int8Graph
@@ -65,6 +66,7 @@ def export_bundle(
     read = model.state_dict().__getitem__
     decoder = None
     if precision == "int8":
+        switch_off()
         with needs("cpu", "to measure the ranges that int8 must hold"):
             from actvar.export.graphs.decoder_int8 import int8_decoder
         report = progress or (lambda share: None)

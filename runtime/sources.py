@@ -11,6 +11,7 @@ from actvar.errors import needs
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import Pipeline
+from actvar.telemetry import switch_off
 
 
 def open_graphs(
@@ -29,6 +30,7 @@ def open_graphs(
         BundleError: the bundle is incomplete, altered, reaches out of its folder, or is of types that the device lacks.
         ActVARError: ONNX Runtime is not installed, or cannot use the device.
     """
+    switch_off()
     with needs("cpu" if device == "cpu" else "gpu", "to run graphs"):
         from actvar.runtime.backends import ort
     manifest = read_manifest(bundle)
@@ -50,6 +52,7 @@ def open_engines(bundle: Path, batch_size: int) -> Pipeline:
         BundleError: the bundle is incomplete or altered, or has no plans for this GPU, engine and batch.
         ActVARError: there is no GPU, or no engine is installed.
     """
+    switch_off()
     with needs("gpu", "to run engines"):
         from actvar.runtime.backends import trt
     manifest = read_manifest(bundle)
@@ -68,6 +71,7 @@ def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:
         CheckpointError: the checkpoint cannot be used.
         ActVARError: PyTorch is not installed.
     """
+    switch_off()
     with needs("train", "for --backend torch"):
         from actvar.runtime.backends import torch_eager
     return torch_eager.load(checkpoint.path, checkpoint.vqvae, threads)
