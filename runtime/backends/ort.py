@@ -8,13 +8,15 @@ copy. The pages of `condition`, a quarter of a model that is read once for a pic
 picture finds them in the system's cache of files.
 
 Threads spin while they wait for each other within a run, and not between two runs, where they would take the cores from
-the next session and from everyone else.
+the next session and from everyone else; and not at all where a control group's quota would pay for it.
 
 On a GPU the weights are brought there once, and every session is given the same tensors. Not yet run on a GPU.
 """
 
+import logging
 import math
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -34,9 +36,10 @@ from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.graph_file import ExternalTensor, external_tensors
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory, give_back, keep_blocks
 from actvar.runtime.backends.protocol import Device, Scales
-from actvar.runtime.machine import cpu_instructions
+from actvar.runtime.machine import cpu_instructions, has_binding_quota, usable_cores
 
 Session: TypeAlias = onnxruntime.InferenceSession
+_LOG = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 0.004
 
@@ -60,7 +63,7 @@ def load(
     Args:
         folder: the bundle.
         manifest: its manifest.
-        threads: of the CPU that a graph runs on; 0 is one for each core.
+        threads: of the CPU that a graph runs on, at most its cores; 0 is `usable_cores`.
         device: where the graphs run.
         scales: what runs the scales on the CPU; on a GPU each scale's own graph does.
 
@@ -354,20 +357,30 @@ def session_options(threads: int, device: Device, packs: bool) -> onnxruntime.Se
     """How every session is made; see `load` for the arguments, and above for why.
 
     Args:
-        threads: of the CPU; 0 is one for each core.
+        threads: as for `load`.
         device: where the graph runs.
         packs: whether it packs its matrices.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = _threads(threads)
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if device == "cpu":
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if has_binding_quota():  # what threads spin away is missing to those that work
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not packs:
             options.add_session_config_entry("session.disable_prepacking", "1")
     return options
+
+
+def _threads(wanted: int) -> int:
+    """As many as are wanted, and no more than there are cores: they would wait for each other by turns."""
+    cores = len(os.sched_getaffinity(0))
+    if wanted > cores:
+        _LOG.warning("%d threads on %d cores would only be slower: taking %d.", wanted, cores, cores)
+    return min(wanted, cores) or usable_cores()
 
 
 def _refusal(what: str, error: Exception) -> BundleError:
