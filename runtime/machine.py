@@ -67,8 +67,8 @@ def has_binding_quota() -> bool:
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """Cores' worth of time that the control groups of this process allow, as containers set it; None without a limit.
 
-    The least of its own group's and of those above it, in version 2 or 1 of control groups. A group that lies outside of
-    what a container sees is looked for at the root, where the container's own stands.
+    The least of its own group's and of those above it, in version 2 or 1 of control groups. A group outside of what a
+    container sees is looked for at the root, where the container's own stands.
     """
     found = []
     for line in _lines(root / "proc/self/cgroup"):

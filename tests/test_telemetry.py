@@ -75,7 +75,8 @@ def test_no_host_is_contacted(bundle, home, tmp_path):
 
 def test_what_a_user_has_set_stays(bundle, home, tmp_path):
     """Whoever wants a library to report, can have it so."""
-    code = "import os; from actvar.telemetry import switch_off; switch_off(); print(os.environ['HF_HUB_DISABLE_TELEMETRY'])"
-    env = {**environment(home), "HF_HUB_DISABLE_TELEMETRY": "0"}
+    name = "HF_HUB_DISABLE_TELEMETRY"
+    code = f"import os; from actvar.telemetry import switch_off; switch_off(); print(os.environ[{name!r}])"
+    env = {**environment(home), name: "0"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
