@@ -24,6 +24,10 @@ class BundleError(ActVARError):
     """A bundle is incomplete, altered, or not for this use."""
 
 
+class DamagedError(BundleError):
+    """A file of a bundle is missing, or is not what the manifest says: to make the bundle anew helps."""
+
+
 class EngineError(ActVARError):
     """An engine's library is not there, or failed at its work."""
 

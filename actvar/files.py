@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from actvar.errors import BundleError
+from actvar.errors import BundleError, DamagedError
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,15 @@ def opened(path: Path, advice: str = "") -> Iterator[BinaryIO]:
     """A plain file for reading. A link is refused: it could lead out of the folder.
 
     Raises:
-        BundleError: it is missing, no plain file, or cannot be read; the message ends with the advice.
+        BundleError: it is missing (then a DamagedError), no plain file, or cannot be read; the message ends with the
+            advice.
     """
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise BundleError(f"{path} must be a plain file, and is a link, a folder or a device. {advice}".rstrip())
         file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
     except FileNotFoundError:
-        raise BundleError(f"{path} is missing. {advice}".rstrip()) from None
+        raise DamagedError(f"{path} is missing. {advice}".rstrip()) from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.") from None
     with file:
@@ -94,13 +95,14 @@ def read_verified(path: Path, entry: FileEntry, advice: str, take: Callable[[byt
         take: is given the content piece by piece, before it is known to be right.
 
     Raises:
-        BundleError: it is missing, is a link or no plain file, or differs in size or SHA-256.
+        DamagedError: it is missing, or differs in size or SHA-256.
+        BundleError: it is a link or no plain file, or cannot be read.
     """
     with opened(path, advice) as file:
         _require_size(file, path, entry, advice)
         found = _digest(file, entry.file, take)
     if found != entry:
-        raise BundleError(
+        raise DamagedError(
             f"{path} was altered: the manifest says SHA-256 {entry.sha256[:12]}…, found {found.sha256[:12]}…. {advice}"
         )
 
@@ -117,7 +119,7 @@ def require_size(path: Path, entry: FileEntry, advice: str) -> None:
 def _require_size(file: BinaryIO, path: Path, entry: FileEntry, advice: str) -> None:
     size = os.fstat(file.fileno()).st_size
     if size != entry.bytes:
-        raise BundleError(f"{path} was cut or altered: the manifest says {entry.bytes} bytes, found {size}. {advice}")
+        raise DamagedError(f"{path} was cut or altered: the manifest says {entry.bytes} bytes, found {size}. {advice}")
 
 
 def _digest(file: BinaryIO, name: str, take: Callable[[bytes], object] | None = None) -> FileEntry:

@@ -27,11 +27,12 @@ from typing import TypeAlias
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from actvar.bundle.contract import CPU_PRECISIONS, ITEM_BYTES, MASKED_SCALES, SCALE_INPUT, SCALES, graph_names, kv_parts
 from actvar.bundle.manifest import EXPORT_AGAIN, FOR_A_GPU, WEIGHTS_FILE, Manifest, StoredTensor
 from actvar.config import HEAD_WIDTH
-from actvar.errors import ActVARError, BundleError
+from actvar.errors import ActVARError, BundleError, DamagedError, EngineError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.graph_file import ExternalTensor, external_tensors
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory, give_back, keep_blocks
@@ -47,6 +48,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 UNWANTED = ["GatherSliceToSplitFusion"]
 """Optimizers that are switched off: it copies all of past_kv at once, where each block would take its own share."""
 
+_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "not enough memory")
 _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
 _LEAST_MASKED = 0.5  # of the experts: with AVX-512 routed and masked take the same time at this rate, by docs/cpu.md
 _MAKERS = 2  # sessions that are made at a time
@@ -71,8 +73,9 @@ def load(
         BundleError: a graph would read a file that is not the bundle's, or weights that are not in it; or the bundle is
             in bf16, of which numpy and so ONNX Runtime's Python know nothing; or of a precision that is for the CPU
             alone, and not for it; or it lacks the graph that `scales` names.
-        ActVARError: the device cannot be used.
+        ActVARError: the device cannot be used, or there is too little memory.
     """
+    _require_utf8(folder)
     if manifest.precision == "bf16":
         raise BundleError(
             f"{folder} is in bf16, which ONNX Runtime does not draw with here. "
@@ -383,6 +386,31 @@ def _threads(wanted: int) -> int:
     return min(wanted, cores) or usable_cores()
 
 
-def _refusal(what: str, error: Exception) -> BundleError:
+def _refusal(what: str, error: Exception) -> ActVARError:
+    """What ONNX Runtime said, by its kind: too little memory, no graph, one that it cannot run, or the rest."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-    return BundleError(f"With ONNX Runtime {onnxruntime.__version__}, {what}: {reason}. {EXPORT_AGAIN}")
+    said = f"With ONNX Runtime {onnxruntime.__version__}, {what}: {reason}."
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+        return ActVARError(
+            f"There is not enough memory: {what} by ONNX Runtime {onnxruntime.__version__}. Take a smaller "
+            "--batch-size, a bundle in int8, or a smaller model."
+        )
+    if isinstance(error, (state.InvalidProtobuf, state.InvalidGraph)):
+        return DamagedError(f"{said} {EXPORT_AGAIN}")
+    if isinstance(error, state.NotImplemented):
+        return BundleError(f"{said} It lacks an operator in this precision here: export the model in fp32.")
+    return EngineError(said)
+
+
+def _require_utf8(folder: Path) -> None:
+    """Make sure that ONNX Runtime can be told a path.
+
+    Raises:
+        ActVARError: it cannot.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ActVARError(
+            f"ONNX Runtime opens no path with bytes that are no UTF-8, as in {str(folder)!a}. Move the bundle."
+        ) from None
