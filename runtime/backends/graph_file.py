@@ -1,8 +1,10 @@
-"""Which weights an ONNX file reads from another file, found without the onnx package and before an engine sees it.
+"""What an ONNX file is made of and which weights it reads, found without the onnx package and before an engine sees it.
 
-Two reasons to look. All graphs of a bundle are to share one mapping of the weights, so it must be known where each
-tensor lies. And a graph's writer chose the file names in it: ONNX Runtime 1.32 refuses one that leads out of the
-folder, but 1.23 reads it, and crashes on a name that stands for an address in memory.
+Three reasons to look. All graphs of a bundle are to share one mapping of the weights, so it must be known where each
+tensor lies. A graph's writer chose the file names in it: ONNX Runtime 1.32 refuses one that leads out of the folder,
+but 1.23 reads it, and crashes on a name that stands for an address in memory. And whoever writes a graph could write
+one that never ends or takes all memory: so only operators that the exporter writes pass, none of which loops until data
+says so, and numbers that shapes are made of are bounded.
 
 Knows of Protocol Buffers' wire form what is needed to reach the tensors, and of ONNX the field numbers on the way.
 Where the form allows two readings (a field given twice), all are looked at.
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from actvar.bundle.contract import BODY_OPERATORS, OPERATORS
 from actvar.bundle.manifest import EXPORT_AGAIN
 from actvar.errors import BundleError
 
@@ -29,11 +32,15 @@ _WAYS: dict[str, dict[int, str]] = {
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
 }
 _INITIALIZER = (7, 5)  # the way to a weight of the graph itself
+_FUNCTION = 25  # the way to the bodies of our own operators
 _DIMS, _TYPE, _NAME, _EXTERNAL = 1, 2, 8, 13  # fields of Tensor
+_INT64, _INT64_DATA, _RAW_DATA = 7, 7, 9  # a type, and two more fields
+_OPERATOR, _DOMAIN = 4, 7  # fields of Node
 _KEY, _VALUE = 1, 2  # fields of an external tensor's entries
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 64
+_MOST_VALUES = 1 << 30  # of a tensor whose shape a graph's constants give
 
 
 @dataclass(frozen=True)
@@ -52,36 +59,86 @@ class ExternalTensor:
 
 
 def external_tensors(path: Path, weights: str) -> list[ExternalTensor]:
-    """The weights that a graph reads from another file.
+    """The weights that a graph reads from another file, when all in it has been found to be the exporter's.
 
     Args:
         path: the ONNX file.
         weights: the only file name that may stand in it.
 
     Raises:
-        BundleError: the file is no graph, another file is named, or a tensor is described in a way that no export uses.
+        BundleError: the file is no graph, another file is named, or it holds an operator, a constant or a tensor that
+            no export writes.
     """
     try:
-        message = memoryview(path.read_bytes())
-        return [_read(tensor, way, weights) for way, tensor in _tensors(message, "Model", ()) if _is_external(tensor)]
+        parts = list(_parts(memoryview(path.read_bytes()), "Model", ()))
+        tensors = [(way, part) for way, kind, part in parts if kind == "Tensor"]
+        found = [_read(tensor, way, weights) for way, tensor in tensors if _is_external(tensor)]
+        for _, tensor in tensors:
+            if not _is_external(tensor):
+                _check_constant(tensor)
+        for way, kind, part in parts:
+            if kind == "Node":
+                _check_operator(part, BODY_OPERATORS if way[0] == _FUNCTION else OPERATORS)
+        return found
     except (IndexError, ValueError) as error:
         raise BundleError(f"{path} is not a graph that can be used: {error}. {EXPORT_AGAIN}") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _tensors(message: memoryview, kind: str, way: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], memoryview]]:
-    """Every tensor in a message and below it, with the fields that led there."""
+def _parts(message: memoryview, kind: str, way: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str, memoryview]]:
+    """Every node and every tensor in a message and below it, with the fields that led there."""
     if len(way) > _MAX_DEPTH:
         raise ValueError("it is nested too deeply")
     for number, value in _fields(message):
         held = _WAYS[kind].get(number)
         if held is None or isinstance(value, int):
             continue
-        if held == "Tensor":
-            yield (*way, number), value
-        else:
-            yield from _tensors(value, held, (*way, number))
+        if held in ("Tensor", "Node"):
+            yield (*way, number), held, value
+        if held != "Tensor":
+            yield from _parts(value, held, (*way, number))
+
+
+def _check_operator(node: memoryview, known: frozenset[str]) -> None:
+    """Make sure that a node is one of the exporter's; of a field that is given twice, either could count."""
+    texts = [
+        (number, bytes(value).decode())
+        for number, value in _fields(node)
+        if not isinstance(value, int) and number in (_OPERATOR, _DOMAIN)
+    ]
+    domains = [text for number, text in texts if number == _DOMAIN] or [""]
+    for name in (text for number, text in texts if number == _OPERATOR):
+        for domain in domains:
+            full = f"{domain}.{name}" if domain else name
+            if full not in known:
+                raise ValueError(f"it holds the operator {full[:80]!r}, which no export writes there")
+
+
+def _check_constant(tensor: memoryview) -> None:
+    """Make sure that a constant has its values in the file, and that a shape made of it stays in bounds."""
+    values, count, dtype = list[int](), 1, 0
+    for number, value in _fields(tensor):
+        if number == _DIMS:
+            for size in [value] if isinstance(value, int) else _varints(value):
+                count *= size
+        elif number == _TYPE and isinstance(value, int):
+            dtype = value
+        elif number == _INT64_DATA:
+            values += [value] if isinstance(value, int) else _varints(value)
+        elif number == _RAW_DATA and not isinstance(value, int):
+            values += np.frombuffer(value, np.int64).tolist() if dtype == _INT64 or len(value) % 8 == 0 else []
+    if count > len(tensor):
+        raise ValueError(f"it holds a constant of {count} values in {len(tensor)} bytes")
+    if dtype == _INT64:
+        sizes = [_signed(value) for value in values]
+        if math.prod(size for size in sizes if size > 1) > _MOST_VALUES or min(sizes, default=0) < -_MOST_VALUES:
+            raise ValueError(f"it holds the constant {sizes[:8]}, by which no export shapes a tensor")
+
+
+def _signed(value: int) -> int:
+    """What a number of 64 bits stands for."""
+    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _is_external(tensor: memoryview) -> bool:
