@@ -31,6 +31,7 @@ from actvar.cli.model_choice import (
 )
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError
+from actvar.plotting import plot_files
 from actvar.reports import show, write_reports
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.machine import Machine, this_machine, usable_cores
@@ -84,7 +85,7 @@ def bench(
         Path | None,
         typer.Option(show_default="left out", help="Official VAR beside it: a checkout of FoundationVision/VAR."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.txt and bench.svg.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, .txt, .png and .svg.")] = Path("bench"),
 ) -> None:
     """Measure how fast pictures are drawn, beside PyTorch and official VAR.
 
@@ -110,7 +111,8 @@ def bench(
         say(f"This machine is busy, with a load of {machine.load:.1f}: the figures will say more about that.")
     report = _report(contestants, plan, machine, device, threads or usable_cores())
     page = show(report.tables())
-    write_reports(out, {"bench.json": report.to_json(), "bench.txt": page, "bench.svg": plot(report)})
+    plots = plot_files("bench", lambda: plot(report))
+    write_reports(out, {"bench.json": report.to_json(), "bench.txt": page, **plots})
 
 
 def _batches(text: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from actvar.cli.model_choice import integers
 from actvar.config import PRESETS
 from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError, needs
+from actvar.plotting import plot_files
 from actvar.reports import show, write_reports
 from actvar.runtime.machine import this_machine
 
@@ -34,7 +35,7 @@ def kernels(
         Path | None,
         typer.Option(show_default="random only", help="Recorded scores of a router beside random ones: a .npy file."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for kernels.json, kernels.txt and kernels.svg.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Folder for kernels.json, .txt, .png and .svg.")] = Path("bench"),
 ) -> None:
     """Measure the CUDA kernels on the first GPU, beside what they cannot beat.
 
@@ -56,7 +57,8 @@ def kernels(
         raise UsageError(f"--out {out} cannot be a folder: {error.strerror}. Name another.") from None
     report = _measured(cases)
     page = show(report.tables())
-    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, "kernels.svg": report.plot()})
+    plots = plot_files("kernels", report.plot)
+    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, **plots})
 
 
 def _measured(cases: Cases) -> KernelReport:
