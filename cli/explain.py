@@ -19,6 +19,7 @@ from actvar.explain.choices import Choices, load
 from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
 from actvar.explain.page import page, png
 from actvar.explain.plots import batch_figure
+from actvar.plotting import where_possible
 from actvar.reports import write_reports
 from actvar.runtime.image import to_bytes
 from actvar.runtime.pictures import Order
@@ -98,7 +99,8 @@ def _figures(picture_HW3: np.ndarray, choices: Choices, others: Sequence[Choices
     if choices.rests_experts:
         figures["experts"] = experts_figure(picture_HW3, choices, f"The best experts of each token: {title}")
         figures["chosen"] = chosen_figure(choices, f"The tokens of each expert: {title}")
-    figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
+    with where_possible():
+        figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
     return {name: png(figure) for name, figure in figures.items()}
 
 
