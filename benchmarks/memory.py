@@ -1,6 +1,6 @@
 """How much memory a picture takes through ONNX Runtime, and how much it may take.
 
-    python benchmarks/memory.py --preset d16 --bundle /tmp/d16
+    python benchmarks/memory.py --preset d16 --bundle bundles/d16-fp32
 
 Exports the preset with random weights if the bundle is not there (random weights take the same memory as trained ones),
 draws two pictures in a fresh process, one after the other, and holds its peak (VmHWM; the weights count once) against

@@ -1,6 +1,5 @@
 """`actvar-trt bench`: how fast, beside what: one command, one run, one report."""
 
-import shlex
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +31,7 @@ from actvar.cli.model_choice import (
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError
 from actvar.plotting import plot_files
+from actvar.provenance import typed
 from actvar.reports import show, write_reports
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.machine import Machine, this_machine, usable_cores
@@ -141,5 +141,5 @@ def _report(contestants: list[Contestant], plan: Plan, machine: Machine, device:
                 lambda contestant: command_seconds(contestant, setting),
                 progress,
             )
-    command = shlex.join(["actvar-trt", *sys.argv[1:]])
+    command = typed(["actvar-trt", *sys.argv[1:]])
     return BenchReport(command, machine, device, threads, plan, tuple(measured))

@@ -1,6 +1,5 @@
 """`actvar-trt bench kernels`: the CUDA kernels beside a copy of their bytes, and beside cuBLASLt's dense FFN."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from actvar.config import PRESETS
 from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError, needs
 from actvar.plotting import plot_files
+from actvar.provenance import typed
 from actvar.reports import show, write_reports
 from actvar.runtime.machine import this_machine
 
@@ -73,7 +73,7 @@ def _measured(cases: Cases) -> KernelReport:
         bench = KernelBench(open_kernels(), open_cublas_lt(), memory, memory.stream(), progress)
         ceiling = bench.ceiling()
         moved, routed = bench.moves(cases.widths), bench.routed(cases)
-    command = shlex.join(["actvar-trt", *sys.argv[1:]])
+    command = typed(["actvar-trt", *sys.argv[1:]])
     return KernelReport(command, machine, ceiling, tuple(moved), tuple(routed))
 
 
