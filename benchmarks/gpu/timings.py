@@ -47,7 +47,7 @@ def _engines(preset: str, who: str, places: Places, report: Report) -> None:
 
     gpu, way = the_gpu(), way_that_ran(places)
     began = time.monotonic()
-    bundle = with_plans(places.bundle(f"{preset}-{who}-fp16"), way, gpu, places.work / "timings")
+    bundle = with_plans(places.bundle(f"{preset}-{who}-fp16"), way, gpu, places.scratch / "timings")
     plans_built = time.monotonic()
     manifest = bind_random(bundle)
     report.add(engine=way.engine, built_for=list(way.target(gpu).gpus), jobs=os.cpu_count())
