@@ -18,6 +18,7 @@ import numpy as np
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.config import HEAD_WIDTH, PRESETS, ModelConfig
 from actvar.flops import ROWS
+from actvar.provenance import typed
 
 ALLOWED = 1.25
 MEGABYTE = 1e6
@@ -97,7 +98,8 @@ def main() -> int:
         print(f"{name.replace('_', ' '):20}{count / MEGABYTE:10.1f} MB")
     print(f"peak / (weights + KV + largest activation) = {ratio:.3f}, at most {ALLOWED}")
     if arguments.json:
-        figures = {"preset": arguments.preset, "bytes": {**parts, "peak": peak}, "ratio": ratio, "allowed": ALLOWED}
+        figures = {"command": typed(["python", *sys.argv]), "preset": arguments.preset}
+        figures |= {"bytes": {**parts, "peak": peak}, "ratio": ratio, "allowed": ALLOWED}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if ratio <= ALLOWED else 1
 
