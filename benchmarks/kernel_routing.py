@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
 SLICES = (1, 2, 4)
 
 

@@ -1,6 +1,5 @@
 """`actvar-trt bench`: how fast, beside what: one command, one run, one report."""
 
-import shlex
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +30,8 @@ from actvar.cli.model_choice import (
 )
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError
+from actvar.plotting import plot_files
+from actvar.provenance import typed
 from actvar.reports import show, write_reports
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.machine import Machine, this_machine, usable_cores
@@ -84,7 +85,7 @@ def bench(
         Path | None,
         typer.Option(show_default="left out", help="Official VAR beside it: a checkout of FoundationVision/VAR."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json, bench.txt and bench.svg.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Folder for bench.json, .txt, .png and .svg.")] = Path("bench"),
 ) -> None:
     """Measure how fast pictures are drawn, beside PyTorch and official VAR.
 
@@ -110,7 +111,8 @@ def bench(
         say(f"This machine is busy, with a load of {machine.load:.1f}: the figures will say more about that.")
     report = _report(contestants, plan, machine, device, threads or usable_cores())
     page = show(report.tables())
-    write_reports(out, {"bench.json": report.to_json(), "bench.txt": page, "bench.svg": plot(report)})
+    plots = plot_files("bench", lambda: plot(report))
+    write_reports(out, {"bench.json": report.to_json(), "bench.txt": page, **plots})
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -139,5 +141,5 @@ def _report(contestants: list[Contestant], plan: Plan, machine: Machine, device:
                 lambda contestant: command_seconds(contestant, setting),
                 progress,
             )
-    command = shlex.join(["actvar-trt", *sys.argv[1:]])
+    command = typed(["actvar-trt", *sys.argv[1:]])
     return BenchReport(command, machine, device, threads, plan, tuple(measured))

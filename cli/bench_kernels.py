@@ -1,6 +1,5 @@
 """`actvar-trt bench kernels`: the CUDA kernels beside a copy of their bytes, and beside cuBLASLt's dense FFN."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,8 @@ from actvar.cli.model_choice import integers
 from actvar.config import PRESETS
 from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError, needs
+from actvar.plotting import plot_files
+from actvar.provenance import typed
 from actvar.reports import show, write_reports
 from actvar.runtime.machine import this_machine
 
@@ -34,7 +35,7 @@ def kernels(
         Path | None,
         typer.Option(show_default="random only", help="Recorded scores of a router beside random ones: a .npy file."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for kernels.json, kernels.txt and kernels.svg.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Folder for kernels.json, .txt, .png and .svg.")] = Path("bench"),
 ) -> None:
     """Measure the CUDA kernels on the first GPU, beside what they cannot beat.
 
@@ -56,7 +57,8 @@ def kernels(
         raise UsageError(f"--out {out} cannot be a folder: {error.strerror}. Name another.") from None
     report = _measured(cases)
     page = show(report.tables())
-    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, "kernels.svg": report.plot()})
+    plots = plot_files("kernels", report.plot)
+    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, **plots})
 
 
 def _measured(cases: Cases) -> KernelReport:
@@ -71,7 +73,7 @@ def _measured(cases: Cases) -> KernelReport:
         bench = KernelBench(open_kernels(), open_cublas_lt(), memory, memory.stream(), progress)
         ceiling = bench.ceiling()
         moved, routed = bench.moves(cases.widths), bench.routed(cases)
-    command = shlex.join(["actvar-trt", *sys.argv[1:]])
+    command = typed(["actvar-trt", *sys.argv[1:]])
     return KernelReport(command, machine, ceiling, tuple(moved), tuple(routed))
 
 

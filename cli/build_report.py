@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shlex
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from actvar.bundle.manifest import Manifest
 from actvar.bundle.plans import PlanManifest, PlanSpec
+from actvar.provenance import typed
 
 
 def plan_table(plans: PlanManifest) -> Table:
@@ -46,7 +46,7 @@ def figures(manifest: Manifest, plans: PlanManifest, jobs: int, seconds: float) 
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {plans.target.device or 'no GPU used'}"
     )
     return {
-        "command": shlex.join(["actvar-trt", *sys.argv[1:]]),
+        "command": typed(["actvar-trt", *sys.argv[1:]]),
         "machine": machine,
         "model": {"depth": manifest.model.depth, "activation": asdict(activation) if activation else None},
         "precision": manifest.precision,

@@ -1,7 +1,6 @@
 """What `actvar-trt evaluate` says in the end: pictures shown to a judge, a table, and the same as JSON."""
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from actvar.errors import ActVARError, needs
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.picture_run import PictureRun
 from actvar.evaluation.statistics_file import write_statistics
+from actvar.provenance import typed
 from actvar.reports import show, write_report
 
 if TYPE_CHECKING:  # what loads PyTorch is loaded when it is needed
@@ -60,7 +60,7 @@ def score_run(
         _save_statistics(save_statistics, statistics, judge)
     if json_file:
         report = {
-            "command": shlex.join(["actvar-trt", *sys.argv[1:]]),
+            "command": typed(["actvar-trt", *sys.argv[1:]]),
             "model": name,
             "run": asdict(run.spec),
             "judge": judge.name,

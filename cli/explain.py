@@ -1,6 +1,5 @@
 """`actvar-trt explain`: which tokens the blocks updated for a picture, and which experts these chose."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from actvar.explain.choices import Choices, load
 from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
 from actvar.explain.page import page, png
 from actvar.explain.plots import batch_figure
+from actvar.plotting import where_possible
+from actvar.provenance import typed
 from actvar.reports import write_reports
 from actvar.runtime.image import to_bytes
 from actvar.runtime.pictures import Order
@@ -79,7 +80,7 @@ def explain(
             others.append(record_choices(network, i * config.num_classes // batch, sampling, si, seed, i)[1])
     title = f"class {class_label(config, class_id)}, seed {seed}, picture {number}"
     figures = _figures(to_bytes(made.pictures_B3HW.cpu().numpy())[0], choices, others, title)
-    made_by = shlex.join(["actvar-trt", *sys.argv[1:]])
+    made_by = typed(["actvar-trt", *sys.argv[1:]])
     html = page(f"What was activated: {title}", figures, choices, others, made_by)
     stem = where.picture(config, Order(class_id, number), seed).stem
     where.folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,8 @@ def _figures(picture_HW3: np.ndarray, choices: Choices, others: Sequence[Choices
     if choices.rests_experts:
         figures["experts"] = experts_figure(picture_HW3, choices, f"The best experts of each token: {title}")
         figures["chosen"] = chosen_figure(choices, f"The tokens of each expert: {title}")
-    figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
+    with where_possible():
+        figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
     return {name: png(figure) for name, figure in figures.items()}
 
 

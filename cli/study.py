@@ -13,6 +13,7 @@ from rich.table import Table
 from actvar.checkpoint.files import shipped_checkpoint
 from actvar.console import tell
 from actvar.errors import UsageError, needs
+from actvar.plotting import where_possible
 from actvar.reports import show, write_report
 from actvar.runtime.machine import this_machine
 from actvar.study.budget import BUDGETS, Budget
@@ -141,7 +142,9 @@ def page_files(results: Path, doc: Path) -> dict[Path, str]:
     found = list(read_results(results, CELLS).values())
     folders = sorted(results.parent.glob(f"{results.name}-stage2-*"))
     others = [result for folder in folders for result in read_results(folder, CELLS).values()]
-    plots = drawings(Figures(found))
+    plots: dict[str, str] = {}
+    with where_possible():
+        plots = drawings(Figures(found))
     pictures = {doc.parent / "pictures" / name: text for name, text in plots.items()}
     command = f"actvar-trt study --preset mini{_budget_options(results)}"
     return {doc: page(found, command, list(plots), others), **pictures}

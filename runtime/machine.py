@@ -17,12 +17,15 @@ from actvar.bundle.plans import Gpu
 CACHE_VARIABLE = "ACTVAR_CACHE"
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute in cuda.h
-_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
+_PACKAGES = (
+    *("cuda-bindings", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu"),
+    *("tensorrt", "tensorrt-rtx", "torch", "triton"),
+)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`load` is the average number of processes that wanted to run in the last minute."""
+    """`system` without its release; `load` is the average number of processes that wanted to run in the last minute."""
 
     cpu: str
     cores: int
@@ -45,7 +48,7 @@ def this_machine() -> Machine:
         _cpu(),
         usable_cores(),
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        f"{platform.system()} {platform.release()} {platform.machine()}",
+        f"{platform.system()} {platform.machine()}",
         gpu.name if gpu else None,
         os.getloadavg()[0],
         {"actvar-trt": __version__, "python": platform.python_version(), **_installed()},

@@ -15,6 +15,7 @@ from xml.dom import minidom
 
 import pytest
 import torch
+from PIL import Image
 from small_models import small_config, vivid_model
 
 from actvar.benchmarks.pictures.graph_times import GraphDrawer, Lap, TimedEngine
@@ -42,6 +43,7 @@ from actvar.config import Activation, ModelConfig
 from actvar.errors import ActVARError
 from actvar.export.onnx_export import export_bundle
 from actvar.flops import scale_work
+from actvar.plotting import rendered
 from actvar.runtime.machine import Machine
 from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_graphs
@@ -211,7 +213,8 @@ def test_a_report_holds_every_measurement():
     assert first["cold_start"]["command"]["values"] == [0.75] and second["cold_start"]["command"] is None
     assert first["operations"]["scale_04"] < second["operations"]["scale_04"]
     assert (content["threads"], content["machine"]["cpu"]) == (2, "a processor")
-    names = [node.firstChild.data for node in minidom.parseString(plot(report)).getElementsByTagName("text")]
+    drawing = minidom.parseString(rendered(lambda: plot(report), "svg")[0])
+    names = [node.firstChild.data for node in drawing.getElementsByTagName("text")]
     assert "b [<&>], fp32" in names and any("a processor" in name for name in names)
     assert len(report.tables()) == 3
 
@@ -389,7 +392,7 @@ def test_one_command_leaves_one_report(command, bundles: Path):
     named = ["--bundle", bundles / "dense", "--bundle", bundles / "active"]
     code, out, err = command(*named, "--peers", "none", "--rounds", 2, "--starts", 1, "--threads", 1)
     assert code == 0, err
-    for name in ("bench.json", "bench.txt", "bench.svg"):
+    for name in ("bench.json", "bench.txt", "bench.png", "bench.svg"):
         assert f"bench/{name}" in out
     content = json.loads(Path("bench/bench.json").read_text())
     assert [one["name"] for one in content["contestants"]] == ["dense, onnxruntime", "active, onnxruntime"]
@@ -399,6 +402,7 @@ def test_one_command_leaves_one_report(command, bundles: Path):
     assert dense["cold_start"]["command"]["median"] > dense["cold_start"]["imported"]["median"] > 0
     assert "dense, onnxruntime, fp32" in out and Path("bench/bench.txt").read_text().count("\n") > 20
     minidom.parse("bench/bench.svg")
+    assert Image.open("bench/bench.png").width > 600
 
 
 @pytest.mark.parametrize(

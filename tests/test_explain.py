@@ -2,6 +2,7 @@
 
 import base64
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +19,7 @@ from actvar.config import Activation
 from actvar.explain.choices import NOBODY, Choices, coverage, load, updates
 from actvar.explain.figures import chosen_figure, expert_colour, experts_figure, sequence_colour, tokens_figure
 from actvar.explain.page import CAPTIONS, page, png
-from actvar.explain.plots import batch_figure, load_colour
+from actvar.explain.plots import _plot, batch_figure, load_colour
 from actvar.explain.record import record_choices
 from actvar.export.graphs.per_scale import EXPERTS, KEPT
 from actvar.export.parity.recording import record
@@ -216,6 +217,24 @@ def test_any_depth_can_be_drawn(blocks: int):
         assert 300 < image.width < 3000 and 200 < image.height < 5000
 
 
+def test_the_plot_of_a_batch_shows_what_was_counted():
+    """Line, band, bars and cells, each from its own count."""
+    batch = [invented(seed=seed) for seed in range(4)]
+    covered, often, loads = _plot(batch, "a title").axes
+    [mean, fixed], [band] = covered.lines, covered.collections
+    np.testing.assert_allclose(mean.get_ydata(), coverage(batch).mean(0))
+    np.testing.assert_allclose(fixed.get_ydata(), coverage(batch).mean(0)[0])
+    np.testing.assert_allclose(
+        [band.get_datalim(covered.transData).y0, band.get_datalim(covered.transData).y1],
+        [coverage(batch).min(), coverage(batch).max()],
+    )
+    np.testing.assert_allclose([bar.get_height() for bar in often.patches], updates(batch))
+    colours = np.asarray(loads.images[0].get_array())
+    shown = np.array([[load_colour(value) for value in of_block] for of_block in load(batch)])
+    assert (colours == shown).all()
+    assert [text.get_text() for text in loads.texts] == [f"{value:.2f}" for value in load(batch).flat]
+
+
 # ---- the page
 
 
@@ -321,6 +340,22 @@ def test_the_same_command_writes_the_same_bytes(command: Command, checkpoints: P
     [text] = [content.decode() for name, content in written[0].items() if name.endswith(".html")]
     assert_self_contained(text)
     assert "actvar-trt explain --class 4 --scale 3" in text
+
+
+def test_without_matplotlib_all_but_the_plot_is_written(
+    command: Command, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What it takes to draw it is said once, and the page shows the three others."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = command("explain", "--class", 4, "--batch", 1, "--checkpoint", checkpoints / "active.safetensors")
+    assert code == 0 and err.count("No plot was drawn. The package matplotlib is needed") == 1
+    assert sorted(path.name.rpartition("-")[2] for path in Path().glob("*.png")) == [
+        "chosen.png",
+        "experts.png",
+        "tokens.png",
+    ]
+    [text] = [path.read_text() for path in Path().glob("*.html")]
+    assert sum(tag == "img" for tag, _ in assert_self_contained(text).tags) == 3
 
 
 @pytest.mark.parametrize(

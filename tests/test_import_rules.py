@@ -194,7 +194,7 @@ LOAD_ALL = """
 import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-    found = {"torch", "onnx"} & sys.modules.keys()
+    found = {"torch", "onnx", "matplotlib"} & sys.modules.keys()
     if found:
         sys.exit(f"loading {name} loads {sorted(found)}")
 """
@@ -217,13 +217,13 @@ try:
 except SystemExit as stop:
     if stop.code:
         raise
-found = {"torch", "onnx"} & sys.modules.keys()
+found = {"torch", "onnx", "matplotlib"} & sys.modules.keys()
 if found:
     sys.exit(f"--help loads {sorted(found)}")
 """
 
 
-def test_help_loads_neither_torch_nor_onnx():
+def test_help_loads_neither_torch_nor_onnx_nor_matplotlib():
     """The command line builds its whole tree of commands for --help: none may drag its engine in."""
     done = run_python(HELP)
     assert done.returncode == 0, done.stderr

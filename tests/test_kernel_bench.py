@@ -19,6 +19,7 @@ from xml.dom import minidom
 
 import numpy as np
 import pytest
+from PIL import Image
 
 cuda_memory = pytest.importorskip("actvar.runtime.backends.cuda_memory", reason="needs cuda-bindings")
 
@@ -233,9 +234,10 @@ def test_the_report_holds_every_figure_once_and_draws_the_best():
     content = json.loads(report.to_json())
     assert [f["aim"] for f in content["routed"]] == [0.38] * 4 + [0.33] * 4
     assert {f["best"] for f in content["routed"]} == {1} and content["moved"][0]["ratio"] == 1.5
-    drawing = minidom.parseString(report.plot())
-    lines = drawing.getElementsByTagName("polyline")
-    assert len(lines) == 4 and sum(line.hasAttribute("stroke-dasharray") for line in lines) == 2
+    [axes] = report.plot().axes
+    lines = [line for line in axes.lines if list(line.get_xdata()) == [4096, 24576]]
+    assert len(lines) == 4 and sum(line.get_linestyle() == "--" for line in lines) == 2
+    assert all(list(line.get_ydata()) == [0.5, 0.5] for line in lines)
     assert [table.row_count for table in report.tables()] == [1, 8]
 
 
@@ -265,6 +267,7 @@ def test_the_command_leaves_json_tables_and_a_drawing(host, monkeypatch, tmp_pat
     assert [(f["active"], f["routing"]) for f in content["routed"]] == [(4, "random"), (16, "random"), (4, "recorded")]
     assert "Routed FFN" in (out / "kernels.txt").read_text() and "Routed FFN" in capsys.readouterr().out
     minidom.parse(str(out / "kernels.svg"))
+    assert Image.open(out / "kernels.png").width > 600
 
 
 def test_without_a_gpu_the_command_says_so_and_leaves_nothing(tmp_path, capsys):

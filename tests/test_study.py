@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -404,6 +405,19 @@ def test_the_page_is_written_from_what_is_done(command: Command):
     code, out, _ = command("--report", "--results", "cells", "--doc", "page/study.md")
     assert code == 0 and "1 of" in out
     assert Path("page/study.md").exists() and Path("page/pictures/study-frechet.svg").exists()
+
+
+def test_a_page_without_matplotlib_says_what_it_lacks(command: Command, monkeypatch: pytest.MonkeyPatch):
+    """The tables and claims need none; a plot that is not drawn is not on the page."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_result(Path("cells"), made())
+    code, _, err = command("--report", "--results", "cells", "--doc", "page/study.md")
+    assert code == 0 and err.splitlines() == [
+        "No plot was drawn. The package matplotlib is needed to draw plots, and is not installed. "
+        "Install it with: pip install 'actvar-trt[plot]'"
+    ]
+    assert "## The claims" in Path("page/study.md").read_text() and ".svg" not in Path("page/study.md").read_text()
+    assert not Path("page/pictures").exists()
 
 
 def test_a_row_that_is_not_there_is_named(command: Command):

@@ -33,7 +33,7 @@ def page(results: Sequence[Result], command: str, plots: Sequence[str], others: 
     Args:
         results: finished cells of one study.
         command: what makes the missing ones.
-        plots: names of the drawings in pictures/ beside the page.
+        plots: names of the plots in pictures/ beside the page.
         others: cells of the same study but for the steps of stage 2.
     """
     figures = Figures(results)

@@ -6,6 +6,8 @@ as likely as any other: the hardest case, as a trained router repeats itself.
     python benchmarks/kernels/tile_density.py
 """
 
+import argparse
+
 import numpy as np
 
 EXPERTS, TILE_ROWS, SORTED_EXPERTS = 16, 128, 8
@@ -40,6 +42,7 @@ def density(masks: np.ndarray, slices: int, ordered: bool) -> float:
 
 def main() -> None:
     """Print a table: one row per number of tokens and of active experts."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("tokens  active  as they come  1 slice  2 slices  4 slices")
     for active in (12, 8, 4):
         for tokens in (384, 4096, 24576):

@@ -1,7 +1,7 @@
 """A contestant of a benchmark as a process of its own, seen from the one that gives the commands.
 
 A process each, so that allocators, thread pools and whatever a library does to its process disturb nobody else. They
-speak in lines of JSON: see `bench_worker`.
+speak in lines of JSON: see `worker.py`.
 """
 
 import json
