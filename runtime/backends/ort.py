@@ -45,7 +45,7 @@ UNWANTED = ["GatherSliceToSplitFusion"]
 """Optimizers that are switched off: it copies all of past_kv at once, where each block would take its own share."""
 
 _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
-_LEAST_MASKED = 0.5  # of the experts: with AVX-512 routed and masked take the same time at this rate, by docs/cpu.md
+_LEAST_MASKED = 0.5  # of the experts: with AVX-512 routed and masked are equally fast at this rate (docs/notebook.md)
 _MAKERS = 2  # sessions that are made at a time
 
 
