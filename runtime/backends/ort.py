@@ -10,7 +10,7 @@ picture finds them in the system's cache of files.
 Threads spin while they wait for each other within a run, and not between two runs, where they would take the cores from
 the next session and from everyone else.
 
-On a GPU the weights are brought there once, and every session is given the same tensors. Not yet run on a GPU.
+On a GPU the weights are brought there once, and every session is given the same tensors.
 """
 
 import math
