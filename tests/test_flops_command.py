@@ -107,7 +107,7 @@ def test_a_wrong_option_is_named(command: Command, arguments: tuple, said: str):
 
 
 def test_every_row_of_the_papers_tables_is_there():
-    """Four rows of Table 1, five of Table 2, three of Table 3, two of Table 6, as shared/paper.md has them."""
+    """Four rows of Table 1, five of Table 2, three of Table 3, two of Table 6, as the paper has them."""
     assert [sum(row.table == table for row in PAPER_ROWS) for table in (1, 2, 3, 6)] == [4, 5, 3, 2]
     assert len(PAPER_ROWS) == 14
 

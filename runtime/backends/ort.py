@@ -10,7 +10,7 @@ picture finds them in the system's cache of files.
 Threads spin while they wait for each other within a run, and not between two runs, where they would take the cores from
 the next session and from everyone else; and not at all where a control group's quota would pay for it.
 
-On a GPU the weights are brought there once, and every session is given the same tensors. Not yet run on a GPU.
+On a GPU the weights are brought there once, and every session is given the same tensors.
 """
 
 import logging
@@ -50,7 +50,7 @@ UNWANTED = ["GatherSliceToSplitFusion"]
 
 _NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "not enough memory")
 _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
-_LEAST_MASKED = 0.5  # of the experts: with AVX-512 routed and masked take the same time at this rate, by docs/cpu.md
+_LEAST_MASKED = 0.5  # of the experts: with AVX-512 routed and masked are equally fast at this rate (docs/notebook.md)
 _MAKERS = 2  # sessions that are made at a time
 
 

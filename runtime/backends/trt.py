@@ -2,7 +2,7 @@
 
 Knows what an engine binds and when a context may be used again. Plans hold no weights: all engines are given addresses
 in one block. They hold no memory to work in, either: that is the lane's, one block for all of its contexts, as they run
-one after another. Not yet run on a GPU.
+one after another.
 """
 
 from collections import defaultdict
