@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _WIDTH, _ROW, _FRAME = 9.0, 0.3, 1.0  # inches: of the whole, of a bar, and of what is around the bars of a panel
 _ROOM = 1.12  # of the longest bar, for the number behind it
 _LINE = 140  # letters of the title
+_GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # of a number, over the baseline's line
 
 
 def plot(report: BenchReport) -> "Figure":
@@ -90,7 +91,9 @@ def _medians(figures: Measured, batch: int) -> list[tuple[float, Colour]]:
 
 
 def _number(axes: "Axes", end: float, place: int, value: float) -> None:
-    axes.annotate(f"{value:.3f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.annotate(
+        f"{value:.3f}", (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9, bbox=_GROUND
+    )
 
 
 def _frame(axes: "Axes", report: BenchReport, title: str, unit: str) -> None:
