@@ -35,7 +35,7 @@ def counted(command: Command, *arguments: object) -> dict:
 # ---- a model
 
 
-def test_the_issues_own_call(command: Command):
+def test_rates_and_a_file_for_the_count(command: Command):
     """The rates by their short names, for two scales and for all."""
     code, out, _ = command("flops", "--depth", 20, "--tokens", "0.75,0.75", "--experts", 0.75)
     assert code == 0
