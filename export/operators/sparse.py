@@ -1,4 +1,4 @@
-"""The project's own ONNX operators in one place: what they mean, a reference in numpy, a body in standard ONNX.
+"""The project's own ONNX operators in one place: what they mean, and bodies in standard ONNX.
 
 A graph uses them as nodes of the domain "actvar". ONNX Runtime, which does not know them, runs the body; TensorRT
 puts a plugin of the same name in the node's place, or is given the static body where it has none (`lowering.py`). The
@@ -11,11 +11,10 @@ Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts, A active
 expert, M tokens of all rows, H = N * de.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import helper, parser
 
@@ -35,8 +34,6 @@ class Operator:
         body: the same computation in standard operators, as text in ONNX's own syntax.
         static_body: the same where all sizes but R are known before it runs: no loop, no size that depends on data.
             Its text reads `@name` where an attribute's number stands.
-        reference: the same computation in numpy; takes the inputs, then the attributes by name. Returns one array, or
-            a tuple of all outputs.
     """
 
     name: str
@@ -45,7 +42,6 @@ class Operator:
     attributes: dict[str, str]
     body: str
     static_body: str
-    reference: Callable[..., Any]
 
     def node(self, inputs: Sequence[str], output: str, name: str, *more: str, **attributes: int) -> onnx.NodeProto:
         """A node of a graph; `more` are the outputs after the first."""
@@ -75,48 +71,6 @@ class Operator:
         attributes = ", ".join((*self.attributes, *PLUGIN))
         signature = f"{self.name} <{attributes}> ({', '.join(self.inputs)}) => ({', '.join(self.outputs)})"
         return parser.parse_function(f'<opset_import: ["" : 20], domain: "{DOMAIN}"> {signature} {{ {body} }}')
-
-
-# ---- references
-
-
-def select_reference(scores_RL: np.ndarray, keep: int) -> np.ndarray:
-    """Places of the `keep` highest scores of every row, ascending: RL -> RK int64."""
-    order_RL = np.argsort(-scores_RL, axis=1, kind="stable")
-    return np.sort(order_RL[:, :keep], axis=1)
-
-
-def gather_reference(x_RLC: np.ndarray, indices_RK: np.ndarray) -> np.ndarray:
-    """The chosen tokens: RLC, RK -> RKC."""
-    return np.take_along_axis(x_RLC, indices_RK[:, :, None], axis=1)
-
-
-def scatter_reference(x_RLC: np.ndarray, indices_RK: np.ndarray, updated_RKC: np.ndarray) -> np.ndarray:
-    """x with the chosen tokens replaced (ActVAR, Eq. 9): RLC, RK, RKC -> RLC."""
-    result = x_RLC.copy()
-    np.put_along_axis(result, indices_RK[:, :, None], updated_RKC, axis=1)
-    return result
-
-
-def routed_ffn_reference(
-    x_RKC: np.ndarray,
-    scores_RKN: np.ndarray,
-    w1_NeC: np.ndarray,
-    b1_Ne: np.ndarray,
-    w2_NeC: np.ndarray,
-    b2_C: np.ndarray,
-    experts: int,
-    active: int,
-) -> np.ndarray:
-    """The sum of each token's `active` best experts (ActVAR, Eq. 4), b2 added once: RKC -> RKC."""
-    order_RKN = np.argsort(-scores_RKN, axis=-1, kind="stable")
-    result = np.broadcast_to(b2_C.astype(np.float32), x_RKC.shape).copy()
-    for expert in range(experts):
-        chosen_RK = (order_RKN[..., :active] == expert).any(-1)
-        hidden = x_RKC[chosen_RK].astype(np.float32) @ w1_NeC[expert].T + b1_Ne[expert]
-        gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
-        result[chosen_RK] += gelu @ w2_NeC[expert]
-    return result.astype(x_RKC.dtype)
 
 
 # ---- bodies
@@ -262,7 +216,6 @@ OPERATORS = {
             attributes={"keep": "K, at most L"},
             body=_SELECT,
             static_body=_STATIC_SELECT,
-            reference=select_reference,
         ),
         Operator(
             "ActVarTokenGather",
@@ -271,7 +224,6 @@ OPERATORS = {
             attributes={},
             body=_GATHER,
             static_body=_GATHER,
-            reference=gather_reference,
         ),
         Operator(
             "ActVarTokenScatter",
@@ -284,7 +236,6 @@ OPERATORS = {
             attributes={},
             body=_SCATTER,
             static_body=STATIC_SCATTER,
-            reference=scatter_reference,
         ),
         Operator(
             "ActVarRoutedFFN",
@@ -300,7 +251,6 @@ OPERATORS = {
             attributes={"experts": "N", "active": "A, at most N: experts of each token"},
             body=_ROUTED_FFN,
             static_body=_STATIC_ROUTED_FFN,
-            reference=routed_ffn_reference,
         ),
     )
 }
