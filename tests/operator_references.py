@@ -14,10 +14,14 @@ from onnx import helper
 from actvar.export.operators.fused import EPSILON
 
 
+def best_first(scores: np.ndarray) -> np.ndarray:
+    """Places along the last axis, the best score's first; of equal ones the lower, NaN above all, -0 equal to +0."""
+    return np.lexsort((-scores, ~np.isnan(scores)), axis=-1)  # the last key counts most, and equals keep their order
+
+
 def select(scores_RL: np.ndarray, keep: int) -> np.ndarray:
     """Places of the `keep` highest scores of every row, ascending: RL -> RK int64."""
-    order_RL = np.argsort(-scores_RL, axis=1, kind="stable")
-    return np.sort(order_RL[:, :keep], axis=1)
+    return np.sort(best_first(scores_RL)[:, :keep], axis=1)
 
 
 def gather(x_RLC: np.ndarray, indices_RK: np.ndarray) -> np.ndarray:
@@ -43,10 +47,10 @@ def routed_ffn(
     active: int,
 ) -> np.ndarray:
     """The sum of each token's `active` best experts (ActVAR, Eq. 4), b2 added once: RKC -> RKC."""
-    order_RKN = np.argsort(-scores_RKN, axis=-1, kind="stable")
+    best_RKA = best_first(scores_RKN)[..., :active]
     result = np.broadcast_to(b2_C.astype(np.float32), x_RKC.shape).copy()
     for expert in range(experts):
-        chosen_RK = (order_RKN[..., :active] == expert).any(-1)
+        chosen_RK = (best_RKA == expert).any(-1)
         hidden = x_RKC[chosen_RK].astype(np.float32) @ w1_NeC[expert].T + b1_Ne[expert]
         gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
         result[chosen_RK] += gelu @ w2_NeC[expert]

@@ -4,37 +4,14 @@ Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts, de hidde
 """
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import helper
+from operator_bodies import run_body
 from operator_references import REFERENCES
 
-from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, OPERATORS
+from actvar.export.operators.sparse import OPERATORS
 from actvar.models.experts import FFN
 from actvar.models.selection import token_gather, token_scatter, token_select, top_mask
-
-
-def run_body(name: str, inputs: list[np.ndarray], **attributes: int) -> np.ndarray:
-    """A model of one node, checked, and run by ONNX Runtime, which knows the operator by its body alone."""
-    operator = OPERATORS[name]
-    names = list(operator.inputs)
-    node = operator.node(names, "result", "node", **attributes)
-    values = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), [None] * x.ndim)
-        for n, x in zip(names, inputs, strict=True)
-    ]
-    dtype = np.dtype(np.int64) if name == "ActVarTokenSelect" else inputs[0].dtype
-    result = helper.make_tensor_value_info("result", helper.np_dtype_to_tensor_dtype(dtype), [None] * inputs[0].ndim)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    graph = helper.make_graph([node], "one_node", values, [result])
-    model = helper.make_model(graph, functions=[operator.function()], opset_imports=opsets, ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
 
 def scores(*shape: int, levels: int = 0, seed: int = 0) -> np.ndarray:

@@ -6,37 +6,9 @@ Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts.
 """
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import helper
+from operator_bodies import run_static_body
 from operator_references import REFERENCES
-
-from actvar.export.operators.lowering import lower
-from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, OPERATORS
-
-
-def run_static_body(name: str, inputs: list[np.ndarray], **attributes: int) -> np.ndarray:
-    """A model of one node, lowered, checked, and run."""
-    operator = OPERATORS[name]
-    names = list(operator.inputs)
-    node = operator.node(names, "result", "node", **attributes)
-    values = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
-        for n, x in zip(names, inputs, strict=True)
-    ]
-    dtype = np.dtype(np.int64) if name == "ActVarTokenSelect" else inputs[0].dtype
-    result = helper.make_tensor_value_info("result", helper.np_dtype_to_tensor_dtype(dtype), [None] * inputs[0].ndim)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    graph = helper.make_graph([node], "one_node", values, [result])
-    lowered = lower(helper.make_model(graph, functions=[operator.function()], opset_imports=opsets, ir_version=10))
-    assert lowered.bodies == {name: 1}
-    onnx.checker.check_model(lowered.model, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    content = lowered.model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
 
 def scores(kind: str, *shape: int) -> np.ndarray:
