@@ -22,7 +22,7 @@ from actvar.errors import BundleError, UsageError
 from actvar.export.binder import bind_random
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import GraphBuilder
-from actvar.export.graphs.transformer import chosen_experts, dense_ffn
+from actvar.export.graphs.experts import chosen_experts, dense_ffn
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import ort

@@ -18,7 +18,8 @@ from operator_bodies import run_body, run_static_body
 from operator_references import REFERENCES
 
 from actvar.export.graphs.builder import GraphBuilder
-from actvar.export.graphs.transformer import chosen_experts
+from actvar.export.graphs.experts import chosen_experts
+from actvar.export.graphs.layers import best_places
 from actvar.models.selection import token_select, top_mask
 
 M, N = 24, 32  # N: the most experts that the kernels know
@@ -86,9 +87,15 @@ def ffn_kernel(inputs: list[np.ndarray], experts: int, active: int) -> np.ndarra
     return kernels_on("host").routed_ffn(x[0], scores[0], *weights, active=active)[None]
 
 
+def written_places(scores_MN: np.ndarray, keep: int) -> np.ndarray:
+    """As the graph of all scales has them."""
+    return written(lambda b, scores: best_places(b, scores, b.ints(keep), 1, ("best", "ascending")), scores_MN)
+
+
 PLACES = {
     "numpy": REFERENCES["ActVarTokenSelect"],
     "torch": lambda scores, keep: token_select(torch.from_numpy(scores), keep).numpy(),
+    "ONNX graph": written_places,
     "ONNX body": lambda scores, keep: run_body("ActVarTokenSelect", [scores], keep=keep),
     "ONNX static body": lambda scores, keep: run_static_body("ActVarTokenSelect", [scores], keep=keep),
     "CUDA": lambda scores, keep: kernels_on("host").select(scores, keep)[0],
