@@ -21,7 +21,7 @@ from actvar.explain.figures import chosen_figure, expert_colour, experts_figure,
 from actvar.explain.page import CAPTIONS, page, png
 from actvar.explain.plots import _plot, batch_figure, load_colour
 from actvar.explain.record import record_choices
-from actvar.export.graphs.per_scale import EXPERTS, KEPT
+from actvar.export.graphs.scale import EXPERTS, KEPT
 from actvar.export.parity.recording import record
 from actvar.generation import generate
 from actvar.models.selection import Router

@@ -16,7 +16,7 @@ from polygraphy.logger import G_LOGGER
 
 from actvar.bundle.contract import graph_names, scale_name
 from actvar.bundle.manifest import Manifest
-from actvar.export.graphs.per_scale import HIDDEN
+from actvar.export.graphs.scale import HIDDEN
 from actvar.export.parity.compare import CHAIN_TOLERANCES, GRAPH_TOLERANCES, Difference, OutputCompareFunc, Tolerance
 from actvar.export.parity.recording import record
 from actvar.export.parity.report import CHAIN, ParityReport
