@@ -23,7 +23,7 @@ from actvar.uniforms import token_uniforms
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class GraphSource:
     """Draws with the graphs of a bundle, at most `batch_size` pictures at a time."""
 
     engine: Engine

@@ -10,13 +10,13 @@ from actvar.checkpoint.files import Checkpoint
 from actvar.errors import needs
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.pictures import PictureSource
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.telemetry import switch_off
 
 
 def open_graphs(
     bundle: Path, batch_size: int, threads: int, device: Device = "cpu", scales: Scales = "fastest"
-) -> Pipeline:
+) -> GraphSource:
     """The graphs of a bundle in ONNX Runtime, every file of it checked first.
 
     Args:
@@ -38,10 +38,10 @@ def open_graphs(
     verify_graphs(bundle, manifest)
     engine = ort.load(bundle, manifest, threads, device, scales)  # which goes on in the background
     verify_weights(bundle, manifest)
-    return Pipeline(engine, batch_size)
+    return GraphSource(engine, batch_size)
 
 
-def open_engines(bundle: Path, batch_size: int) -> Pipeline:
+def open_engines(bundle: Path, batch_size: int) -> GraphSource:
     """The engines of a bundle in TensorRT or TensorRT-RTX, on the first GPU.
 
     Args:
@@ -57,7 +57,7 @@ def open_engines(bundle: Path, batch_size: int) -> Pipeline:
         from actvar.runtime.backends import trt
     manifest = read_manifest(bundle)
     require_weights(bundle, manifest)
-    return Pipeline(trt.load(bundle, manifest, batch_size), batch_size)
+    return GraphSource(trt.load(bundle, manifest, batch_size), batch_size)
 
 
 def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:
