@@ -5,11 +5,13 @@ Letters in shapes: H height and W width of a picture, L tokens of a scale.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from threading import RLock
 from typing import Protocol
 
 import numpy as np
 
 from actvar.config import ModelConfig, Sampling
+from actvar.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -48,4 +50,29 @@ class PictureSource(Protocol):
 
         A picture does not depend on which others are drawn with it. Orders are taken as they are drawn, and nothing is
         kept of a picture that was given: there may be any number of them.
+
+        Several threads may draw with one source, each with a call of its own: they take turns, a batch at a time. What
+        is drawn and not yet taken keeps nobody waiting.
         """
+
+
+class Turn:
+    """A lock around what one thread does at a time, and does not begin again from within: `with turn:`.
+
+    Raises:
+        UsageError: this very thread holds it, so it would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._taken = RLock(), False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._taken:
+            self._lock.release()
+            raise UsageError("What is drawing was asked to draw again, from within. Draw when the callback is over.")
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
+        self._lock.release()

@@ -61,7 +61,11 @@ class Launched(Protocol):
 
 
 class Engine(GraphRunner, Protocol):
-    """A loaded bundle."""
+    """A loaded bundle.
+
+    Several threads may launch chains and ask for results. Everything else is for one thread alone, as it uses the
+    places of the first lane.
+    """
 
     @property
     def manifest(self) -> Manifest:
