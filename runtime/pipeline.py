@@ -7,8 +7,8 @@ Letters in shapes: B pictures, H height and W width of a picture, L tokens of a 
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -18,7 +18,7 @@ from actvar.bundle.manifest import Manifest
 from actvar.config import ModelConfig, Sampling
 from actvar.runtime.backends.protocol import Engine, GraphRunner, Launched, Tensor
 from actvar.runtime.image import to_bytes
-from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pictures import OnScaleEnd, Order, Picture, ScaleEnd, require_orders
 from actvar.uniforms import token_uniforms
 
 
@@ -35,25 +35,46 @@ class GraphSource:
         return self.engine.manifest.model
 
     def draw(
-        self, orders: Iterable[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
+        self,
+        orders: Iterable[Order],
+        sampling: Sampling,
+        seed: int = 0,
+        with_partials: bool = False,
+        on_scale_end: OnScaleEnd | None = None,
     ) -> Iterator[Picture]:
-        """See `PictureSource`.
+        """See `PictureSource`. With `on_scale_end` one batch is drawn at a time, and no chain is replayed.
 
         Raises:
+            UsageError: an order or the seed is not for this model.
             BundleError: a graph cannot be run.
             EngineError: the library that runs it failed.
             ActVARError: the model gave values that are not numbers.
         """
         under_way: deque[tuple[list[Order], Launched]] = deque()
-        waiting = iter(orders)
+        waiting, lanes = iter(orders), 1 if on_scale_end else self.engine.lanes
         while batch := list(islice(waiting, self.batch_size)):
+            require_orders(self.model, batch, seed)
             chain = _PictureChain(self.engine.manifest, len(batch), with_partials)
             inputs = self._inputs(batch, sampling, seed)
-            under_way.append((batch, self.engine.launch(chain.name, chain.run, inputs, len(batch))))
-            if len(under_way) == self.engine.lanes:
+            if on_scale_end:
+                chain = replace(chain, on_image=self._teller(batch, on_scale_end))
+                launched = self.engine.launch(chain.name, chain.run, inputs, len(batch), False)
+            else:
+                launched = self.engine.launch(chain.name, chain.run, inputs, len(batch))
+            under_way.append((batch, launched))
+            if len(under_way) == lanes:
                 yield from self._pictures(*under_way.popleft())
         while under_way:
             yield from self._pictures(*under_way.popleft())
+
+    def _teller(self, orders: Sequence[Order], on_scale_end: OnScaleEnd) -> Callable[[int, np.ndarray], None]:
+        """What makes pictures of a scale's images, and gives them on."""
+        scales = len(self.model.schedule)
+
+        def tell(si: int, image_B3HW: np.ndarray) -> None:
+            on_scale_end(ScaleEnd(si + 1, scales, tuple(orders), to_bytes(image_B3HW)))
+
+        return tell
 
     def _inputs(self, orders: Sequence[Order], sampling: Sampling, seed: int) -> dict[str, np.ndarray]:
         """What a chain is given, in the types in which the graphs read it."""
@@ -82,11 +103,15 @@ class GraphSource:
 
 @dataclass(frozen=True)
 class _PictureChain:
-    """A batch of pictures, from classes to pixels; with the pictures that each scale's f_hat makes, if asked for."""
+    """A batch of pictures, from classes to pixels; with the pictures that each scale's f_hat makes, if asked for.
+
+    `on_image` is given the index of each scale and what its f_hat makes, in the middle of the run.
+    """
 
     manifest: Manifest
     pictures: int
     with_partials: bool
+    on_image: Callable[[int, np.ndarray], None] | None = None
 
     @property
     def name(self) -> str:
@@ -108,8 +133,12 @@ class _PictureChain:
             if si < last:
                 held["tokens_in"] = made["next_tokens_in"]
                 cache.append(made["new_kv"])
-            if si == last or self.with_partials:
-                results[_image(si)] = self._run(graphs, "decoder", held)["image"]
+            if si == last or self.with_partials or self.on_image:
+                image = self._run(graphs, "decoder", held)["image"]
+                if si == last or self.with_partials:
+                    results[_image(si)] = image
+                if self.on_image:
+                    self.on_image(si, graphs.download(image))
         return results
 
     def _run(self, graphs: GraphRunner, graph: str, held: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -102,7 +102,9 @@ class TimedEngine:
         """See `Engine`."""
         return self._engine.kv_cache(pictures)
 
-    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> "_Done":
+    def launch(
+        self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int, replayable: bool = True
+    ) -> "_Done":
         """See `Engine`. The chain is over when this returns."""
         made = chain(self, {input_name: self.upload(array) for input_name, array in inputs.items()})
         return _Done({output_name: self.download(tensor) for output_name, tensor in made.items()})

@@ -134,12 +134,14 @@ class BufferedEngine:
         """See `Engine`."""
         return self._lanes[0].kv_cache(pictures)
 
-    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> Launched:
+    def launch(
+        self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int, replayable: bool = True
+    ) -> Launched:
         """See `Engine`."""
         with self._turn:
             lane = self._lanes[self._launches % len(self._lanes)]
             self._launches += 1
-            return lane.launch(name, chain, inputs, pictures)
+            return lane.launch(name, chain, inputs, pictures, replayable)
 
     def _stage(self, count: int) -> np.ndarray:
         """Staged bytes for one transfer that is waited for. They are kept: to pin memory takes longer than to copy."""
@@ -198,6 +200,13 @@ class _Lane:
         self._executor.run(graph, inputs, outputs, self)
         return outputs
 
+    def download(self, tensor: Buffer) -> np.ndarray:
+        """See `GraphRunner`."""
+        staged = self._stage("download", tensor.bytes)
+        self.stream.read(staged, tensor.address)
+        self.stream.wait()
+        return decode(staged, tensor.dtype, tensor.shape)
+
     def scratch(self, count: int) -> Block:
         """See `Place`."""
         return self._block("scratch", count)
@@ -223,10 +232,13 @@ class _Lane:
 
     # ---- a whole chain
 
-    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> "_Launched":
+    def launch(
+        self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int, replayable: bool
+    ) -> "_Launched":
         """Start a chain: it is run at first; the second time it is recorded after its run, and replayed from then on.
 
-        Recorded right after a run of the same shapes: an engine that meets new shapes may need its host's hand once.
+        What is not to be replayed is run every time. What is recorded is so right after a run of the same shapes: an
+        engine that meets new shapes may need its host's hand once.
         """
         if self._under_way:
             self._under_way.result()  # its outputs arrive where this one's will
@@ -236,8 +248,11 @@ class _Lane:
             self._stage(("in", input_name), raw.nbytes)[:] = raw
         shapes = {input_name: (array.dtype.name, array.shape) for input_name, array in inputs.items()}
         recording = self._recordings.get((name, pictures))
-        if recording and recording.replay:
+        if not replayable:
+            outputs = self._work(chain, shapes)
+        elif recording and recording.replay:
             recording.replay()
+            outputs = recording.outputs
         else:
             if recording is None and len(self._recordings) == _MAX_RECORDINGS:
                 self.forget()
@@ -247,8 +262,8 @@ class _Lane:
             still_known = (name, pictures) in self._recordings
             if still_known and self._executor.recordable:
                 replay = self.stream.record(lambda: self._work(chain, shapes))
-            recording = self._recordings[name, pictures] = _Recording(outputs, replay)
-        self._under_way = _Launched(self.stream, recording.outputs)
+            self._recordings[name, pictures] = _Recording(outputs, replay)
+        self._under_way = _Launched(self.stream, outputs)
         return self._under_way
 
     def _work(self, chain: Chain, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, _Staged]:
