@@ -10,8 +10,8 @@ class ActVARError(Exception):
     exit_code = 1
 
 
-class UsageError(ActVARError):
-    """An option or argument is wrong, before any file was touched."""
+class UsageError(ActVARError, ValueError):
+    """An option or argument is wrong, before any file was touched. Programs in Python may take it for a ValueError."""
 
     exit_code = 2
 

@@ -7,8 +7,8 @@ Letters in shapes: B pictures, H height and W width of a picture, L tokens of a 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -54,27 +54,13 @@ class GraphSource:
         waiting, lanes = iter(orders), 1 if on_scale_end else self.engine.lanes
         while batch := list(islice(waiting, self.batch_size)):
             require_orders(self.model, batch, seed)
-            chain = _PictureChain(self.engine.manifest, len(batch), with_partials)
-            inputs = self._inputs(batch, sampling, seed)
-            if on_scale_end:
-                chain = replace(chain, on_image=self._teller(batch, on_scale_end))
-                launched = self.engine.launch(chain.name, chain.run, inputs, len(batch), False)
-            else:
-                launched = self.engine.launch(chain.name, chain.run, inputs, len(batch))
-            under_way.append((batch, launched))
+            chain = _PictureChain(self.engine.manifest, tuple(batch), with_partials, on_scale_end)
+            inputs, replayable = self._inputs(batch, sampling, seed), on_scale_end is None
+            under_way.append((batch, self.engine.launch(chain.name, chain.run, inputs, len(batch), replayable)))
             if len(under_way) == lanes:
                 yield from self._pictures(*under_way.popleft())
         while under_way:
             yield from self._pictures(*under_way.popleft())
-
-    def _teller(self, orders: Sequence[Order], on_scale_end: OnScaleEnd) -> Callable[[int, np.ndarray], None]:
-        """What makes pictures of a scale's images, and gives them on."""
-        scales = len(self.model.schedule)
-
-        def tell(si: int, image_B3HW: np.ndarray) -> None:
-            on_scale_end(ScaleEnd(si + 1, scales, tuple(orders), to_bytes(image_B3HW)))
-
-        return tell
 
     def _inputs(self, orders: Sequence[Order], sampling: Sampling, seed: int) -> dict[str, np.ndarray]:
         """What a chain is given, in the types in which the graphs read it."""
@@ -105,13 +91,13 @@ class GraphSource:
 class _PictureChain:
     """A batch of pictures, from classes to pixels; with the pictures that each scale's f_hat makes, if asked for.
 
-    `on_image` is given the index of each scale and what its f_hat makes, in the middle of the run.
+    `on_scale_end` is given them in the middle of the run.
     """
 
     manifest: Manifest
-    pictures: int
+    orders: tuple[Order, ...]
     with_partials: bool
-    on_image: Callable[[int, np.ndarray], None] | None = None
+    on_scale_end: OnScaleEnd | None
 
     @property
     def name(self) -> str:
@@ -122,7 +108,7 @@ class _PictureChain:
         """See `actvar.runtime.backends.protocol.Chain`."""
         last = len(self.manifest.model.schedule) - 1
         held = {**given, **self._run(graphs, "condition", given)}
-        cache = graphs.kv_cache(self.pictures)
+        cache = graphs.kv_cache(len(self.orders))
         results = {}
         for si in range(last + 1):
             if si:
@@ -133,12 +119,12 @@ class _PictureChain:
             if si < last:
                 held["tokens_in"] = made["next_tokens_in"]
                 cache.append(made["new_kv"])
-            if si == last or self.with_partials or self.on_image:
+            if si == last or self.with_partials or self.on_scale_end:
                 image = self._run(graphs, "decoder", held)["image"]
                 if si == last or self.with_partials:
                     results[_image(si)] = image
-                if self.on_image:
-                    self.on_image(si, graphs.download(image))
+                if self.on_scale_end:
+                    self.on_scale_end(ScaleEnd(si + 1, last + 1, self.orders, to_bytes(graphs.download(image))))
         return results
 
     def _run(self, graphs: GraphRunner, graph: str, held: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

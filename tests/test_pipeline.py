@@ -117,9 +117,9 @@ def test_pictures_come_as_they_are_drawn(drawn):
     launches = []
     launch = source.engine.launch
 
-    def counted(name, chain, inputs, pictures):
+    def counted(name, chain, inputs, pictures, replayable):
         launches.append(pictures)
-        return launch(name, chain, inputs, pictures)
+        return launch(name, chain, inputs, pictures, replayable)
 
     source.engine.launch = counted  # type: ignore[method-assign]
     pictures = source.draw(ORDERS, SAMPLING)
