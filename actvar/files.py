@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from actvar.errors import BundleError, DamagedError
 
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOB = re.compile(r"[0-9A-Za-z]{1,128}")
 
