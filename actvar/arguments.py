@@ -14,7 +14,7 @@ import numpy as np
 
 from actvar.classes import choose_classes
 from actvar.config import ModelConfig, Sampling
-from actvar.errors import UsageError
+from actvar.errors import ArgumentError, UsageError
 
 MAX_SEED = 2**64 - 1
 
@@ -23,7 +23,7 @@ def held_labels(model: ModelConfig, class_labels: Any) -> Iterable[Any]:
     """Labels of classes, also of one that stands alone; there may be any number of an iterator's, which is not touched.
 
     Raises:
-        UsageError: there is none, or one of them is no class of the model's.
+        ArgumentError: there is none, or one of them is no class of the model's.
     """
     alone = isinstance(class_labels, (str, int)) or getattr(class_labels, "shape", None) == ()
     labels = [class_labels] if alone else class_labels
@@ -31,7 +31,7 @@ def held_labels(model: ModelConfig, class_labels: Any) -> Iterable[Any]:
         raise _no_label(labels)
     if isinstance(labels, Sized):
         if not len(labels):
-            raise UsageError("class_labels is empty. Name at least one class.")
+            raise ArgumentError("class_labels is empty. Name at least one class.")
         for label in labels:
             _classes(model, label)
     return labels
@@ -41,7 +41,7 @@ def numbered_classes(model: ModelConfig, labels: Iterable[Any], count: int) -> I
     """Class and number of `count` pictures of each label: numbers from 0, and none twice for a class that comes again.
 
     Raises:
-        UsageError: a label is no class of the model's.
+        ArgumentError: a label is no class of the model's.
     """
     numbered: Counter[int] = Counter()
     for label in labels:
@@ -57,7 +57,7 @@ def _classes(model: ModelConfig, label: Any) -> list[int]:
         try:
             return choose_classes(model, [label])
         except UsageError as error:
-            raise UsageError(str(error).replace("--class", "class_labels")) from None  # it speaks of the option
+            raise ArgumentError(str(error).replace("--class", "class_labels")) from None  # it speaks of the option
     try:
         number = operator.index(label)
     except TypeError:
@@ -65,7 +65,7 @@ def _classes(model: ModelConfig, label: Any) -> list[int]:
     if isinstance(label, bool):
         raise _no_label(label)
     if not 0 <= number < model.num_classes:
-        raise UsageError(f"class_labels must lie in 0..{model.num_classes - 1} for this model, got {number}.")
+        raise ArgumentError(f"class_labels must lie in 0..{model.num_classes - 1} for this model, got {number}.")
     return [number]
 
 
@@ -73,7 +73,7 @@ def chosen_sampling(own: Sampling, guidance_scale: Any, top_k: Any, top_p: Any) 
     """The model's own sampling where nothing else is asked for.
 
     Raises:
-        UsageError: a number is outside its range, or none.
+        ArgumentError: a number is outside its range, or none.
     """
     cfg = own.cfg if guidance_scale is None else _real("guidance_scale", guidance_scale)
     best = own.top_k if top_k is None else whole_number("top_k", top_k, 1)
@@ -81,40 +81,40 @@ def chosen_sampling(own: Sampling, guidance_scale: Any, top_k: Any, top_p: Any) 
     try:
         return Sampling(cfg, best, mass)
     except ValueError as error:
-        raise UsageError(f"{str(error).replace('cfg', 'guidance_scale', 1)}.") from None
+        raise ArgumentError(f"{str(error).replace('cfg', 'guidance_scale', 1)}.") from None
 
 
 def chosen_seed(seed: Any, generator: Any) -> int:
     """The seed that is given, 0 if none is, or one that is drawn from a generator of numpy's or PyTorch's.
 
     Raises:
-        UsageError: both are given, or something else.
+        ArgumentError: both are given, or something else.
     """
     if generator is None:
         return 0 if seed is None else whole_number("seed", seed, 0, MAX_SEED)
     if seed is not None:
-        raise UsageError("seed and generator both decide the pictures. Give one of them.")
+        raise ArgumentError("seed and generator both decide the pictures. Give one of them.")
     if isinstance(generator, np.random.Generator):
         return int(generator.integers(2**63))
     torch = sys.modules.get("torch")
     if torch and isinstance(generator, torch.Generator):
         return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    raise UsageError(f"generator must be numpy's or PyTorch's Generator, got a {type(generator).__name__}.")
+    raise ArgumentError(f"generator must be numpy's or PyTorch's Generator, got a {type(generator).__name__}.")
 
 
 def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:
     """A whole number within its range, of Python's, numpy's or PyTorch's.
 
     Raises:
-        UsageError: it is none, or outside.
+        ArgumentError: it is none, or outside.
     """
     try:
         number = operator.index(value)
     except TypeError:
-        raise UsageError(f"{name} must be a whole number, got {value!r}.") from None
+        raise ArgumentError(f"{name} must be a whole number, got {value!r}.") from None
     if isinstance(value, bool) or number < low or (high is not None and number > high):
         wanted = f"{low} or more" if high is None else f"in {low}..{high}"
-        raise UsageError(f"{name} must be a whole number, {wanted}, got {value!r}.")
+        raise ArgumentError(f"{name} must be a whole number, {wanted}, got {value!r}.")
     return number
 
 
@@ -122,11 +122,11 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
     """Hold an argument to its choices.
 
     Raises:
-        UsageError: it is none of them.
+        ArgumentError: it is none of them.
     """
     known = tuple(choices)
     if value not in known:
-        raise UsageError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+        raise ArgumentError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
 
 
 def _real(name: str, value: Any) -> float:
@@ -135,8 +135,8 @@ def _real(name: str, value: Any) -> float:
             return float(value)
     except (TypeError, ValueError):
         pass
-    raise UsageError(f"{name} must be a number, got {value!r}.")
+    raise ArgumentError(f"{name} must be a number, got {value!r}.")
 
 
-def _no_label(found: object) -> UsageError:
-    return UsageError(f"class_labels must be numbers and names of classes, got {found!r}.")
+def _no_label(found: object) -> ArgumentError:
+    return ArgumentError(f"class_labels must be numbers and names of classes, got {found!r}.")

@@ -10,10 +10,14 @@ class ActVARError(Exception):
     exit_code = 1
 
 
-class UsageError(ActVARError, ValueError):
-    """An option or argument is wrong, before any file was touched. Programs in Python may take it for a ValueError."""
+class UsageError(ActVARError):
+    """An option or argument is wrong, before any file was touched."""
 
     exit_code = 2
+
+
+class ArgumentError(UsageError, ValueError):
+    """An argument that a program gave is wrong. Python's programs look for a ValueError then, and find one."""
 
 
 class CheckpointError(ActVARError):

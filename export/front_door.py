@@ -24,7 +24,7 @@ from actvar.bundle.plans import PlanOptions
 from actvar.checkpoint.files import Checkpoint
 from actvar.config import ModelConfig
 from actvar.console import say, wanted_bar
-from actvar.errors import BundleError, UsageError, needs
+from actvar.errors import ArgumentError, BundleError, needs
 from actvar.export.bundle_cache import cached_bundle, discard
 from actvar.export.saved_model import save_bundle, save_network
 from actvar.naming import NamedModel, named_model
@@ -81,7 +81,8 @@ class Pipeline(api.Pipeline):
             accept: sees the model's configuration before any long work, and may refuse it by raising.
 
         Raises:
-            UsageError: nothing bears this name, or arguments exclude each other or do not fit the model.
+            ArgumentError: arguments exclude each other or do not fit the model; it is a ValueError.
+            UsageError: nothing bears this name.
             CheckpointError: the checkpoint cannot be used.
             BundleError: the bundle cannot be used, or has no plans for this GPU.
             ActVARError: what is needed is not installed, not there, or cannot be fetched or written.
@@ -138,7 +139,7 @@ class _Engine:
         """Hold the arguments to each other, before anything is fetched or exported.
 
         Raises:
-            UsageError: they exclude each other, or one is unknown.
+            ArgumentError: they exclude each other, or one is unknown.
         """
         one_of("backend", self.backend, get_args(AnyBackend))
         if self.device is not None:
@@ -148,15 +149,15 @@ class _Engine:
         if precision is not None:
             one_of("precision", precision, PRECISIONS)
         if self.backend == "torch" and self.device == "cuda":
-            raise UsageError("PyTorch draws on the CPU here, as the reference. Leave device out.")
+            raise ArgumentError("PyTorch draws on the CPU here, as the reference. Leave device out.")
         if self.backend == "torch" and precision not in (None, "fp32"):
-            raise UsageError(f"PyTorch draws in fp32, and precision is {precision}. Leave it out.")
+            raise ArgumentError(f"PyTorch draws in fp32, and precision is {precision}. Leave it out.")
         if self.backend == "tensorrt" and self.device == "cpu":
-            raise UsageError("TensorRT needs a GPU, and device is cpu. Leave device out.")
+            raise ArgumentError("TensorRT needs a GPU, and device is cpu. Leave device out.")
         if precision in CPU_PRECISIONS and (self.backend != "onnxruntime" or self.device == "cuda"):
-            raise UsageError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
+            raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
         if precision == "bf16" and self.backend == "onnxruntime":
-            raise UsageError("ONNX Runtime does not draw in bf16. Take fp16, fp32 or TensorRT.")
+            raise ArgumentError("ONNX Runtime does not draw in bf16. Take fp16, fp32 or TensorRT.")
 
     def open(self, folder: Path) -> GraphSource:
         """A bundle that somebody keeps: nothing is put into it."""
@@ -180,7 +181,7 @@ class _Engine:
         try:
             options = replace(options, batch=(low, max(best, min(self.batch_size, high)), max(high, self.batch_size)))
         except ValueError as error:
-            raise UsageError(f"batch_size {self.batch_size}: {error}.") from None
+            raise ArgumentError(f"batch_size {self.batch_size}: {error}.") from None
         with wanted_bar("Building engines", shown) as progress:
             build_plans(folder, choose_target(None, None), options, progress=progress)
         return self.open(folder)
@@ -214,14 +215,16 @@ def _require_bundle(named: NamedModel, engine: _Engine, precision: str | None, a
     """Hold a bundle to what was asked for.
 
     Raises:
-        UsageError: it is something else.
+        ArgumentError: it is something else.
     """
     assert named.bundle
     if engine.backend == "torch":
-        raise UsageError(f"PyTorch draws with a checkpoint, and {named.name} is a bundle of graphs. Name the former.")
+        raise ArgumentError(
+            f"PyTorch draws with a checkpoint, and {named.name} is a bundle of graphs. Name the former."
+        )
     manifest = read_manifest(named.bundle)
     if precision not in (None, manifest.precision):
-        raise UsageError(
+        raise ArgumentError(
             f"{named.name} is a bundle in {manifest.precision}, and {precision} was asked for. "
             "Leave the precision out, or name another bundle or a checkpoint."
         )

@@ -30,7 +30,7 @@ from actvar.arguments import chosen_sampling, chosen_seed, held_labels, numbered
 from actvar.classes import class_label
 from actvar.config import ModelConfig
 from actvar.console import wanted_bar
-from actvar.errors import UsageError
+from actvar.errors import ArgumentError, UsageError
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.pictures import OnScaleEnd, Order, Picture, PictureSource, ScaleEnd
 from actvar.runtime.pipeline import GraphSource
@@ -124,7 +124,7 @@ class Pipeline:
             progress_bar: see `Pipeline`.
 
         Raises:
-            UsageError: an argument is out of range, or two exclude each other. It is a ValueError, too.
+            ArgumentError: an argument is out of range, or two exclude each other; it is a ValueError.
             BundleError: the bundle is incomplete or altered, or has no plans for this GPU.
             ActVARError: the engine's library is not installed, or the device cannot be used.
         """
@@ -188,7 +188,8 @@ class Pipeline:
                 drawn, when each of its scales has ended. Other threads wait for it; what it raises ends the call.
 
         Raises:
-            UsageError: an argument does not fit the model, and nothing was drawn; or the pipeline is closed.
+            ArgumentError: an argument does not fit the model, and nothing was drawn; it is a ValueError.
+            UsageError: the pipeline is closed.
             ActVARError: the engine failed.
         """
         labels = list(held_labels(self.model, class_labels))
@@ -247,7 +248,7 @@ class Pipeline:
         sampling = chosen_sampling(model.sampling, guidance_scale, top_k, top_p)
         count = whole_number("num_images_per_label", num_images_per_label, 1)
         if callback_on_scale_end is not None and not callable(callback_on_scale_end):
-            raise UsageError(f"callback_on_scale_end must be callable, got {callback_on_scale_end!r}.")
+            raise ArgumentError(f"callback_on_scale_end must be callable, got {callback_on_scale_end!r}.")
         if batch_size is not None:
             size = whole_number("batch_size", batch_size, 1)
             source = replace(source, batch_size=size) if isinstance(source, GraphSource) else source

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 from actvar.arguments import one_of, whole_number
 from actvar.bundle.manifest import read_manifest, require_weights, verify_graphs, verify_weights
 from actvar.checkpoint.files import Checkpoint
-from actvar.errors import UsageError, needs
+from actvar.errors import ArgumentError, needs
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource
@@ -25,13 +25,13 @@ def open_bundle(bundle: Path, backend: Backend, device: Device | None, batch_siz
     """A bundle behind the backend that is chosen; the arguments are those of the two below.
 
     Raises:
-        UsageError: there is no such backend or device, or not together, or a number is out of range.
+        ArgumentError: there is no such backend or device, or not together, or a number is out of range.
     """
     one_of("the backend of a bundle", backend, get_args(Backend))
     if device is not None:
         one_of("device", device, get_args(Device))
     if backend == "tensorrt" and device == "cpu":
-        raise UsageError("TensorRT needs a GPU, and device is cpu. Leave device out.")
+        raise ArgumentError("TensorRT needs a GPU, and device is cpu. Leave device out.")
     batch_size, threads = whole_number("batch_size", batch_size, 1), whole_number("threads", threads, 0, _MAX_THREADS)
     if backend == "tensorrt":
         return open_engines(bundle, batch_size)

@@ -22,7 +22,7 @@ from small_models import small_config, vivid_model
 
 from actvar import console
 from actvar.config import Activation
-from actvar.errors import ActVARError, BundleError, UsageError
+from actvar.errors import ArgumentError, BundleError, UsageError
 from actvar.export.onnx_export import export_bundle
 from actvar.runtime.api import PartialPictures, Pipeline, PipelineOutput
 from actvar.runtime.pictures import Order
@@ -293,9 +293,9 @@ def test_a_wrong_argument_is_told_before_anything_is_drawn(pipe: Pipeline, monke
     given = {"class_labels": 1, **arguments}
     with pytest.raises(ValueError, match=message) as told:
         pipe(**given)
-    assert isinstance(told.value, ActVARError) and "--" not in str(told.value)
+    assert isinstance(told.value, UsageError) and "--" not in str(told.value)
     if not isinstance(given["class_labels"], Iterator):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(ArgumentError, match=message):
             pipe.stream(**given)
 
 
@@ -315,7 +315,7 @@ def test_a_batch_size_of_a_stream_is_held_to_its_range(pipe: Pipeline):
     ],
 )
 def test_a_bundle_is_not_opened_in_a_way_that_there_is_not(bundle: Path, arguments: dict, message: str):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         Pipeline.from_bundle(bundle, **arguments)
 
 

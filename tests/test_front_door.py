@@ -436,8 +436,10 @@ def test_two_pipelines_of_a_model_do_not_know_each_other(checkpoint: Path, bundl
     assert isinstance(from_bundle, actvar.Pipeline)
 
 
-def test_an_error_is_one_that_programs_can_tell(here: Path):
-    """Everything that is told is an ActVARError; what was asked wrongly is a ValueError as well."""
-    with pytest.raises(ValueError) as told:
+def test_an_error_is_one_that_programs_can_tell(bundle: Path):
+    """Everything that is told is an ActVARError; a wrong argument is a ValueError as well."""
+    with pytest.raises(ActVARError):
         Pipeline.from_pretrained("nothing")
+    with pytest.raises(ValueError) as told:
+        Pipeline.from_pretrained(bundle, precision="int8")
     assert isinstance(told.value, ActVARError)
