@@ -16,6 +16,10 @@ class UsageError(ActVARError):
     exit_code = 2
 
 
+class ArgumentError(UsageError, ValueError):
+    """An argument that a program gave is wrong. Python's programs look for a ValueError then, and find one."""
+
+
 class CheckpointError(ActVARError):
     """A checkpoint is not what it should be."""
 

@@ -35,7 +35,7 @@ from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Sha
 from actvar.evaluation.picture_sets import write_npz
 from actvar.reports import check_file_option
 from actvar.runtime.pictures import PictureSource
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.run_drawing import draw_missing
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _refuse_for_a_part(part: Shard | None, options: dict[str, object]) -> None:
 
 def _spec(source: PictureSource, choice: SourceChoice, count: int, seed: int, sampling: Sampling) -> RunSpec:
     """What the run is of; weights and precision are those that are really there, whatever the options say."""
-    if isinstance(source, Pipeline):
+    if isinstance(source, GraphSource):
         weights, precision = source.engine.manifest.weights.sha256 or "", source.engine.manifest.precision
     else:
         weights, precision = choice.chosen_checkpoint.digest(), "fp32"

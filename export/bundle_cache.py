@@ -23,7 +23,7 @@ from actvar.runtime.machine import CACHE_VARIABLE, cache_folder
 def cached_bundle(
     checkpoint: Checkpoint,
     precision: str,
-    accept: Callable[[ModelConfig], None],
+    accept: Callable[[ModelConfig], object],
     progress: Callable[[float], None],
 ) -> Path:
     """The bundle of a checkpoint, exported now if it is not in the cache.
@@ -66,7 +66,7 @@ def _export(
     checkpoint: Checkpoint,
     folder: Path,
     precision: str,
-    accept: Callable[[ModelConfig], None],
+    accept: Callable[[ModelConfig], object],
     progress: Callable[[float], None],
 ) -> None:
     with needs("export", "to export a model for the first time"):

@@ -4,19 +4,43 @@ The one place that knows which backend there is; each is imported when it is ask
 """
 
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
+from actvar.arguments import one_of, whole_number
 from actvar.bundle.manifest import read_manifest, require_weights, verify_graphs, verify_weights
 from actvar.checkpoint.files import Checkpoint
-from actvar.errors import needs
+from actvar.errors import ArgumentError, needs
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.pictures import PictureSource
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.telemetry import switch_off
+
+Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
+"""What draws with a bundle."""
+
+_MAX_THREADS = 1024
+
+
+def open_bundle(bundle: Path, backend: Backend, device: Device | None, batch_size: int, threads: int) -> GraphSource:
+    """A bundle behind the backend that is chosen; the arguments are those of the two below.
+
+    Raises:
+        ArgumentError: there is no such backend or device, or not together, or a number is out of range.
+    """
+    one_of("the backend of a bundle", backend, get_args(Backend))
+    if device is not None:
+        one_of("device", device, get_args(Device))
+    if backend == "tensorrt" and device == "cpu":
+        raise ArgumentError("TensorRT needs a GPU, and device is cpu. Leave device out.")
+    batch_size, threads = whole_number("batch_size", batch_size, 1), whole_number("threads", threads, 0, _MAX_THREADS)
+    if backend == "tensorrt":
+        return open_engines(bundle, batch_size)
+    return open_graphs(bundle, batch_size, threads, device or "cpu")
 
 
 def open_graphs(
     bundle: Path, batch_size: int, threads: int, device: Device = "cpu", scales: Scales = "fastest"
-) -> Pipeline:
+) -> GraphSource:
     """The graphs of a bundle in ONNX Runtime, every file of it checked first.
 
     Args:
@@ -38,10 +62,10 @@ def open_graphs(
     verify_graphs(bundle, manifest)
     engine = ort.load(bundle, manifest, threads, device, scales)  # which goes on in the background
     verify_weights(bundle, manifest)
-    return Pipeline(engine, batch_size)
+    return GraphSource(engine, batch_size)
 
 
-def open_engines(bundle: Path, batch_size: int) -> Pipeline:
+def open_engines(bundle: Path, batch_size: int) -> GraphSource:
     """The engines of a bundle in TensorRT or TensorRT-RTX, on the first GPU.
 
     Args:
@@ -57,7 +81,7 @@ def open_engines(bundle: Path, batch_size: int) -> Pipeline:
         from actvar.runtime.backends import trt
     manifest = read_manifest(bundle)
     require_weights(bundle, manifest)
-    return Pipeline(trt.load(bundle, manifest, batch_size), batch_size)
+    return GraphSource(trt.load(bundle, manifest, batch_size), batch_size)
 
 
 def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:

@@ -9,11 +9,11 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from small_models import small_config, vivid_model
 
 from actvar.bundle.contract import BODY_OPERATORS, OPERATORS
+from actvar.bundle.graph_file import external_tensors
 from actvar.bundle.manifest import read_manifest
 from actvar.config import Activation
 from actvar.errors import BundleError
 from actvar.export.onnx_export import export_bundle
-from actvar.runtime.backends.graph_file import external_tensors
 
 
 def tensor(location: str = "weights.bin", offset: str = "8", length: str = "16", **more: str) -> TensorProto:

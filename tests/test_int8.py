@@ -27,7 +27,7 @@ from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import ort
 from actvar.runtime.pictures import Order
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
 
 RNG = np.random.default_rng(5)
@@ -212,7 +212,7 @@ def test_one_graph_for_all_scales_draws_what_a_graph_for_each_draws(model, folde
     manifest, orders = read_manifest(folder), [Order(class_id, 7 + class_id) for class_id in range(4)]
     drawn = []
     for scales in (SCALES, "each"):
-        pipeline = Pipeline(ort.load(folder, manifest, 1, scales=scales), 4)
+        pipeline = GraphSource(ort.load(folder, manifest, 1, scales=scales), 4)
         drawn.append([np.concatenate(p.token_ids) for p in pipeline.draw(orders, model.config.sampling)])
     np.testing.assert_array_equal(*drawn)
 

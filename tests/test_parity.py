@@ -31,7 +31,7 @@ from actvar.export.parity.runners import EngineGraphRunner
 from actvar.files import hash_file
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
 
 # Of few codes, so that no uniform number of these pictures lies within rounding of a boundary.
@@ -62,10 +62,10 @@ def bundles(model, tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module", params=[SCALES, MASKED_SCALES, "each"])
-def graphs(bundles, request) -> Pipeline:
+def graphs(bundles, request) -> GraphSource:
     """The fp32 bundle, opened to draw two pictures at a time; all scales by one graph, or each by its own."""
     folder = bundles("fp32")
-    return Pipeline(ort.load(folder, read_manifest(folder), threads=1, scales=request.param), 2)
+    return GraphSource(ort.load(folder, read_manifest(folder), threads=1, scales=request.param), 2)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_one_changed_weight_is_found_in_the_first_graph_that_reads_it(graph, mod
 
 
 @pytest.fixture(scope="module")
-def three_blocks(tmp_path_factory) -> tuple[ActVAR, Pipeline]:
+def three_blocks(tmp_path_factory) -> tuple[ActVAR, GraphSource]:
     """A model of four scales, the second and fourth of them active, and its graphs."""
     model, folder = vivid_model(replace(FOUR_SCALES, depth=3)), tmp_path_factory.mktemp("bundles") / "three"
     export_bundle(model, folder, "fp32", "random weights", debug=True)

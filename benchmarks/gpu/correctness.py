@@ -17,7 +17,7 @@ from actvar.checkpoint.files import shipped_checkpoint
 from actvar.checkpoint.model import load_model
 from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import trt
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_engines, open_graphs
 
 _BATCH, _PICTURES, _REPEATS = 4, 8, 20
@@ -38,7 +38,7 @@ def run(case: str, places: Places, report: Report) -> None:
         raise Departure(" ".join(faults))
 
 
-def _chain(case: str, engines: Pipeline, bundle: Path, report: Report) -> list[str]:
+def _chain(case: str, engines: GraphSource, bundle: Path, report: Report) -> list[str]:
     """Whole pictures: in fp32 every token must be ONNX Runtime's; in fp16 one early flip changes all after it."""
     graphs = open_graphs(bundle, _BATCH, threads=0)
     what = orders(graphs.model, _PICTURES)
@@ -47,7 +47,7 @@ def _chain(case: str, engines: Pipeline, bundle: Path, report: Report) -> list[s
     return ["Whole pictures draw other tokens than ONNX Runtime's."] if case == "fp32" and not all_equal(found) else []
 
 
-def _stays_the_same(engines: Pipeline, bundle: Path, report: Report) -> list[str]:
+def _stays_the_same(engines: GraphSource, bundle: Path, report: Report) -> list[str]:
     """The same bytes, twenty times; a lane's first two chains are run, and recorded from then on."""
     what = orders(engines.model, _PICTURES)
     fresh = replace(engines, engine=trt.load(bundle, read_manifest(bundle), _BATCH))

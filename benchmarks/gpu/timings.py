@@ -19,7 +19,7 @@ from actvar.benchmarks.gpu.steps import COMPILED, LATENCY_BATCH, OURS, THROUGHPU
 from actvar.bundle.manifest import Manifest
 from actvar.config import PRESETS
 from actvar.errors import ActVARError
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 
 _BATCHES = (LATENCY_BATCH, THROUGHPUT_BATCH)
 _REPEATS = {LATENCY_BATCH: 30, THROUGHPUT_BATCH: 5}
@@ -70,12 +70,12 @@ def _taken_bytes() -> int:
     return int(total - free)
 
 
-def _timed(engines: Pipeline, batch: int) -> dict[str, Any]:
+def _timed(engines: GraphSource, batch: int) -> dict[str, Any]:
     """One batch at a time; with every graph doubled, for the share outside; then several under way."""
     what = orders(engines.model, batch)
     sampling, lanes = engines.model.sampling, engines.engine.lanes
 
-    def draw_with(source: Pipeline, batches: int) -> Callable[[], None]:
+    def draw_with(source: GraphSource, batches: int) -> Callable[[], None]:
         def draw() -> None:
             for _ in source.draw(what * batches, sampling, SEED):
                 pass

@@ -30,11 +30,11 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from actvar.bundle.contract import CPU_PRECISIONS, ITEM_BYTES, MASKED_SCALES, SCALE_INPUT, SCALES, graph_names, kv_parts
+from actvar.bundle.graph_file import ExternalTensor, external_tensors
 from actvar.bundle.manifest import EXPORT_AGAIN, FOR_A_GPU, WEIGHTS_FILE, Manifest, StoredTensor
 from actvar.config import HEAD_WIDTH
 from actvar.errors import ActVARError, BundleError, DamagedError, EngineError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
-from actvar.runtime.backends.graph_file import ExternalTensor, external_tensors
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory, give_back, keep_blocks
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.machine import cpu_instructions, has_binding_quota, usable_cores
