@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from actvar.arguments import one_of, whole_number
+from actvar.arguments import one_of
 from actvar.bundle.contract import CPU_PRECISIONS, PRECISIONS, Precision
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
@@ -32,7 +32,7 @@ from actvar.runtime import api
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource
-from actvar.runtime.sources import open_bundle, open_eager
+from actvar.runtime.sources import open_bundle, open_eager, require_engine
 
 AnyBackend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
 Accept: TypeAlias = Callable[[ModelConfig], object]
@@ -142,18 +142,13 @@ class _Engine:
             ArgumentError: they exclude each other, or one is unknown.
         """
         one_of("backend", self.backend, get_args(AnyBackend))
-        if self.device is not None:
-            one_of("device", self.device, get_args(Device))
-        whole_number("batch_size", self.batch_size, 1)
-        whole_number("threads", self.threads, 0)
+        require_engine(self.backend, self.device, self.batch_size, self.threads)
         if precision is not None:
             one_of("precision", precision, PRECISIONS)
         if self.backend == "torch" and self.device == "cuda":
             raise ArgumentError("PyTorch draws on the CPU here, as the reference. Leave device out.")
         if self.backend == "torch" and precision not in (None, "fp32"):
             raise ArgumentError(f"PyTorch draws in fp32, and precision is {precision}. Leave it out.")
-        if self.backend == "tensorrt" and self.device == "cpu":
-            raise ArgumentError("TensorRT needs a GPU, and device is cpu. Leave device out.")
         if precision in CPU_PRECISIONS and (self.backend != "onnxruntime" or self.device == "cuda"):
             raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
         if precision == "bf16" and self.backend == "onnxruntime":

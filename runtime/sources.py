@@ -21,18 +21,28 @@ Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
 _MAX_THREADS = 1024
 
 
+def require_engine(backend: str, device: str | None, batch_size: int, threads: int) -> None:
+    """Hold what is said of an engine to what there is.
+
+    Raises:
+        ArgumentError: there is no such device, or not for this backend, or a number is out of range.
+    """
+    whole_number("batch_size", batch_size, 1)
+    whole_number("threads", threads, 0, _MAX_THREADS)
+    if device is not None:
+        one_of("device", device, get_args(Device))
+    if (backend, device) == ("tensorrt", "cpu"):
+        raise ArgumentError("TensorRT needs a GPU, and device is cpu. Leave device out.")
+
+
 def open_bundle(bundle: Path, backend: Backend, device: Device | None, batch_size: int, threads: int) -> GraphSource:
     """A bundle behind the backend that is chosen; the arguments are those of the two below.
 
     Raises:
-        ArgumentError: there is no such backend or device, or not together, or a number is out of range.
+        ArgumentError: there is no such backend for a bundle, or see `require_engine`.
     """
     one_of("the backend of a bundle", backend, get_args(Backend))
-    if device is not None:
-        one_of("device", device, get_args(Device))
-    if backend == "tensorrt" and device == "cpu":
-        raise ArgumentError("TensorRT needs a GPU, and device is cpu. Leave device out.")
-    batch_size, threads = whole_number("batch_size", batch_size, 1), whole_number("threads", threads, 0, _MAX_THREADS)
+    require_engine(backend, device, batch_size, threads)
     if backend == "tensorrt":
         return open_engines(bundle, batch_size)
     return open_graphs(bundle, batch_size, threads, device or "cpu")
