@@ -12,7 +12,6 @@ from rich.console import Console
 from actvar.bundle.contract import scale_name
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.bundle.plans import PlanOptions, plan_folder
-from actvar.cli.build_report import figures, plan_table
 from actvar.cli.bundle_to_build import ActivationChoice, ModelChoice, bundle_to_build
 from actvar.cli.model_choice import (
     ActiveScalesOption,
@@ -30,6 +29,7 @@ from actvar.cli.model_choice import (
 )
 from actvar.console import progress_bar, say
 from actvar.errors import EngineError, UsageError, needs
+from actvar.export.plans.report import figures, plan_table
 from actvar.plugins.library import plugin_library
 from actvar.reports import check_json_option, write_report
 

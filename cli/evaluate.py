@@ -10,7 +10,6 @@ import numpy as np
 import typer
 
 from actvar.class_names import CLASS_NAMES
-from actvar.cli.evaluate_report import score_run
 from actvar.cli.shard_option import chosen_shard
 from actvar.cli.source_choice import (
     BackendOption,
@@ -33,6 +32,7 @@ from actvar.console import counting, progress_bar, say
 from actvar.errors import ActVARError, UsageError, needs
 from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Shard, open_run
 from actvar.evaluation.picture_sets import write_npz
+from actvar.evaluation.score_report import score_run
 from actvar.reports import check_file_option
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from actvar.cli.build import MAX_DEPTH
-from actvar.cli.flops_report import FlopsReport, PaperReport
 from actvar.cli.model_choice import (
     DEFAULT_RATE,
     ActiveScalesOption,
@@ -18,6 +17,7 @@ from actvar.cli.model_choice import (
 )
 from actvar.config import PRESETS, ModelConfig
 from actvar.errors import UsageError
+from actvar.evaluation.flops_report import FlopsReport, PaperReport
 from actvar.evaluation.paper_savings import PAPER_ROWS
 from actvar.reports import check_json_option, show, write_report
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import Command, in_process
 
-from actvar.cli.flops_report import rates_in_words
 from actvar.config import PRESETS, Activation
+from actvar.evaluation.flops_report import rates_in_words
 from actvar.evaluation.paper_savings import PAPER_ROWS, PaperRow, equation_12, savings
 from actvar.flops import decoder_work, scale_work, transformer_work
 
