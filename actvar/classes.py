@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 
 from actvar.class_names import IMAGENET_CLASSES, imagenet_names, normal
 from actvar.config import ModelConfig
@@ -81,8 +82,8 @@ def _named(model: ModelConfig, text: str) -> int:
     names, last, wanted = class_names(model), model.num_classes - 1, normal(text)
     if not names:
         raise UsageError(f"--class must be a number in 0..{last}, as this model's classes have no names; got {text!r}.")
-    normals = [[normal(name) for name in of_class] for of_class in names]
-    likenesses: tuple[Callable[[list[str]], bool], ...] = (
+    normals = _normal_forms(names)
+    likenesses: tuple[Callable[[Sequence[str]], bool], ...] = (
         lambda of_class: wanted == of_class[0],
         lambda of_class: wanted in of_class,
         lambda of_class: any(f"-{wanted}-" in f"-{name}-" for name in of_class),
@@ -100,6 +101,11 @@ def _named(model: ModelConfig, text: str) -> int:
         f"--class {text!r} is unknown: expected a number in 0..{last} or a name of the model's. "
         f"{_hint(wanted, names, normals)}"
     )
+
+
+@lru_cache(maxsize=4)
+def _normal_forms(names: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(map(normal, of_class)) for of_class in names)
 
 
 def _hint(wanted: str, names: Sequence[Sequence[str]], normals: Sequence[Sequence[str]]) -> str:
