@@ -68,7 +68,9 @@ def largest_activation_bytes(model: ModelConfig) -> int:
 def export_preset(preset: str, bundle: Path) -> None:
     """Write the bundle in a process of its own, so that this one stays small."""
     command = "from actvar.cli.main import main; main()"
-    subprocess.run([sys.executable, "-c", command, "export", "--preset", preset, "--out", str(bundle)], check=True)
+    subprocess.run(
+        [sys.executable, "-c", command, "export", "--preset", preset, "--dense", "--out", str(bundle)], check=True
+    )
 
 
 def peak_bytes(bundle: Path) -> int:

@@ -389,7 +389,7 @@ def command(
 
 def test_one_command_leaves_one_report(command, bundles: Path):
     """Table, JSON and drawing, of the dense and the active bundle side by side."""
-    named = ["--bundle", bundles / "dense", "--bundle", bundles / "active"]
+    named = ["--model", bundles / "dense", "--model", bundles / "active"]
     code, out, err = command(*named, "--peers", "none", "--rounds", 2, "--starts", 1, "--threads", 1)
     assert code == 0, err
     for name in ("bench.json", "bench.txt", "bench.png", "bench.svg"):
@@ -408,20 +408,23 @@ def test_one_command_leaves_one_report(command, bundles: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "1,x"], "--batch must be whole numbers"),
-        (["--batch", "0,1"], "--batch must be numbers of pictures from 1"),
+        (["--batch-sizes", "1,x"], "--batch-sizes must be whole numbers"),
+        (["--batch-sizes", "0,1"], "--batch-sizes must be numbers of pictures from 1"),
         (["--peers", "jax"], "--peers must be none, or some of eager,compile"),
         (["--backend", "tensorrt", "--device", "cpu"], "--backend tensorrt needs a GPU"),
-        (["--fp16", "--bf16"], "exclude each other"),
-        (["--fp16", "--int8"], "exclude each other"),
-        (["--fp16-weights", "--int8"], "--int8 and --fp16-weights exclude each other"),
-        (["--fp16-weights", "--backend", "tensorrt"], "--fp16-weights is for ONNX Runtime on a CPU"),
-        (["--int8", "--backend", "tensorrt"], "--int8 is for ONNX Runtime on a CPU"),
-        (["--bundle", "{dense}", "--fp16"], "--bundle has its own precision"),
-        (["--bundle", "{dense}", "--preset", "d16"], "--bundle names what is there"),
-        (["--bundle", "{dense}", "--token-rates", "0.5"], "--bundle names what is there"),
-        (["--bundle", "{dense}", "--bundle", "{dense}"], "The same --bundle is named twice"),
-        (["--bundle", "{dense}", "--official-var", "."], "is no checkout of VAR: it has no models/__init__.py"),
+        (["--fp16", "--precision", "bf16"], "exclude each other"),
+        (["--fp16", "--precision", "int8"], "exclude each other"),
+        (["--fp16", "--precision", "fp16-weights"], "--fp16 and --precision fp16-weights exclude each other"),
+        (
+            ["--precision", "fp16-weights", "--backend", "tensorrt"],
+            "--precision fp16-weights is for ONNX Runtime on a CPU",
+        ),
+        (["--precision", "int8", "--backend", "tensorrt"], "--precision int8 is for ONNX Runtime on a CPU"),
+        (["--model", "{dense}", "--fp16"], "is a bundle and has its own precision"),
+        (["--model", "{dense}", "--preset", "d16"], "--model names what is there"),
+        (["--model", "{dense}", "--token-rates", "0.5"], "--model names what is there"),
+        (["--model", "{dense}", "--model", "{dense}"], "The same --model is named twice"),
+        (["--model", "{dense}", "--official-var", "."], "is no checkout of VAR: it has no models/__init__.py"),
         (["--official-var", "VAR"], "Official VAR has no VQVAE of this shape"),
         (["--out", "file"], "--out file cannot be a folder"),
     ],

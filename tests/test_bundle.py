@@ -93,7 +93,7 @@ def test_a_bundle_may_wait_for_its_weights(folder: Path):
     (folder / "weights.bin").unlink()
     assert read_manifest(folder) == waiting
     verify(folder, waiting)
-    with pytest.raises(BundleError, match=r"no weights.*actvar-trt bind --bundle"):
+    with pytest.raises(BundleError, match=r"no weights.*actvar-trt bind .* --model"):
         require_weights(folder, waiting)
 
 

@@ -302,8 +302,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_a_picture_is_explained(command: Command, checkpoints: Path):
     """Four figures and a page that shows the very same; the scale is the last that leaves something out."""
-    arguments = ("explain", "--class", "red-star", "--seed", 3, "--picture", 5, "--batch", 3, "--out", "made")
-    code, out, err = command(*arguments, "--checkpoint", checkpoints / "active.safetensors")
+    arguments = ("explain", "--class", "red-star", "--seed", 3, "--number", 5, "--count", 3, "--out", "made")
+    code, out, err = command(*arguments, "--model", checkpoints / "active.safetensors")
     assert code == 0, err
     stem = "actvar-002-red-star-seed3-5"
     names = [f"{stem}-{name}.png" for name in ("tokens", "experts", "chosen", "batch")]
@@ -327,9 +327,9 @@ def test_the_same_command_writes_the_same_bytes(command: Command, checkpoints: P
         4,
         "--scale",
         3,
-        "--batch",
+        "--count",
         1,
-        "--checkpoint",
+        "--model",
         checkpoints / "active.safetensors",
     )
     written = []
@@ -361,15 +361,15 @@ def test_without_matplotlib_all_but_the_plot_is_written(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--class", 1, "--checkpoint", "dense"), "dense.safetensors updates every token with all its weights"),
-        (("--class", 1, "--checkpoint", "active", "--scale", 2), "--scale 2 leaves nothing out .* does: 3, 4"),
-        (("--class", 1, "--checkpoint", "active", "--scale", 9), "--scale 9 leaves nothing out"),
-        (("--class", 5, "--checkpoint", "active"), "--class must lie in 0..4"),
-        (("--class", "red-sock", "--checkpoint", "active"), "--class 'red-sock' is unknown"),
-        (("--class", 1, "--vqvae", "active"), "--vqvae belongs to a --checkpoint"),
-        (("--class", 1, "--out", "one.png", "--checkpoint", "active"), "--out must be a folder"),
-        (("--class", 1, "--batch", 0, "--checkpoint", "active"), "--batch"),
-        (("--checkpoint", "active"), "--class"),
+        (("--class", 1, "--model", "dense"), "dense.safetensors updates every token with all its weights"),
+        (("--class", 1, "--model", "active", "--scale", 2), "--scale 2 leaves nothing out .* does: 3, 4"),
+        (("--class", 1, "--model", "active", "--scale", 9), "--scale 9 leaves nothing out"),
+        (("--class", 5, "--model", "active"), "--class must lie in 0..4"),
+        (("--class", "red-sock", "--model", "active"), "--class 'red-sock' is unknown"),
+        (("--class", 1, "--vqvae", "active"), "--vqvae belongs to a checkpoint"),
+        (("--class", 1, "--out", "one.png", "--model", "active"), "--out must be a folder"),
+        (("--class", 1, "--count", 0, "--model", "active"), "--count"),
+        (("--model", "active"), "--class"),
     ],
 )
 def test_what_cannot_be_explained_is_said(command: Command, checkpoints: Path, arguments: tuple, said: str):
@@ -383,5 +383,5 @@ def test_what_cannot_be_explained_is_said(command: Command, checkpoints: Path, a
 
 def test_a_missing_checkpoint_is_named(command: Command):
     """As by every other command."""
-    code, _, err = command("explain", "--class", 1, "--checkpoint", "nowhere.safetensors")
-    assert code == 1 and "nowhere.safetensors" in err
+    code, _, err = command("explain", "--class", 1, "--model", "nowhere.safetensors")
+    assert code == 2 and "nowhere.safetensors" in err

@@ -253,7 +253,7 @@ def run(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-SMALL = ("--tokens", "3", "--presets", "mini", "--active", "16,4")
+SMALL = ("--token-counts", "3", "--presets", "mini", "--active-experts", "16,4")
 
 
 @pytest.mark.slow
@@ -280,8 +280,8 @@ def test_without_a_gpu_the_command_says_so_and_leaves_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "code", "said"),
     [
-        ("--tokens", "0,5", 2, "--tokens must be numbers from 1 to"),
-        ("--active", "17", 2, "--active must be numbers from 1 to 16"),
+        ("--token-counts", "0,5", 2, "--token-counts must be numbers from 1 to"),
+        ("--active-experts", "17", 2, "--active-experts must be numbers from 1 to 16"),
         ("--presets", "d16,d17", 2, "No preset is called 'd17'"),
         ("--routing", "nothing.npy", 1, "nothing.npy cannot be read"),
         ("--routing", str(ROOT / "README.md"), 1, "is no .npy file"),
@@ -307,7 +307,7 @@ def test_scores_of_another_form_are_refused(content, tmp_path, capsys):
 def test_the_command_on_a_gpu(monkeypatch, tmp_path):
     """With the real cuBLASLt: every tactic computes what it does."""
     monkeypatch.setenv(PLUGIN_VARIABLE, str(kernel_library_path()))
-    assert run("--tokens", "254", "--presets", "d16", "--active", "16,12", "--out", str(tmp_path)) == 0
+    assert run("--token-counts", "254", "--presets", "d16", "--active-experts", "16,12", "--out", str(tmp_path)) == 0
     content = json.loads((tmp_path / "kernels.json").read_text())
     checked = next(f for f in content["routed"] if f["active"] == 16)
     assert checked["difference"] is not None and content["ceiling_operations_per_second"] > 1e12

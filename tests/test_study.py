@@ -429,7 +429,7 @@ def test_a_row_that_is_not_there_is_named(command: Command):
 def test_a_folder_of_another_budget_is_refused_before_any_training(command: Command):
     """The message says which cell, and how to make it anew."""
     write_result(Path("benchmarks/results/study-mini"), made())
-    code, _, err = command("--batch", 3)
+    code, _, err = command("--batch-size", 3)
     assert code == 1 and f"--rerun {FULL}-seed0" in err and "budget.batch" in err
     assert not Path("runs").exists()
 

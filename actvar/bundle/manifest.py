@@ -203,7 +203,7 @@ def require_weights(folder: Path, manifest: Manifest) -> None:
     if manifest.weights.entry is None:
         raise BundleError(
             f"{folder} has graphs and no weights: it was made before there was a checkpoint. "
-            f"Give it some: actvar-trt bind --bundle {folder} --checkpoint FILE."
+            f"Give it some: actvar-trt bind {folder} --model CHECKPOINT."
         )
 
 

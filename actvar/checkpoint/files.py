@@ -46,5 +46,5 @@ def shipped_checkpoint(name: str) -> Checkpoint:
     path = assets / f"{name.replace('-', '_')}.safetensors"
     for file in (path, with_vqvae):
         if not file.is_file():
-            raise ActVARError(f"{file} is missing, so there is no {name} here. Install again, or name a --checkpoint.")
+            raise ActVARError(f"{file} is missing, so there is no {name} here. Install again, or name another --model.")
     return Checkpoint(path, None if path == with_vqvae else with_vqvae)

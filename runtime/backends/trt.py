@@ -227,7 +227,7 @@ class TrtExecutor:
             if not low <= pictures <= high:
                 raise BundleError(
                     f"The plans draw {low} to {high} pictures at once, and {pictures} are to be drawn. "
-                    f"Take another --batch-size, or build with --batch."
+                    f"Take another --batch-size, or build with another --batch-range."
                 )
 
     def _growing(self, graph: str) -> Iterator[TensorSpec]:

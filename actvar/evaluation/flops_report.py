@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rich import box
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -32,13 +33,14 @@ class FlopsReport:
     name: str
     model: ModelConfig
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[RenderableType]:
         """By scale, by part, and the whole; then the share saved by each way to count it."""
-        return [self._by_scale(), self._by_part(), self._whole(), self._saved()]
+        note = "A multiply-add counts as two. --json has the parts of every scale."
+        return [self._by_scale(), self._by_part(), self._whole(), self._saved(), note]
 
     def _by_scale(self) -> Table:
-        title = f"{self.name}: GFLOP of one picture by scale, with both rows of guidance, a multiply-add counted as two"
-        headings = ("scale", "", "tokens", "cached", "experts", *_PARTS, "all", "saved")
+        title = f"{self.name}: GFLOP of one picture by scale, with guidance"
+        headings = ("scale", "", "tokens", "cached", "experts", "GFLOP", "saved")
         table = _table(title, headings, texts=2)
         dense = self.model.dense()
         for si in range(len(self.model.schedule)):
@@ -53,7 +55,6 @@ class FlopsReport:
                     str(model.kept_tokens(si)),
                     str(model.cached_tokens[si]),
                     "" if is_dense else f"{model.active_experts(si)}/{_experts(model)}",
-                    *(_giga(value) if value else "" for value in asdict(work).values()),
                     _giga(work.total),
                     "" if is_dense else _saving(works[0].total, work.total),
                 )
@@ -76,9 +77,7 @@ class FlopsReport:
         table = _table("Saved of the transformer, by three counts (docs/paper-notes.md, Sec. 4)", ("", "saved"))
         found = savings(self.model)
         table.add_row("all that is left out", f"{found.all:.1%}")
-        table.add_row(
-            "tokens' own work, less what choosing costs: nearest to the paper's tables", f"{found.linear:.1%}"
-        )
+        table.add_row("tokens' own work, less what choosing costs: nearest to the paper", f"{found.linear:.1%}")
         table.add_row("the paper's Eq. 12 as printed", f"{found.printed:.1%}")
         return table
 
@@ -101,17 +100,19 @@ class PaperReport:
 
     rows: Sequence[PaperRow]
 
-    def tables(self) -> list[Table]:
-        """One, in the paper's order."""
-        title = "Operations saved of the transformer: the paper's tables, and our counts (docs/paper-notes.md, Sec. 4)"
-        table = _table(title, ("table", "model", "tokens; weights", *_PAPER_COLUMNS), texts=3)
+    def tables(self) -> list[RenderableType]:
+        """One, in the paper's order, and what its columns are."""
+        title = "Share of operations saved: the paper's tables, and three counts of ours"
+        table = _table(title, ("table", "model", "scales", "tokens", "weights", *_PAPER_COLUMNS), texts=4)
         for row in self.rows:
             found = savings(row.model)
             shares = (row.saved, found.linear, found.linear - row.saved, found.all, found.printed)
             formats = ("{:.1%}", "{:.1%}", "{:+.1%}", "{:.1%}", "{:.1%}")
             cells = (form.format(share) for form, share in zip(formats, shares, strict=True))
-            table.add_row(str(row.table), row.preset, escape(rates_in_words(row)), *cells)
-        return [table]
+            active = row.activation
+            scales, tokens = (", ".join(map(str, of)) for of in (active.scales, _percents(active.token_rates)))
+            table.add_row(str(row.table), row.preset, scales, tokens, *_percents(active.expert_rates[:1]), *cells)
+        return [table, _PAPER_NOTE]
 
     def to_json(self) -> str:
         """The same, unrounded."""
@@ -119,7 +120,11 @@ class PaperReport:
         return json.dumps(content, indent=1) + "\n"
 
 
-_PAPER_COLUMNS = ("paper", "our count", "difference", "all left out", "Eq. 12 as printed")
+_PAPER_COLUMNS = ("paper", "ours", "off", "all", "Eq. 12")
+_PAPER_NOTE = (
+    "ours: tokens' own work, less what choosing costs. all: all that is left out.\n"
+    "Eq. 12 as printed leaves more in. See docs/paper-notes.md, Sec. 4."
+)
 _GUIDANCE = {"with": ROWS, "without": 1}
 
 
@@ -190,6 +195,10 @@ def _experts(model: ModelConfig) -> int:
     return model.activation.experts if model.activation else 1
 
 
+def _percents(rates: Sequence[float]) -> list[str]:
+    return [f"{rate:.0%}" for rate in rates]
+
+
 def _giga(operations: int) -> str:
     return f"{operations / 1e9:.3f}"
 
@@ -201,7 +210,7 @@ def _saving(dense: int, active: int) -> str:
 
 def _table(title: str, headings: Sequence[str], texts: int = 1) -> Table:
     """A table whose first few columns are texts, the others figures."""
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i >= texts else "left")
     return table

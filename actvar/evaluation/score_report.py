@@ -17,7 +17,7 @@ from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.picture_run import PictureRun
 from actvar.evaluation.statistics_file import write_statistics
 from actvar.provenance import typed
-from actvar.reports import show, write_report
+from actvar.reports import STDOUT, deliver
 
 if TYPE_CHECKING:  # what loads PyTorch is loaded when it is needed
     from actvar.evaluation.judges import Judge
@@ -55,20 +55,20 @@ def score_run(
     statistics = reference.statistics or (fitted(other.features_NF) if other else None)
     assert statistics is not None  # a reference is pictures, or statistics, or both
     scores = score(seen, statistics, other, asked_N)
-    show([_table(scores, name, judge, reference)])
+    report = {
+        "command": typed(["actvar-trt", *sys.argv[1:]]),
+        "model": name,
+        "run": asdict(run.spec),
+        "judge": judge.name,
+        "reference": {"name": reference.name, "pictures": reference.count},
+        "torch_fidelity": version("torch-fidelity"),
+        "scores": asdict(scores),
+    }
+    content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    deliver([_table(scores, name, judge, reference)], content, json_file)
     if save_statistics:
         _save_statistics(save_statistics, statistics, judge)
-    if json_file:
-        report = {
-            "command": typed(["actvar-trt", *sys.argv[1:]]),
-            "model": name,
-            "run": asdict(run.spec),
-            "judge": judge.name,
-            "reference": {"name": reference.name, "pictures": reference.count},
-            "torch_fidelity": version("torch-fidelity"),
-            "scores": asdict(scores),
-        }
-        write_report(json_file, json.dumps(report, indent=2, ensure_ascii=False) + "\n", "--json")
+        typer.echo(str(save_statistics), err=json_file == STDOUT)
 
 
 def _table(scores: "Scores", name: str, judge: "Judge", reference: "Reference") -> Table:
@@ -94,4 +94,3 @@ def _save_statistics(path: Path, statistics: FeatureStatistics, judge: "Judge") 
         raise ActVARError(
             f"{path} cannot be written: {error.strerror or error}. Name another with --save-statistics."
         ) from None
-    typer.echo(str(path))
