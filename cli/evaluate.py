@@ -122,7 +122,7 @@ def evaluate(
         guidance.of(config.sampling)
 
     named = chosen_model(model, vqvae, hub)
-    source = engine.open(named, accept)
+    source = engine.open(named, accept).source
     sampling = guidance.of(source.model.sampling)
     spec = _spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)
     looked = None if part else _judge_and_reference(source.model, judge, inception, reference, reference_count)

@@ -24,7 +24,7 @@ from actvar.bundle.plans import PlanOptions
 from actvar.checkpoint.files import Checkpoint
 from actvar.config import ModelConfig
 from actvar.console import say, wanted_bar
-from actvar.errors import ArgumentError, BundleError, needs
+from actvar.errors import ArgumentError, BundleError, DamagedError, needs
 from actvar.export.bundle_cache import cached_bundle, discard
 from actvar.export.saved_model import save_bundle, save_network
 from actvar.naming import NamedModel, named_model
@@ -198,7 +198,7 @@ def _opened(
     folder = _exported(named.checkpoint, precision or "fp32", accept, shown)
     try:
         return engine.open_own(folder, shown), folder
-    except BundleError as error:
+    except DamagedError as error:  # and nothing else: what is not for this use would not be after another export
         if shown:
             say(f"{error} It is only a copy: making it anew.")
     discard(folder)

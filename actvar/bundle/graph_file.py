@@ -19,7 +19,7 @@ import numpy as np
 
 from actvar.bundle.contract import BODY_OPERATORS, OPERATORS
 from actvar.bundle.manifest import EXPORT_AGAIN
-from actvar.errors import BundleError
+from actvar.errors import BundleError, DamagedError
 
 # From message and field number to the message that the field holds, on every way from a model to a tensor (onnx.proto).
 _WAYS: dict[str, dict[int, str]] = {
@@ -66,7 +66,7 @@ def external_tensors(path: Path, weights: str) -> list[ExternalTensor]:
         weights: the only file name that may stand in it.
 
     Raises:
-        BundleError: the file is no graph, another file is named, or it holds an operator, a constant or a tensor that
+        DamagedError: the file is no graph, another file is named, or it holds an operator, a constant or a tensor that
             no export writes.
     """
     try:
@@ -81,7 +81,7 @@ def external_tensors(path: Path, weights: str) -> list[ExternalTensor]:
                 _check_operator(part, BODY_OPERATORS if way[0] == _FUNCTION else OPERATORS)
         return found
     except (IndexError, ValueError) as error:
-        raise BundleError(f"{path} is not a graph that can be used: {error}. {EXPORT_AGAIN}") from None
+        raise DamagedError(f"{path} is not a graph that can be used: {error}. {EXPORT_AGAIN}") from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.") from None
 

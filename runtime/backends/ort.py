@@ -298,7 +298,7 @@ def _check_weights(path: Path, read: list[ExternalTensor], said: set[ExternalTen
         BundleError: they differ, so one of them is not the exporter's.
     """
     for tensor in said ^ set(read):
-        raise BundleError(f"{path}: {tensor.name} is not read as the manifest says it is. {EXPORT_AGAIN}")
+        raise DamagedError(f"{path}: {tensor.name} is not read as the manifest says it is. {EXPORT_AGAIN}")
 
 
 def unowned(value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
