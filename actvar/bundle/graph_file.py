@@ -40,7 +40,7 @@ _KEY, _VALUE = 1, 2  # fields of an external tensor's entries
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 64
-_MOST_VALUES = 1 << 30  # of a tensor whose shape a graph's constants give
+_MOST = 1 << 24  # of a whole number in a graph: a size, a place or a count
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def _check_constant(tensor: memoryview) -> None:
         raise ValueError(f"it holds a constant of {count} values in {len(tensor)} bytes")
     if dtype == _INT64:
         sizes = [_signed(value) for value in values]
-        if math.prod(size for size in sizes if size > 1) > _MOST_VALUES or min(sizes, default=0) < -_MOST_VALUES:
-            raise ValueError(f"it holds the constant {sizes[:8]}, by which no export shapes a tensor")
+        if wrong := next((size for size in sizes if abs(size) > _MOST), None):
+            raise ValueError(f"it holds the constant {wrong}, by which no export shapes a tensor")
 
 
 def _signed(value: int) -> int:
