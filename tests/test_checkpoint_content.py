@@ -117,7 +117,8 @@ def rewritten(path: Path, tensors: dict[str, Tensor] | None = None, **metadata: 
     ("field", "value", "message"),
     [
         ("depth", 3, "depth: expected 3, as its metadata say, found tensors of 2"),
-        ("depth", 10**9, "depth: expected 1000000000"),  # must not be built before it is compared
+        ("depth", 100, "depth: expected 100, as its metadata say"),  # must not be built before it is compared
+        ("depth", 10**9, "the metadata's configuration: depth must be .* at most 128, got 1000000000"),
         ("num_classes", 6, "num_classes: expected 6"),
         ("shared_adaln", True, "shared_adaln: expected True"),
         ("patch_nums", [1, 2, 3, 6], r"pos_1LC: expected 50 tokens of the scales \(1, 2, 3, 6\), found 39"),
