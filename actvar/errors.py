@@ -32,7 +32,7 @@ class DataError(ActVARError):
     """A folder of pictures or of their tokens is not what it should be."""
 
 
-def shown(text: object, limit: int = 300) -> str:
+def shown(text: object, limit: int = 500) -> str:
     """A text that came from a file or a path as a message may show it: the terminal obeys nothing in it.
 
     Args:
