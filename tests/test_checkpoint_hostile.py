@@ -36,6 +36,19 @@ def test_what_is_no_file_is_refused(tmp_path):
             Checkpoint(path).digest()
 
 
+@pytest.mark.parametrize("name", ["old.pth", "new.pth", "own.safetensors"])
+def test_a_name_that_is_not_utf_8_is_told_as_such(tmp_path, name):
+    """Nothing is wrong with the file, and no library can be given such a name."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    own_file(tmp_path).rename(folder / "own.safetensors")
+    for form in ("old", "new"):
+        torch.save(tiny_var(), tmp_path / form, _use_new_zipfile_serialization=form == "new")
+        (tmp_path / form).rename(folder / f"{form}.pth")
+    with pytest.raises(CheckpointError, match=r"/caf\\udce9/.* has a name that is not UTF-8\. Rename the file"):
+        load_model(folder / name)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"a letter to a friend", b"\x89PNG\r\n\x1a\n" + bytes(50)])
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
 def test_what_is_no_checkpoint_at_all_is_refused(tmp_path, content, name):

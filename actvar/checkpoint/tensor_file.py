@@ -66,7 +66,7 @@ def require_file(path: Path) -> None:
     """Make sure that a path names a file.
 
     Raises:
-        CheckpointError: it names nothing, a folder, or a device.
+        CheckpointError: it names nothing, a folder, or a device; or the name is none that a library can be given.
     """
     try:
         mode = path.stat().st_mode
@@ -78,6 +78,10 @@ def require_file(path: Path) -> None:
         raise CheckpointError(f"{shown(path)} is a folder. {_NAME_ONE}{_checkpoints_in(path)}.")
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{shown(path)} is no plain file. {_NAME_ONE}.")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # neither PyTorch nor safetensors can open it
+        raise CheckpointError(f"{shown(path)} has a name that is not UTF-8. Rename the file or its folder.") from None
 
 
 def _checkpoints_in(folder: Path) -> str:
