@@ -40,6 +40,25 @@ class DataError(ActVARError):
     """A folder of pictures or of their tokens is not what it should be."""
 
 
+def shown(text: object, limit: int = 500) -> str:
+    """A text that came from a file or a path as a message may show it: the terminal obeys nothing in it.
+
+    Args:
+        text: anything; its `str()` is shown.
+        limit: characters; what is longer ends with a sign that it was cut.
+
+    Returns: one line that can be encoded and printed: control characters, signs that turn or hide text, and lone
+        surrogates are escaped as Python writes them; what is printable stays.
+    """
+    whole = str(text)
+    line = "".join(sign if sign.isprintable() else _escaped(sign) for sign in whole[:limit])
+    return line if len(whole) <= limit and len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")
+
+
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
     """Turn a missing package into a message that names the extra which brings it.
