@@ -32,6 +32,17 @@ class DataError(ActVARError):
     """A folder of pictures or of their tokens is not what it should be."""
 
 
+def shown(text: str, limit: int = 200) -> str:
+    """Text from a file or a name of one, as a terminal may have it: control characters and lone surrogates are escaped.
+
+    Args:
+        text: whatever it is.
+        limit: characters; what is longer is cut, with a sign where.
+    """
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+
+
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
     """Turn a missing package into a message that names the extra which brings it.
