@@ -32,8 +32,9 @@ def _choose(model: ModelConfig, text: str) -> int:
     if not model.class_names:
         raise UsageError(f"--class must be a number in 0..{last}, as this model's classes have no names; got {text!r}.")
     name = text.lower().replace(" ", "-").replace("_", "-")
-    if name in model.class_names:
-        return model.class_names.index(name)
+    for each in (text, name):  # as it is given, for names that come from folders; then as ours are written
+        if each in model.class_names:
+            return model.class_names.index(each)
     close = get_close_matches(name, model.class_names, n=_SUGGESTIONS, cutoff=0.5)
     hint = f"Did you mean {', '.join(close)}?" if close else f"Names are {', '.join(model.class_names[:3])} and so on."
     raise UsageError(f"--class {text!r} is unknown: expected a number in 0..{last} or a name of the model's. {hint}")

@@ -7,6 +7,7 @@ read here. Plain Python.
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class FormReader:
         """
         try:
             with opened(self.path, self.advice) as file:
-                data = file.read(self.max_bytes + 1)
+                data = file.read(min(os.fstat(file.fileno()).st_size, self.max_bytes) + 1)
         except BundleError as error:
             raise self.kind(str(error)) from None
         except OSError as error:
