@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from actvar.bundle.json_form import FormReader, write_json
+from actvar.data.npy import npy_header
 from actvar.errors import ActVARError
-from actvar.evaluation.picture_sets import Shape, npy_header
+from actvar.evaluation.picture_sets import Shape
 from actvar.files import written_whole
 
 FORMAT, VERSION = "actvar-picture-run", 1
@@ -153,7 +154,7 @@ class PictureRun:
             return False
 
     def _header(self, piece: Piece) -> bytes:
-        return npy_header((piece.count, *self.shape[1:]))
+        return npy_header((piece.count, *self.shape[1:]), np.uint8)
 
 
 def open_run(folder: Path, spec: RunSpec) -> PictureRun:
