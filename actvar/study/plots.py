@@ -29,7 +29,8 @@ class _Axis:
     end: float
 
     def at(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5  # of one value alone
+        return self.start + share * (self.end - self.start)
 
     @property
     def ticks(self) -> list[float]:
