@@ -79,6 +79,8 @@ def _named(model: ModelConfig, text: str) -> int:
     Raises:
         UsageError: no class is called so, or several are.
     """
+    if text in model.class_names:  # as it is given: names that come from folders may differ by case alone
+        return model.class_names.index(text)
     names, last, wanted = class_names(model), model.num_classes - 1, normal(text)
     if not names:
         raise UsageError(f"--class must be a number in 0..{last}, as this model's classes have no names; got {text!r}.")

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from actvar.data.encoding import EncodeSettings
-from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
+from actvar.data.store_plan import StorePlan, claim_folder
+from actvar.data.token_files import ChunkRecord, write_chunk
 from actvar.data.tokens import open_token_store
 from actvar.runtime.machine import process_memory
 from actvar.scales import ScaleSchedule

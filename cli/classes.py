@@ -53,7 +53,7 @@ def _classes(named: NamedModel) -> tuple[int, Sequence[Sequence[str]]]:
     if config := told_config(named):
         return config.num_classes, class_names(config)
     with needs("train", "to read a checkpoint of another project"):
-        from actvar.checkpoint.official import networks
+        from actvar.checkpoint.networks import networks
         from actvar.checkpoint.tensor_file import open_tensor_file
     assert named.checkpoint
     path: Path = named.checkpoint.path

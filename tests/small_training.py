@@ -11,7 +11,8 @@ from small_models import small_config, vivid_model
 
 from actvar.checkpoint.own import save_model
 from actvar.config import Activation
-from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
+from actvar.data.store_plan import StorePlan, claim_folder
+from actvar.data.token_files import ChunkRecord, write_chunk
 from actvar.data.tokens import TokenStore, vqvae_hash
 from actvar.distill.stages import StageSettings, student_of, train_stage1, train_stage2
 from actvar.models.actvar import ActVAR
@@ -45,11 +46,12 @@ def stage_settings(folder: Path, **changes: Any) -> StageSettings:
     return StageSettings(folder=folder, **{**common, **changes})
 
 
-def write_tokens(folder: Path, teacher: ActVAR, pictures: int = PICTURES) -> Path:
+def write_tokens(
+    folder: Path, teacher: ActVAR, pictures: int = PICTURES, class_names: tuple[str, ...] = (), **data: object
+) -> Path:
     """A token store as `actvar-trt encode` leaves it, of random tokens."""
-    plan = StorePlan(
-        vqvae_hash(teacher.vqvae), teacher.config.schedule.patch_nums, {}, False, "fp32", pictures, pictures
-    )
+    vqvae, patch_nums = vqvae_hash(teacher.vqvae), teacher.config.schedule.patch_nums
+    plan = StorePlan(vqvae, patch_nums, data, False, "fp32", pictures, pictures, class_names)
     claim_folder(folder, plan)
     classes = [number % teacher.config.num_classes for number in range(pictures)]
     write_chunk(folder, plan, plan.chunks[0], random_rows(pictures), ChunkRecord(classes, []))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from actvar.data.imagenet import SUFFIXES, FolderPictures, list_pictures
-from actvar.data.preprocessing import MAX_PIXELS, Preprocessing
+from actvar.data.imagenet import FolderPictures, list_pictures
+from actvar.data.picture_files import MAX_PIXELS, SUFFIXES
+from actvar.data.preprocessing import Preprocessing
 from actvar.errors import DataError
 
 SIZE = 16
@@ -95,6 +96,49 @@ def test_identity_changes_with_names_and_with_another_copy_of_the_files(root: Pa
     assert second != first
     (root / "train/n10/n10_2.JPEG").rename(root / "train/n10/n10_3.JPEG")
     assert pictures(root).identity not in (first, second)
+
+
+def test_links_are_followed_and_what_is_passed_over_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A class that is a link, a part of one, a file; and folders that lead back, each looked into once."""
+    for folder in ("far/a", "far/b", "train/n1/own"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "far/a/0.png").touch()
+    (tmp_path / "far/b/1.png").touch()
+    (tmp_path / "train/n1/2.png").symlink_to(tmp_path / "far/a/0.png")
+    (tmp_path / "train/n1/own/3.png").touch()
+    (tmp_path / "train/n1/own/note.txt").touch()
+    (tmp_path / "train/n0").symlink_to(tmp_path / "far/a")
+    (tmp_path / "train/n1/part").symlink_to(tmp_path / "far/b")
+    (tmp_path / "train/n1/again").symlink_to("own")
+    (tmp_path / "train/n1/own/up").symlink_to("../..")
+    (tmp_path / "train/n1/itself").symlink_to("itself")
+    (tmp_path / "train/readme.txt").touch()
+    listed = list_pictures(tmp_path, "train", 2)
+    assert list(listed.names) == ["n0/0.png", "n1/2.png", "n1/own/3.png", "n1/part/1.png"]
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/train: 4 pictures; passed over: 3 files of another kind, "
+        "2 links to a folder that is there already.\n"
+    )
+
+
+def test_forks_of_links_are_looked_into_once(tmp_path: Path):
+    """Two ways at each of forty forks are a trillion paths to one picture."""
+    for depth in range(40):
+        (tmp_path / f"train/n0/{depth:02d}").mkdir(parents=True)
+    for depth in range(39):
+        for way in "ab":
+            (tmp_path / f"train/n0/{depth:02d}/{way}").symlink_to(f"../{depth + 1:02d}")
+    (tmp_path / "train/n0/39/0.png").touch()
+    assert list(list_pictures(tmp_path, "train", 1).names) == ["n0/39/0.png"]
+
+
+def test_class_folders_give_their_names(root: Path):
+    """Such as they can be printed; none if two of them would print alike."""
+    assert pictures(root).class_names == ("n01", "n02", "n10")
+    (root / "train/n10").rename(root / "train/n\x1b[2J")
+    assert pictures(root).class_names == (r"n\x1b[2J", "n01", "n02")
+    (root / "train/n01").rename(root / r"train/n\x1b[2J")
+    assert pictures(root).class_names == ()
 
 
 # ---- what the VQVAE sees
@@ -212,6 +256,10 @@ def test_a_file_that_cannot_be_read_stops_and_is_named(root: Path):
     (root / "train/n02/n02_1.JPEG").unlink()
     with pytest.raises(DataError, match=r"n02_1\.JPEG cannot be read: No such file.*the same command then goes on"):
         source.load(range(9))
+    listed = list_pictures(root, "train", 3)
+    (root / "train/n02/n02_0.JPEG").unlink()
+    with pytest.raises(DataError, match=r"n02_0\.JPEG cannot be read: No such file"):
+        _ = listed.sha256
 
 
 # ---- refused
@@ -222,7 +270,7 @@ def test_what_is_wrong_with_the_folders_is_said(root: Path, tmp_path: Path):
         list_pictures(tmp_path / "nowhere", "train", 3)
     with pytest.raises(DataError, match=r"found no val in it\. Name the folder above val"):
         list_pictures(root / "train", "val", 3)
-    with pytest.raises(DataError, match=r"expected 1000 class folders.*found 3 \(n01, n02, n10\)"):
+    with pytest.raises(DataError, match=r"expected 1000 class folders.*found 3 \(n01, n02, n10\).*--classes 3"):
         list_pictures(root, "train", 1000)
     with pytest.raises(DataError, match=r"expected 2 class folders.*found 3"):
         list_pictures(root, "train", 2)

@@ -19,6 +19,7 @@ import pytest
 from command_line import Command, in_process
 from small_models import small_config, vivid_model
 
+from actvar.bundle.json_form import write_json
 from actvar.cli.options import chosen_shard
 from actvar.errors import ActVARError, UsageError
 from actvar.evaluation import picture_run, picture_sets
@@ -179,6 +180,74 @@ def test_a_damaged_file_is_drawn_again(evaluate: Command, expected_NHW3: np.ndar
     code, _, err = evaluate("--out", "run")
     assert code == 0 and err.startswith("24 of 34 pictures are in run already.")
     np.testing.assert_array_equal(drawn(Path("run")), expected_NHW3)
+
+
+def elsewhere(path: Path) -> Path:
+    return path.rename(path.absolute().parent.parent / f"elsewhere-{path.name}")
+
+
+STRANGE = {
+    "other pixels": lambda path, other: path.write_bytes(flipped(path.read_bytes(), 500)),
+    "other class order": lambda path, other: path.write_bytes(reversed_pictures(path.read_bytes())),
+    "another piece": lambda path, other: path.write_bytes(other.read_bytes()),
+    "no hash": lambda path, other: path.write_bytes(path.read_bytes()[:-72]),
+    "link": lambda path, other: path.symlink_to(elsewhere(path)),
+    "pipe": lambda path, other: (path.unlink(), os.mkfifo(path)),
+    "itself": lambda path, other: (path.unlink(), path.symlink_to(path.name)),
+}
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def reversed_pictures(content: bytes) -> bytes:
+    pixels = AT_ONCE * SIDE * SIDE * 3
+    pictures_NHW3 = np.frombuffer(content[-72 - pixels : -72], np.uint8).reshape(AT_ONCE, SIDE, SIDE, 3)
+    return content[: -72 - pixels] + pictures_NHW3[::-1].tobytes() + content[-72:]
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_file_that_is_not_what_was_drawn_is_drawn_again(evaluate: Command, expected_NHW3: np.ndarray, kind: str):
+    """It has its name, its length and its header; what it holds would be in every score. A pipe is not waited for."""
+    evaluate("--out", "run")
+    STRANGE[kind](Path("run") / FILES[1], Path("run") / FILES[0])
+    code, _, err = evaluate("--out", "run")
+    assert code == 0 and err.startswith("24 of 34 pictures are in run already.")
+    np.testing.assert_array_equal(drawn(Path("run")), expected_NHW3)
+
+
+def test_a_piece_of_another_run_is_none_of_this(tmp_path: Path):
+    """The same numbers, sizes and name, of another seed: copied together, they would be taken for one."""
+    runs = [open_run(tmp_path / str(seed), replace(SPEC, seed=seed)) for seed in range(2)]
+    for run in runs:
+        run.save(run.pieces()[0], np.full((COUNT, SIDE, SIDE, 3), run.spec.seed))
+    assert not runs[1].missing()
+    file = runs[1].pieces()[0].file
+    (tmp_path / "1" / file).write_bytes((tmp_path / "0" / file).read_bytes())
+    assert runs[1].missing() == runs[1].pieces() and runs[1].kept == 0
+    with pytest.raises(ActVARError, match="is missing or not whole"):
+        list(runs[1].batches(5))
+
+
+def test_a_whole_number_is_the_same_run(tmp_path: Path):
+    run = open_run(tmp_path, replace(SPEC, cfg=2, top_p=1))
+    run.save(run.pieces()[0], np.zeros((COUNT, SIDE, SIDE, 3)))
+    assert not open_run(tmp_path, replace(SPEC, cfg=2.0, top_p=1.0)).missing()
+
+
+def test_a_run_of_an_earlier_version_is_told_so(tmp_path: Path):
+    """Its pictures have no hash. They stay where they are."""
+    write_json(tmp_path / "run.json", {**SPEC.record, "version": 1})
+    np.save(tmp_path / FILES[0], np.zeros((COUNT, SIDE, SIDE, 3), np.uint8))
+    with pytest.raises(ActVARError, match=r"drawn by an earlier version, whose pictures have no hash.*--out"):
+        open_run(tmp_path, SPEC)
+
+
+def test_what_a_record_says_reaches_no_terminal_raw(tmp_path: Path):
+    open_run(tmp_path, replace(SPEC, device="\x1b[2J"))
+    with pytest.raises(ActVARError, match=r"device is \\x1b\[2J there, and cpu here"):
+        open_run(tmp_path, SPEC)
 
 
 def test_a_full_disk_keeps_what_was_drawn(

@@ -1,5 +1,8 @@
 """A run's state: whole or not at all on the disk, continued bit by bit, and by no other run."""
 
+import hashlib
+import io
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from small_training import (
     TEACHER,
     TRAININGS,
     fresh_student,
+    logged,
     random_store,
     require_equal,
     stage_settings,
@@ -136,6 +140,195 @@ def test_what_a_killed_process_left_is_removed(teacher: ActVAR, tmp_path: Path):
     (tmp_path / ".state.pt.0123abcd.tmp").write_bytes(b"half")
     train(0, teacher, tmp_path, steps=1)
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
+
+
+# ---- changed, and from a stranger
+
+
+def stopped(teacher: ActVAR, folder: Path) -> Path:
+    """The state of a stage 1 after four of six steps, in a run that ended at its fifth; its path."""
+
+    class StoreThatEnds(TokenStore):
+        def batch(self, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
+            if self.calls == 5:
+                raise KeyboardInterrupt
+            return super().batch(places)
+
+    store = random_store()
+    with pytest.raises(KeyboardInterrupt):
+        train(0, teacher, folder, StoreThatEnds(store.token_ids, store.class_ids), average=0.9)
+    return folder / "state.pt"
+
+
+def sealed(content: bytes) -> bytes:
+    return content + f"\nsha256 {hashlib.sha256(content).hexdigest()}\n".encode()
+
+
+def with_one_bit_changed(path: Path, of: str) -> None:
+    """In the values of one tensor, with the checksums of the zip put right."""
+    state = torch.load(path, weights_only=True)
+    found = {"student": lambda: next(iter(state["parts"]["student"].values())),
+             "optimizer": lambda: next(iter(state["parts"]["optimizer"]["state"].values()))["exp_avg"],
+             "average": lambda: next(iter(state["parts"]["average"]["mean"].values()))}  # fmt: skip
+    found[of]().view(-1).view(torch.int32)[0] ^= 1
+    seal = path.read_bytes()[-SEAL:]
+    content = io.BytesIO()
+    torch.save(state, content)
+    path.write_bytes(content.getvalue() + seal)
+
+
+SEAL = len(sealed(b""))
+
+
+@pytest.mark.parametrize("of", ["student", "optimizer", "average"])
+def test_one_bit_of_a_state_is_not_trained_on(teacher: ActVAR, tmp_path: Path, of: str):
+    """Neither of weights nor of the optimiser's memory: the run would end as another, and nobody would know."""
+    path = stopped(teacher, tmp_path)
+    with_one_bit_changed(path, of)
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read \(it was changed since.*Remove it to start"):
+        train(0, teacher, tmp_path, average=0.9)
+
+
+def test_a_state_of_an_earlier_version_is_told_so(teacher: ActVAR, tmp_path: Path):
+    path = stopped(teacher, tmp_path)
+    path.write_bytes(path.read_bytes()[:-SEAL])
+    with pytest.raises(CheckpointError, match=r"does not end with its SHA-256.* or is of an earlier version"):
+        train(0, teacher, tmp_path, average=0.9)
+
+
+def first_of(state: dict) -> dict:
+    return next(iter(state["parts"]["optimizer"]["state"].values()))
+
+
+def put(names: str, value: object):
+    """A change: a place in a state, with `0` for the first key, gets a value, or one that is made of its own."""
+
+    def change(state: dict) -> None:
+        *above, last = names.split("/")
+        for name in above:
+            state = state[next(iter(state)) if name == "0" else name]
+        last = next(iter(state)) if last == "0" else last
+        state[last] = value(state[last]) if callable(value) else value
+
+    return change
+
+
+ODD = {
+    "no parts": lambda state: state.pop("parts"),
+    "a part less": lambda state: state["parts"].pop("average"),
+    "steps that are none": put("step", "four"),
+    "steps below 0": put("step", -1),
+    "an identity of numbers": put("identity", {"steps": 6}),
+    "a list": put("parts/student", []),
+    "a weight less": lambda state: state["parts"]["student"].popitem(),
+    "another shape": put("parts/student/0", torch.zeros(3)),
+    "another type": put("parts/student/0", torch.Tensor.double),
+    "no tensor": put("parts/average/mean/0", 1.0),
+    "sparse": put("parts/average/mean/0", torch.Tensor.to_sparse),
+    "meta": put("parts/average/mean/0", lambda value: value.to("meta")),
+    "updates below 0": put("parts/average/updates", -3),
+    "no groups": put("parts/optimizer/param_groups", None),
+    "another optimiser": put("parts/optimizer/param_groups", [{"lr": 0.1, "params": [0]}]),
+    "state of no parameter": lambda state: state["parts"]["optimizer"]["state"].update({99: {}}),
+    "half a state": lambda state: first_of(state).pop("exp_avg"),
+    "a step below 0": lambda state: first_of(state).update(step=torch.tensor(-1.0)),
+    "a step that is none": lambda state: first_of(state).update(step=torch.tensor(float("nan"))),
+    "memory of another shape": lambda state: first_of(state).update(exp_avg_sq=torch.zeros(2)),
+    "one value for all": lambda state: first_of(state).update(
+        exp_avg=torch.zeros(1).expand(first_of(state)["exp_avg"].shape)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_state_that_does_not_fit_is_refused_though_its_hash_is_right(teacher: ActVAR, tmp_path: Path, what: str):
+    """Before anything is trained; PyTorch takes some of it in and fails a step later, or never."""
+    path = stopped(teacher, tmp_path)
+    state = torch.load(path, weights_only=True)
+    ODD[what](state)
+    content = io.BytesIO()
+    torch.save(state, content)
+    path.write_bytes(sealed(content.getvalue()))
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read \(.+\)\. Remove it to start again"):
+        train(0, teacher, tmp_path, average=0.9)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "log.jsonl"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_runs_files_are_plain(teacher: ActVAR, tmp_path: Path, name: str, kind: str):
+    """A pipe would be waited for, and a link could lead anywhere."""
+    path = stopped(teacher, tmp_path / "run").with_name(name)
+    path.rename(tmp_path / "elsewhere")
+    make = {"link": lambda: path.symlink_to(tmp_path / "elsewhere"), "pipe": lambda: os.mkfifo(path),
+            "folder": path.mkdir}  # fmt: skip
+    make[kind]()
+    with pytest.raises(ActVARError, match=rf"{name} must be a plain file"):
+        train(0, teacher, tmp_path / "run", average=0.9)
+
+
+STRANGE_LINES = [
+    b"\n", b"[]\n", b"null\n", b"{}\n", b'{"step": 1e999}\n', b'{"step": "1"}\n', b"\xff\xfe\n", b"[" * 9999 + b"\n",
+    b'{"step": ' + b"9" * 5000 + b"}\n", b'{"step": -1}\n', b'{"step": NaN}\n', b"x" * 300_000 + b"\n",
+    b'{"step": true}\n',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", STRANGE_LINES, ids=range(len(STRANGE_LINES)))
+def test_a_line_that_is_none_is_left_out_of_the_curves(teacher: ActVAR, tmp_path: Path, line: bytes, capsys):
+    path = stopped(teacher, tmp_path).with_name("log.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], line, *lines[1:]]) + b'{"step": 4, "lo')
+    train(0, teacher, tmp_path, average=0.9)
+    assert [entry["step"] for entry in logged(tmp_path)] == [0, 1, 2, 3, 4, 5]
+    assert "lines that are none of a run's were left out" in capsys.readouterr().err
+
+
+def test_a_value_that_is_no_number_is_null(tmp_path: Path):
+    """Other readers of JSON know neither NaN nor Infinity."""
+    with Curves(tmp_path, 0, tensorboard=False) as curves:
+        curves.write(0, {"loss": 1.0, "gradient": float("inf")})
+    with Curves(tmp_path, 1, tensorboard=False):
+        assert logged(tmp_path) == [{"step": 0, "loss": 1.0, "gradient": None}]
+
+
+# ---- of another length
+
+
+def test_a_run_may_change_its_length_while_it_warms_up(teacher: ActVAR, tmp_path: Path):
+    """Until then it is what a run of the new length would be, bit by bit."""
+    stopped(teacher, tmp_path / "a")
+    with pytest.raises(CheckpointError, match=r"\(warmup 2 -> 9\)"):
+        train(0, teacher, tmp_path / "a", average=0.9, warmup=9)
+    long = dict(average=0.9, warmup=4, steps=9)
+    filling = StoreThatFillsTheDisk(random_store().token_ids, random_store().class_ids)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(CheckpointError):
+            train(0, teacher, tmp_path / "b", filling, **{**long, "steps": 5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert torch.load(tmp_path / "b/state.pt", weights_only=True)["step"] == 2
+    require_equal(train(0, teacher, tmp_path / "b", **long), train(0, teacher, tmp_path / "c", **long))
+
+
+def test_a_run_that_has_ended_says_why_it_cannot_be_made_longer(teacher: ActVAR, tmp_path: Path):
+    train(0, teacher, tmp_path)
+    message = r"holds another run \(steps 6 -> 9\): 6 steps are done, and after the warm-up the learning rate falls"
+    with pytest.raises(CheckpointError, match=message):
+        train(0, teacher, tmp_path, steps=9)
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_said(teacher: ActVAR, tmp_path: Path, capsys):
+    """Three steps of a hundred end at 3 % of the learning rate that was asked for."""
+    train(0, teacher, tmp_path / "a", steps=3, warmup=100)
+    said = "the warm-up of 100 steps is longer than the 3 of the run, whose learning rate ends at 0.0003"
+    assert said in capsys.readouterr().err
+    train(0, teacher, tmp_path / "b", steps=3, warmup=3)
+    assert "warm-up" not in capsys.readouterr().err
+
+
+# ---- killed
 
 
 STEPS = 20

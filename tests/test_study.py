@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from statistics import fmean
 import pytest
 from command_line import Command, in_process
 
+from actvar.bundle.json_form import write_json
 from actvar.cli.study import page_files
 from actvar.config import MINI
 from actvar.errors import BundleError
@@ -216,6 +218,82 @@ def test_an_edited_or_renamed_cell_is_refused(tmp_path: Path):
     file.write_text(file.read_text().replace("0.99", "0.999"))
     with pytest.raises(BundleError, match="was edited"):
         read_result(file)
+
+
+def changed(data: dict, names: str, value: object) -> dict:
+    """A copy in which the place of these names has another value, or none."""
+    copy = json.loads(json.dumps(data))
+    inside, *above = copy, *names.split("/")
+    for name in above[:-1]:
+        inside = inside[name]
+    inside[above[-1]] = value
+    if value is None:
+        del inside[above[-1]]
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "message"),
+    [
+        ("metrics/stage2", None, "metrics must be an object with the field 'stage2'"),
+        ("metrics/stage2/kl", None, "metrics.stage2 must be an object with the field 'kl'"),
+        ("metrics/stage2/kl", [1.0], "metrics.stage2.kl must be a number"),
+        ("metrics/stage2/kl", 1e-300, "metrics.stage2.kl must be 0, or at least 1e-12"),
+        ("metrics/stage2/load", [1.0], "metrics.stage2.load must be a list of 2 items"),
+        ("metrics/fresh/tokens", 0.5, "metrics.fresh.tokens must be an object"),
+        ("metrics/drawn/frechet_distance", True, "frechet_distance must be a number"),
+        ("metrics/drawn/frechet_distance", 1e300, "frechet_distance must be a number in"),
+        ("metrics/drawn/wrong_pictures", 7, "wrong_pictures must be a list"),
+        ("metrics/drawn/wrong_pictures", [[1, "2"]], "wrong_pictures must be a whole number"),
+        ("metrics/saved", {}, "saved must be an object with the field 'linear'"),
+        ("metrics/more", {}, "metrics must be an object of at most 5 fields"),
+        ("seconds/resumed", None, "seconds must be an object with the field 'resumed'"),
+        ("seconds/stage2", "long", "seconds.stage2 must be a number"),
+        ("settings/budget/batch", {}, "settings.budget.batch must be a number"),
+        ("settings/budget/stage2_steps", 1.5, "stage2_steps must be a whole number"),
+        ("settings/budget/more", 1, "no fields but"),
+        ("settings", [], "settings must be an object"),
+        ("seed", 1, "cell must be t75-75-e75-seed1"),
+        ("row", "var", "cell must be var-seed0"),
+        ("row", {}, "row must be one line of text"),
+        ("made_by/machine", "\x1b[2J", r"made_by.machine must be one line of text.*found '\\x1b\[2J'"),
+    ],
+)
+def test_a_cell_of_another_form_is_refused_though_its_hash_is_right(tmp_path: Path, names: str, value, message: str):
+    """By the file and the field; tables and plots take what is in it for numbers."""
+    write_result(tmp_path, made())
+    file = result_file(tmp_path, f"{FULL}-seed0")
+    data = json.loads(file.read_text())
+    del data["sha256"]
+    write_json(file, changed(data, names, value))
+    with pytest.raises(BundleError, match=rf"{FULL}-seed0\.json: .*{message}"):
+        read_results(tmp_path, CELLS)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_cell_is_a_plain_file(tmp_path: Path, kind: str):
+    write_result(tmp_path / "a", made())
+    (tmp_path / "b").mkdir()
+    file = result_file(tmp_path / "b", f"{FULL}-seed0")
+    if kind == "link":
+        file.symlink_to(result_file(tmp_path / "a", f"{FULL}-seed0"))
+    else:
+        os.mkfifo(file)
+    with pytest.raises(BundleError, match="must be a plain file"):
+        read_results(tmp_path / "b", CELLS)
+
+
+def test_cells_that_do_not_differ_are_drawn(tmp_path: Path):
+    """All at one place of the axis: there is no span to divide by. And figures of 0 have no ratio."""
+    cells = [replace(made(row.name), metrics=made(FULL).metrics) for row in ROWS if row.trained]
+    none = changed(dict(made(FULL).metrics), "stage1/kl", 0.0)
+    none["stage2"]["kl"] = none["drawn"]["frechet_distance"] = 0.0
+    for metrics in (made(FULL).metrics, none):
+        same = [replace(cell, metrics=metrics) for cell in cells]
+        for cell in same:
+            write_result(tmp_path, cell)
+        written = page_files(tmp_path, tmp_path / "study.md")
+        assert all("nan" not in text.lower() for path, text in written.items() if path.suffix == ".svg")
 
 
 # ---- the run

@@ -1,5 +1,7 @@
 """Token stores: what is read from one, whoever made it and however often they were stopped, and what is refused."""
 
+import hashlib
+import io
 import json
 import os
 import pickle
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,12 @@ from actvar.config import MINI, ModelConfig
 from actvar.data.encoding import EncodeSettings, build_token_store, encode_pictures
 from actvar.data.glyphs import GlyphPictures, glyph_batch
 from actvar.data.pictures import PictureBatch, SkippedPicture
-from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
+from actvar.data.store_plan import StorePlan, claim_folder
+from actvar.data.token_files import ChunkRecord, write_chunk
 from actvar.data.tokens import TokenStore, open_token_store
 from actvar.distill.mini import MiniRecipe
 from actvar.errors import DataError
+from actvar.files import locked
 from actvar.models.actvar import random_model
 from actvar.models.vqvae import VQVAE
 from actvar.training.loop import autocast
@@ -44,6 +48,10 @@ class Noise:
     @property
     def identity(self) -> dict[str, object]:
         return {"name": "noise", "pictures": self.count}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ()
 
     def __len__(self) -> int:
         return self.count
@@ -160,28 +168,82 @@ class Killed(Exception):
     """Stands for what ends a process between two pictures."""
 
 
+@dataclass(frozen=True)
+class Breaking(Noise):
+    """Breaks off, once, where a picture is asked for; `loaded` are those that were loaded."""
+
+    at: int = 10
+    kills: list[Exception] = field(default_factory=lambda: [Killed()])
+    loaded: list[int] = field(default_factory=list)
+
+    def load(self, numbers: range) -> PictureBatch:
+        if self.at in numbers and self.kills:
+            raise self.kills.pop()
+        self.loaded.extend(numbers)
+        return super().load(numbers)
+
+
 def test_what_was_encoded_is_not_encoded_again(vqvae: VQVAE, tmp_path: Path):
     """A second call goes on after the last whole chunk."""
-    loaded: list[int] = []
-    kills = [Killed()]
-
-    class Breaking(Noise):
-        def load(self, numbers: range) -> PictureBatch:
-            if 10 in numbers and kills:
-                raise kills.pop()
-            loaded.extend(numbers)
-            return super().load(numbers)
-
+    pictures = Breaking()
     with pytest.raises(Killed):
-        build_token_store(tmp_path / "a", vqvae, Breaking(), CHUNKS)
-    assert loaded[:8] == list(range(8))
-    loaded.clear()
+        build_token_store(tmp_path / "a", vqvae, pictures, CHUNKS)
+    assert pictures.loaded[:8] == list(range(8))
+    pictures.loaded.clear()
     told: list[int] = []
-    done = encode_pictures(tmp_path / "a", vqvae, Breaking(), CHUNKS, told.append)
-    assert loaded == list(range(8, COUNT)) and (done.pictures, done.new) == (COUNT, COUNT - 8)
+    done = encode_pictures(tmp_path / "a", vqvae, pictures, CHUNKS, told.append)
+    assert pictures.loaded == list(range(8, COUNT)) and (done.pictures, done.new) == (COUNT, COUNT - 8)
     assert told[0] == 8 and told[-1] == COUNT
     build_token_store(tmp_path / "b", vqvae, Noise(), CHUNKS)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_chunk_that_was_not_finished_is_gone_on_with(vqvae: VQVAE, tmp_path: Path, monkeypatch, flips: bool):
+    """A chunk takes ten minutes; a kill costs half of one. In the end there is no trace of it."""
+    monkeypatch.setattr("actvar.data.encoding._KEEP_SECONDS", 0.0)
+    settings, pictures = replace(CHUNKS, chunk=COUNT, flips=flips), Breaking(bad=(2, 7), at=12)
+    with pytest.raises(Killed):
+        encode_pictures(tmp_path / "a", vqvae, pictures, settings)
+    assert len(list((tmp_path / "a").glob(".piece_*.npy"))) == 4
+    (tmp_path / "a/..piece_00000012-00000014.npy.0123abcd.tmp").write_bytes(b"half")
+    pictures.loaded.clear()
+    told: list[int] = []
+    done = encode_pictures(tmp_path / "a", vqvae, pictures, settings, told.append)
+    assert pictures.loaded == list(range(12, COUNT)) and (told[0], done.new) == (12, COUNT - 12)
+    assert [picture.number for picture in done.skipped] == [2, 7]
+    build_token_store(tmp_path / "b", vqvae, Noise(bad=(2, 7)), settings)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_a_piece_that_was_damaged_is_made_again(vqvae: VQVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing but time is lost by it, so nobody is asked."""
+    monkeypatch.setattr("actvar.data.encoding._KEEP_SECONDS", 0.0)
+    settings, pictures = replace(CHUNKS, chunk=COUNT), Breaking(at=15)
+    with pytest.raises(Killed):
+        encode_pictures(tmp_path / "a", vqvae, pictures, settings)
+    flip_a_bit(tmp_path / "a/.piece_00000003-00000006.npy")
+    pictures.loaded.clear()
+    build_token_store(tmp_path / "a", vqvae, pictures, settings)
+    assert pictures.loaded == list(range(3, COUNT))
+    build_token_store(tmp_path / "b", vqvae, Noise(), settings)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_a_store_that_keeps_nothing_may_become_another(vqvae: VQVAE, tmp_path: Path):
+    """Stopped at once, and given again with other settings, as a person does who has seen a wrong option."""
+    with pytest.raises(Killed):
+        encode_pictures(tmp_path, vqvae, Breaking(at=0), CHUNKS)
+    build_token_store(tmp_path, vqvae, Noise(), replace(CHUNKS, chunk=5))
+    with pytest.raises(DataError, match=r"holds other tokens \(chunk 5 -> 4\)"):
+        encode_pictures(tmp_path, vqvae, Noise(), CHUNKS)
+
+
+def test_a_store_that_another_process_is_about_to_fill_stays_what_it_is(vqvae: VQVAE, tmp_path: Path):
+    with pytest.raises(Killed):
+        encode_pictures(tmp_path, vqvae, Breaking(at=0), CHUNKS)
+    with locked(tmp_path / ".shard-1-of-2.lock"), pytest.raises(DataError, match="holds other tokens"):
+        encode_pictures(tmp_path, vqvae, Noise(), replace(CHUNKS, chunk=5))
 
 
 ENCODE = """
@@ -349,6 +411,156 @@ def test_what_is_no_store_is_said(tmp_path: Path, label: str | None, message: st
         (tmp_path / "store.json").write_text(label)
     with pytest.raises(DataError, match=message):
         open_token_store(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["store.json", "tokens_00000004.npy", "tokens_00000004.json"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "loop"])
+def test_no_file_of_a_store_is_opened_through_a_link(vqvae: VQVAE, folder: Path, name: str, kind: str):
+    """Its content is right, and lies elsewhere: another name could lead to whatever can be read. A pipe never ends."""
+    path = folder / name
+    path.rename(folder.parent / "elsewhere")
+    make = {"link": lambda: path.symlink_to(folder.parent / "elsewhere"), "pipe": lambda: os.mkfifo(path),
+            "folder": path.mkdir, "loop": lambda: path.symlink_to(path)}  # fmt: skip
+    make[kind]()
+    for use in (lambda: open_token_store(folder), lambda: encode_pictures(folder, vqvae, Noise(), CHUNKS)):
+        with pytest.raises(DataError, match=rf"{name} must be a plain file"):
+            use()
+
+
+def test_a_file_that_is_replaced_after_it_was_checked_is_not_followed(folder: Path):
+    store = open_token_store(folder)
+    (folder / "tokens_00000004.npy").rename(folder.parent / "elsewhere")
+    (folder / "tokens_00000004.npy").symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(DataError, match="must be a plain file"):
+        _ = store.token_ids[:]
+
+
+def signed(folder: Path, content: bytes, **changes: object) -> None:
+    """Put a chunk's tokens and record in place, with the hash that they should have, as an attacker would."""
+    path = folder / "tokens_00000004.npy"
+    label = {**json.loads(path.with_suffix(".json").read_text()), **changes}
+    label = {name: value for name, value in label.items() if name != "sha256" and value is not None}
+    plan = {name: value for name, value in json.loads((folder / "store.json").read_text()).items()}
+    plan = {name: value for name, value in plan.items() if name not in ("class_names", "sha256")}
+    digest = hashlib.sha256(content + json.dumps(label, sort_keys=True).encode())
+    digest.update((json.dumps(plan, indent=1, sort_keys=True) + "\n").encode())
+    path.write_bytes(content)
+    path.with_suffix(".json").write_text(json.dumps({**label, "sha256": digest.hexdigest()}))
+
+
+def npy(rows: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, rows)
+    return content.getvalue()
+
+
+ROWS = np.zeros((4, 39), np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(ROWS + 48), "holds the token 48, and the VQVAE has 48 codes"),
+        (npy(ROWS[:3]), "expected 440 bytes, found 362"),
+        (npy(ROWS.astype(np.uint8)), "expected 440 bytes"),
+        (npy(ROWS.view(np.int16)), r"expected 16-bit numbers \[4, 39\]"),
+        (npy(ROWS.byteswap().view(">u2")), "expected 16-bit numbers"),
+        (npy(np.asfortranarray(ROWS)), "expected 16-bit numbers"),
+        (npy(ROWS).replace(b"(4, 39)", b"(9, 39)"), "expected 16-bit numbers"),
+        (npy(ROWS).replace(b"(4, 39)", b"(4, 93)"), "expected 16-bit numbers"),
+    ],
+)
+def test_tokens_that_are_none_are_refused_though_their_hash_is_right(vqvae, folder: Path, content: bytes, message: str):
+    """They would be met in the midst of a training, as an index out of range."""
+    signed(folder, content)
+    for use in (lambda: open_token_store(folder, vqvae), lambda: encode_pictures(folder, vqvae, Noise(), CHUNKS)):
+        with pytest.raises(DataError, match=message):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_ids": [0, 1, 2]}, "class_ids must be a list of 4 items"),
+        ({"class_ids": [0, 1, 2, -1]}, "class_ids must be a whole number in 0"),
+        ({"class_ids": [0, 1, 2, 2.5]}, "class_ids must be a whole number"),
+        ({"class_ids": [0, 1, 2, [3]]}, "class_ids must be a whole number"),
+        ({"class_ids": [0, 1, 2, 2**60]}, "class_ids must be a whole number"),
+        ({"class_ids": None}, "the record must be an object with the field 'class_ids'"),
+        ({"more": 1}, "no fields but"),
+        ({"skipped": [{"number": 9, "name": "a", "reason": "b"}]}, r"skipped.number must be a whole number in 4\.\.7"),
+        ({"skipped": [{"number": 4, "name": 1, "reason": "b"}]}, "of a name and a reason"),
+        ({"skipped": 2 * [{"number": 4, "name": "a", "reason": "b"}]}, "of different numbers"),
+        ({"skipped": [[]]}, "skipped must be an object"),
+    ],
+)
+def test_a_record_that_says_what_cannot_be_is_refused(vqvae: VQVAE, folder: Path, changes: dict, message: str):
+    signed(folder, npy(ROWS), **changes)
+    with pytest.raises(DataError, match=rf"tokens_00000004\.json is damaged: .*{message}"):
+        open_token_store(folder, vqvae)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pictures": 10**12}, "is not whole: 249999999995 of 250000000000 chunks"),
+        ({"pictures": 10**30}, r"number 1000000000000000000000000… is too large|is too large"),
+        ({"pictures": True}, "pictures must be a whole number"),
+        ({"chunk": 0}, "chunk must be a whole number in 1"),
+        ({"chunk": 10**12, "pictures": 10**12}, "the size of a file, chunk times tokens, must be"),
+        ({"patch_nums": [1, 2, 2]}, "patch_nums must increase"),
+        ({"patch_nums": [1, 10**9]}, "patch_nums must be a whole number"),
+        ({"patch_nums": 3}, "patch_nums must be a list"),
+        ({"data": []}, "data must be an object"),
+        ({"flips": 1}, "flips must be true or false"),
+        ({"precision": "\x1b[2J"}, r"found '\\x1b\[2J'"),
+        ({"vqvae": ["0" * 64]}, "vqvae must be 64 hexadecimal digits"),
+        ({"class_names": ["x"]}, "was edited"),
+    ],
+)
+def test_a_plan_that_no_store_has_is_refused(folder: Path, changes: dict, message: str):
+    """In a moment, whatever it claims."""
+    path = folder / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    if "class_names" not in changes:
+        path.write_text(json.dumps({n: v for n, v in json.loads(path.read_text()).items() if n != "class_names"}))
+    with pytest.raises(DataError, match=message):
+        open_token_store(folder)
+
+
+def test_a_store_that_claims_more_than_there_is_takes_no_memory(folder: Path):
+    """A file that is as long as it was claimed to be, and holds nothing."""
+    os.truncate(folder / "tokens_00000004.npy", 1 << 40)
+    os.truncate(folder / "tokens_00000008.json", 1 << 40)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"expected 440 bytes, found 1099511627776"):
+        open_token_store(folder)
+    (folder / "tokens_00000004.json").unlink()
+    with pytest.raises(DataError, match="is not whole"):
+        open_token_store(folder)
+    assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    tracemalloc.stop()
+
+
+def test_a_store_without_names_is_what_it_was(vqvae: VQVAE, folder: Path):
+    """Made by an earlier version: read, gone on with, and given the names that its pictures have."""
+    path = folder / "store.json"
+    plan = {
+        name: value for name, value in json.loads(path.read_text()).items() if name not in ("class_names", "sha256")
+    }
+    path.write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n")
+    assert open_token_store(folder, vqvae).class_names == ()
+    encode_pictures(folder, vqvae, Named(), CHUNKS)
+    store = open_token_store(folder, vqvae)
+    assert (store.class_names, store.num_classes) == (Named().class_names, 5)
+    encode_pictures(folder, vqvae, Noise(), CHUNKS)
+    assert open_token_store(folder, vqvae).class_names == Named().class_names
+
+
+class Named(Noise):
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ("n0", "n1", "n2", "n3", "n4")
 
 
 def test_a_store_of_skipped_pictures_alone_is_refused(vqvae: VQVAE, tmp_path: Path):

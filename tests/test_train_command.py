@@ -12,8 +12,10 @@ from small_training import logged, write_teacher, write_tokens
 
 from actvar.checkpoint.model import load_model, load_vqvae
 from actvar.checkpoint.own import save_model
+from actvar.classes import choose_classes
 from actvar.config import Activation
-from actvar.data.token_files import ChunkRecord, StorePlan, claim_folder, write_chunk
+from actvar.data.store_plan import StorePlan, claim_folder
+from actvar.data.token_files import ChunkRecord, write_chunk
 from actvar.data.tokens import vqvae_hash
 
 STAGE1 = ("stage1", "--teacher", "teacher.safetensors", "--tokens-dir", "tokens", "--out", "stage1", "--batch-size", 8,
@@ -132,6 +134,35 @@ def test_tokens_of_another_vqvae_or_other_scales_are_refused(train: Command):
     other_patch_nums()
     code, _, err = train(*STAGE1, "--teacher", "other.safetensors")
     assert code == 1 and "tokens of other scales: expected patch_nums (1, 2, 4), found (1, 2, 3)" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "pictures", "message"),
+    [
+        ({"classes": 4}, 4, "holds pictures of 4 classes, and the teacher knows 5"),
+        ({"classes": 6}, 24, "holds pictures of 6 classes, and the teacher knows 5"),
+        ({"class_names": ("a", "b", "c")}, 3, "holds pictures of 3 classes, and the teacher knows 5"),
+        ({"class_names": ("a", "b", "c")}, 24, "says that it is of 3 classes, and holds pictures of class 4"),
+    ],
+)
+def test_tokens_of_other_classes_are_refused(train: Command, said: dict, pictures: int, message: str):
+    """Of fewer, too: a class would be taught the pictures of another."""
+    write_tokens(Path("others"), load_model(Path("teacher.safetensors")), pictures, **said)
+    code, _, err = train(*STAGE1, "--tokens", "others")
+    assert code == 1 and f"others {message}" in err
+    assert not Path("stage1").exists()
+
+
+def test_the_names_of_class_folders_become_the_models(train: Command, monkeypatch: pytest.MonkeyPatch, capsys):
+    """From the store through both stages, so that `--class` knows them; a teacher without names is still theirs."""
+    names = ("n01440764", "N2", "a_b", "great white", "7")
+    write_tokens(Path("named"), load_model(Path("teacher.safetensors")), class_names=names)
+    for stage in (STAGE1, STAGE2):
+        assert train(*stage, "--tokens", "named")[0] == 0
+    assert load_model(Path("stage1/actvar.safetensors")).config.class_names == names
+    trained = load_model(Path("stage2/actvar.safetensors")).config
+    assert trained.class_names == names
+    assert choose_classes(trained, ["n01440764", "N2", "a_b", "great white", "3"]) == [0, 1, 2, 3]
 
 
 def test_students_that_are_not_the_teachers_are_refused(train: Command):

@@ -1,24 +1,34 @@
-"""JSON files that may come from anywhere: bounded, hashed, and held to a form before anything in them is used.
+"""JSON that may come from anywhere: bounded, hashed, and held to a form before anything in it is used.
 
-Knows JSON and what a refusal says; which fields there are is the caller's. Plain Python.
+Knows JSON and what a refusal says; which fields there are is the caller's. Everything that the project keeps as JSON is
+read here. Plain Python.
 """
 
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actvar.errors import BundleError
+from actvar.errors import ActVARError, BundleError, shown
 from actvar.files import FileEntry, opened, written_whole
 
 HASH_FIELD = "sha256"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_JSON_BYTES = 8 << 20
 MAX_FILE_BYTES = 1 << 40  # that an entry may say
+MAX_DEPTH = 32
+"""Of objects and lists in each other; nothing that is written here has half of it."""
+MAX_WHOLE = (1 << 64) - 1
+"""The largest whole number, a seed; the least is that of 64 bits."""
 
+_LEAST_WHOLE = -(1 << 63)
+_DIGITS = 400  # of a number that is not whole, as it is written
+_LONE = re.compile(r"\\u[dD][89a-fA-F]")  # how half of a pair is written
 _LINE = 100  # an object or list that is shorter stands on one line
 
 
@@ -38,6 +48,28 @@ def content_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
+def parse_json(data: bytes) -> Any:
+    """JSON in UTF-8 as a value that can be walked, printed and written again: shallow, its numbers finite and bounded.
+
+    Raises:
+        ValueError: it is no JSON, or an object has two fields of one name, a number is none or too large, a text holds
+            half of a surrogate pair, or it is nested too deeply.
+    """
+    text = data.decode("utf-8")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_int=_whole,
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+    _require_plain(value, may_be_lone=_LONE.search(text) is not None)
+    return value
+
+
 @dataclass(frozen=True)
 class FormReader:
     """Holds a JSON file to its form; every refusal names the file and the field.
@@ -45,36 +77,51 @@ class FormReader:
     Args:
         path: the file.
         advice: a sentence that ends every refusal: what to do.
+        kind: of the errors.
+        wrong: what is said of a file that is refused, such as "is damaged", before the reason.
+        max_bytes: of the file.
     """
 
     path: Path
     advice: str
+    kind: type[ActVARError] = BundleError
+    wrong: str = ""
+    max_bytes: int = MAX_JSON_BYTES
 
     def load(self) -> Any:
         """The file's content.
 
         Raises:
-            BundleError: it is missing, no plain file, too large, or not JSON.
+            ActVARError: it is missing, no plain file, too large, or not JSON.
         """
-        with opened(self.path, self.advice) as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-        if len(data) > MAX_JSON_BYTES:
-            raise BundleError(
-                f"{self.path} is larger than {MAX_JSON_BYTES} bytes, which nothing here writes. {self.advice}"
-            )
         try:
-            return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{self.path} is not valid JSON ({error}). {self.advice}") from None
+            with opened(self.path, self.advice) as file:
+                data = file.read(min(os.fstat(file.fileno()).st_size, self.max_bytes) + 1)
+        except BundleError as error:
+            raise self.kind(str(error)) from None
+        except OSError as error:
+            raise self.kind(f"{self.path} cannot be read: {error.strerror}. {self.advice}") from None
+        if len(data) > self.max_bytes:
+            raise self.refusal(f"is larger than {self.max_bytes} bytes, which nothing here writes")
+        try:
+            return parse_json(data)
+        except ValueError as error:
+            raise self.refusal(f"is not valid JSON ({shown(str(error))})") from None
 
     def check_hash(self, data: dict[str, Any]) -> None:
         """Hold an object to the hash that it brings along."""
         if data.get(HASH_FIELD) != content_hash({name: value for name, value in data.items() if name != HASH_FIELD}):
-            raise BundleError(f"{self.path} was edited: its fields do not have the SHA-256 it says. {self.advice}")
+            raise self.refusal("was edited: its fields do not have the SHA-256 it says")
 
-    def refuse(self, where: str, expected: str, found: Any) -> BundleError:
+    def refuse(self, where: str, expected: str, found: Any) -> ActVARError:
         """The error that says what does not fit."""
-        return BundleError(f"{self.path}: {where} must be {expected}, found {short(repr(found), 80)}. {self.advice}")
+        reason = f"{shown(where)} must be {expected}, found {short(repr(found), 80)}"
+        return self.kind(f"{self.path}{f' {self.wrong}' if self.wrong else ''}: {reason}. {self.advice}")
+
+    def refusal(self, reason: str) -> ActVARError:
+        """The error for the file as a whole; the reason goes on after "it" or the file's name."""
+        said = f"{self.wrong}: it {reason}" if self.wrong else reason
+        return self.kind(f"{self.path} {said}. {self.advice}")
 
     def of_format(self, data: Any, name: str, version: int) -> dict[str, Any]:
         """An object that says it is of this format and version."""
@@ -105,6 +152,19 @@ class FormReader:
         """A whole number in low..high."""
         if type(value) is not int or not low <= value <= high:
             raise self.refuse(where, f"a whole number in {low}..{high}", value)
+        return value
+
+    def truth(self, where: str, value: Any) -> bool:
+        """True or false."""
+        if type(value) is not bool:
+            raise self.refuse(where, "true or false", value)
+        return value
+
+    def items(self, where: str, value: Any, low: int, high: int) -> list[Any]:
+        """A list of so many items."""
+        if not isinstance(value, list) or not low <= len(value) <= high:
+            many = str(low) if low == high else f"{low} to {high}"
+            raise self.refuse(where, f"a list of {many} items", value)
         return value
 
     def number(self, where: str, value: Any, low: float, high: float) -> float:
@@ -179,3 +239,42 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+def _whole(text: str) -> int:
+    number = int(text) if len(text) <= len(str(_LEAST_WHOLE)) else MAX_WHOLE + 1
+    if not _LEAST_WHOLE <= number <= MAX_WHOLE:
+        raise ValueError(f"the number {short(text, 30)} is too large")
+    return number
+
+
+def _finite(text: str) -> float:
+    number = float(text) if len(text) <= _DIGITS else math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"the number {short(text, 30)} is too large")
+    return number
+
+
+def _require_plain(value: Any, may_be_lone: bool) -> None:
+    """Look at every object and list, and at every text if there may be one that cannot be written as UTF-8."""
+    waiting = [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, str):
+            _require_whole_text(item)
+            continue
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        if isinstance(item, dict) and may_be_lone:
+            for name in item:
+                _require_whole_text(name)
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        kinds = (dict, list, str) if may_be_lone else (dict, list)
+        waiting += [(each, depth + 1) for each in inner if isinstance(each, kinds)]
+
+
+def _require_whole_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half of a surrogate pair") from None

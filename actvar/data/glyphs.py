@@ -61,6 +61,11 @@ class GlyphPictures:
         """What decides the pixels."""
         return {"name": "Glyphs-100", "pictures": self.count, "seed": self.seed}
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Colour and shape."""
+        return CLASS_NAMES
+
     def __len__(self) -> int:
         """N."""
         return self.count

@@ -8,8 +8,7 @@ Letters in shapes: N pictures, 3 red green blue, H W pixels down and across.
 
 import hashlib
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,16 +18,21 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
+from actvar.data.picture_files import (
+    SUFFIXES,
+    FoundPictures,
+    UnusablePictureError,
+    find_pictures,
+    picture_bytes,
+    tell_passed_over,
+)
 from actvar.data.pictures import PictureBatch, SkippedPicture
-from actvar.data.preprocessing import Preprocessing, UnusablePictureError
-from actvar.errors import DataError
+from actvar.data.preprocessing import Preprocessing
+from actvar.errors import DataError, shown
 
 Split: TypeAlias = Literal["train", "val"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""In any case; other files are passed over."""
-
-_MAX_BYTES = 1 << 28
+_NAME = 1000  # characters of a skipped picture's
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,13 @@ class PictureFolders:
     folder: Path
     names: Sequence[str]
     class_ids: Sequence[int]
-    num_classes: int
+    class_names: tuple[str, ...]
+    """Of the classes' folders, as they can be printed."""
+
+    @property
+    def num_classes(self) -> int:
+        """Of all folders, be there pictures of each or not."""
+        return len(self.class_names)
 
     def spread(self, count: int) -> "PictureFolders":
         """`count` of the pictures, evenly spread over all classes, in the same order.
@@ -50,15 +60,22 @@ class PictureFolders:
             raise DataError(f"{self.folder} holds {len(self.names)} pictures, {count} were asked for. Ask for fewer.")
         chosen = [i * len(self.names) // count for i in range(count)]
         names, class_ids = [self.names[i] for i in chosen], [self.class_ids[i] for i in chosen]
-        return PictureFolders(self.folder, names, class_ids, self.num_classes)
+        return PictureFolders(self.folder, names, class_ids, self.class_names)
 
     @cached_property
     def sha256(self) -> str:
-        """Of all names and, as a look at every file would take minutes on a network, of each class's first size."""
+        """Of all names and, as a look at every file would take minutes on a network, of each class's first size.
+
+        Raises:
+            DataError: a file is not there.
+        """
         digest = hashlib.sha256()
         seen = None
         for name, class_id in zip(self.names, self.class_ids, strict=True):
-            size = os.stat(self.folder / name).st_size if class_id != seen else ""
+            try:
+                size = os.stat(self.folder / name).st_size if class_id != seen else ""
+            except OSError as error:
+                raise _unreadable(self.folder / name, error) from None
             digest.update(os.fsencode(name) + f"\0{size}\0".encode())
             seen = class_id
         return digest.hexdigest()
@@ -80,44 +97,43 @@ def list_pictures(root: Path, split: Split, num_classes: int) -> PictureFolders:
         found = f"no {split} in it" if root.is_dir() else "no such folder"
         raise DataError(f"{root}: expected {split}/<class>/*.JPEG, found {found}. Name the folder above {split}.")
     try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        with os.scandir(folder) as entries:
+            kinds = {entry.name: entry.is_dir() for entry in entries}
+        classes = sorted(name for name, is_folder in kinds.items() if is_folder)
         _require_classes(folder, classes, num_classes)
-        names: list[str] = []
-        class_ids: list[int] = []
-        for class_id, name in enumerate(classes):
-            before = len(names)
-            names += (os.path.relpath(path, folder) for path in _pictures_below(folder / name))
-            class_ids += [class_id] * (len(names) - before)
-            if len(names) == before:
-                kinds = ", ".join(SUFFIXES[:3])
-                raise DataError(f"{folder / name} holds no pictures: expected {kinds} or the like. Fill or remove it.")
+        per_class = [_pictures_of(folder / name) for name in classes]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}. Check its permissions.") from None
-    return PictureFolders(folder, names, class_ids, num_classes)
+    names = [os.path.join(name, inner) for name, below in zip(classes, per_class, strict=True) for inner in below.names]
+    class_ids = [class_id for class_id, below in enumerate(per_class) for _ in below.names]
+    beside = len(kinds) - len(classes) + sum(below.other_files for below in per_class)
+    tell_passed_over(folder, FoundPictures(names, beside, sum(below.same_folders for below in per_class)))
+    return PictureFolders(folder, names, class_ids, tuple(map(shown, classes)))
+
+
+def _pictures_of(folder: Path) -> FoundPictures:
+    found = find_pictures(folder)
+    if not found.names:
+        kinds = ", ".join(SUFFIXES[:3])
+        raise DataError(
+            f"{shown(str(folder), 1000)} holds no pictures: expected {kinds} or the like. Fill or remove it."
+        )
+    return found
 
 
 def _require_classes(folder: Path, found: list[str], expected: int) -> None:
     if len(found) == expected:
         return
-    some = f" ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})" if found else ""
-    advice = "Name the data that the model is for."
+    some = f" ({', '.join(map(shown, found[:3]))}{', …' if len(found) > 3 else ''})" if found else ""
     if hidden := [name for name in found if name.startswith(".")]:
-        advice = f"{hidden[0]} is counted as a class: remove it, if it is none."
+        advice = f"{shown(hidden[0])} is counted as a class: remove it, if it is none."
     elif not found:
         advice = "Sort its files into one folder for each class."
+    else:
+        advice = f"Name the data that the model is for, or say --classes {len(found)} if the model is to have so many."
     raise DataError(
         f"{folder}: expected {expected} class folders, as the model has classes, found {len(found)}{some}. {advice}"
     )
-
-
-def _pictures_below(folder: Path) -> Iterator[str]:
-    """Paths of the pictures in a folder and those below it: folder by folder, sorted, links followed."""
-
-    def stop(error: OSError) -> None:
-        raise error  # a folder that is passed over in silence would shift the number of every picture after it
-
-    for inner, _, files in sorted(os.walk(folder, onerror=stop, followlinks=True)):
-        yield from (os.path.join(inner, file) for file in sorted(files) if file.lower().endswith(SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,12 @@ class FolderPictures:
             "listing": self.listed.sha256,
             **self.preprocessing.identity,
         }
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the folders, unless two of them print alike."""
+        names = self.listed.class_names
+        return names if len(set(names)) == len(names) else ()
 
     def __len__(self) -> int:
         """N."""
@@ -164,22 +186,15 @@ class FolderPictures:
     def _square(self, number: int) -> np.ndarray | SkippedPicture:
         name = self.listed.names[number]
         try:
-            return self.preprocessing.square(_file_bytes(self.listed.folder / name), number)
+            return self.preprocessing.square(picture_bytes(self.listed.folder / name), number)
         except UnusablePictureError as error:
-            shown = os.fsencode(name).decode(errors="replace")
-            return SkippedPicture(number, shown, str(error))
+            return SkippedPicture(number, shown(os.fsencode(name).decode(errors="replace"), _NAME), str(error))
+        except OSError as error:
+            raise _unreadable(self.listed.folder / name, error) from None
 
 
-def _file_bytes(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnusablePictureError("no plain file")
-        if status.st_size > _MAX_BYTES:
-            raise UnusablePictureError(f"{status.st_size} bytes are too many")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}. Mend that, or put an empty file in its place, which is skipped; "
-            "the same command then goes on."
-        ) from None
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{shown(str(path), 1000)} cannot be read: {error.strerror}. Mend that, or put an empty file in its place, "
+        "which is skipped; the same command then goes on."
+    )

@@ -35,6 +35,10 @@ class PictureSource(Protocol):
     def identity(self) -> Mapping[str, object]:
         """What decides the pixels, as plain JSON types: another set or preparation has another identity."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By number, printable and each once; empty where classes have none."""
+
     def __len__(self) -> int:
         """How many pictures there are, skipped ones among them."""
 

@@ -6,25 +6,17 @@ the middle for validation. Knows bytes and pixels; not where a file lies or whic
 Letters in shapes: H W pixels down and across, 3 red green blue.
 """
 
-import io
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-MAX_PIXELS = 1 << 26
-"""Of a picture as it is stored, and again once it is resized: 200 MB in memory. A larger one is taken for an attack."""
+from actvar.data.picture_files import MAX_PIXELS, UnusablePictureError, opened_picture
 
-# What files with ImageFolder's suffixes are. Pillow reads more: EPS, for one, by starting another program.
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 _MARGIN = 1.125
 
 Crop: TypeAlias = Literal["random", "center"]
-
-
-class UnusablePictureError(Exception):
-    """A picture is corrupt, cut short or far too large; the text is the reason, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +44,9 @@ class Preprocessing:
         Raises:
             UnusablePictureError: the bytes are no whole picture of a known format and of a bounded size.
         """
-        try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:  # reads the header alone
-                width, height = self._resized(*image.size)
-                image = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-        except (UnusablePictureError, MemoryError):
-            raise
-        except Exception as error:  # of a broken file, Pillow may raise anything
-            raise UnusablePictureError(_first_line(error)) from None
+        with opened_picture(data) as image:
+            width, height = self._resized(*image.size)
+            image = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
         left, top = self._corner(width - self.size, height - self.size, number)
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
@@ -76,9 +63,3 @@ class Preprocessing:
             return round(spare_across / 2), round(spare_down / 2)  # halves to the even side, as torchvision has it
         across, down = np.random.Generator(np.random.Philox(key=[self.seed, number])).random(2)
         return int(across * (spare_across + 1)), int(down * (spare_down + 1))
-
-
-def _first_line(error: Exception) -> str:
-    # Pillow names the bytes' address in memory: another one in each run
-    text = (str(error).splitlines() or [""])[0].partition(" <_io.BytesIO")[0]
-    return text[:120].strip(" .") or type(error).__name__

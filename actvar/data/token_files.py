@@ -1,13 +1,19 @@
-"""The files of a token store: `store.json`, which says of what it is, and two files for each chunk of pictures.
+"""The chunks of a token store: two files for each, and of one that is not whole yet, pieces.
 
-`tokens_<first picture>.npy` holds uint16 [rows, tokens]; the `.json` beside it holds the classes, the pictures that
-were skipped and a SHA-256 of all that. It is written last: a chunk without it is not there. Every file is written
-whole or not at all, so chunks may be made in any order, by many processes, and copied together from many machines.
+    tokens_<first>.npy    uint16 [rows, tokens] of the pictures from the first on
+    tokens_<first>.json   their classes, those that were skipped, and a SHA-256 of all that and of the plan
+    .piece_<first>-<end>  the same two files, of a part of a chunk that is being made
+
+A record is written last: a chunk without it is not there. Every file is written whole or not at all, so chunks may be
+made in any order, by many processes, and copied together from many machines. A store may come from anywhere: no file
+is opened through a link, and none is read before its size is the one that the plan (`store_plan.py`) asks for.
 """
 
 import hashlib
 import io
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,55 +21,19 @@ from typing import Any
 
 import numpy as np
 
+from actvar.bundle.json_form import HASH_FIELD, SHA256, FormReader
+from actvar.data.npy import npy_header
 from actvar.data.pictures import SkippedPicture
-from actvar.errors import DataError
-from actvar.files import written_whole
+from actvar.data.store_plan import MAX_CLASSES, MAX_NAME, TOKEN_BYTES, StorePlan, is_there, names_in, unwritten
+from actvar.errors import BundleError, DataError, shown
+from actvar.files import opened, written_whole
 
-LABEL = "store.json"
-_FORMAT = {"format": "actvar-tokens", "version": 1}
-
-
-@dataclass(frozen=True)
-class StorePlan:
-    """Of what a store is; equal plans give equal tokens.
-
-    Attributes:
-        vqvae: hash of its weights, see `actvar.data.tokens.vqvae_hash`.
-        patch_nums: sides of the token maps.
-        data: identity of the pictures.
-        flips: whether each picture's row is followed by one of its mirror image.
-        precision: that it was encoded in.
-        pictures: how many, skipped ones among them.
-        chunk: pictures in one file.
-    """
-
-    vqvae: str
-    patch_nums: tuple[int, ...]
-    data: Mapping[str, object]
-    flips: bool
-    precision: str
-    pictures: int
-    chunk: int
-
-    @property
-    def views(self) -> int:
-        """Rows of a picture."""
-        return 2 if self.flips else 1
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a row, of all scales."""
-        return sum(p * p for p in self.patch_nums)
-
-    @property
-    def chunks(self) -> tuple[range, ...]:
-        """The numbers of the pictures in each chunk."""
-        return split_into_chunks(self.pictures, self.chunk)
-
-    @property
-    def text(self) -> str:
-        """As it stands in `store.json`."""
-        return json.dumps({**_FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+MAX_CODES = 1 << (8 * TOKEN_BYTES)
+_DTYPE = np.dtype("<u2")
+_BLOCK = 1 << 20
+_RECORD = re.compile(r"tokens_(\d{8,13})\.json")
+_PIECE = re.compile(r"\.piece_(\d{8,13})-(\d{8,13})\.json")
+_OF_A_PIECE = re.compile(r"\.{1,2}piece_(\d{8,13})-.*")  # a temporary file has another dot before its name
 
 
 @dataclass(frozen=True)
@@ -74,65 +44,20 @@ class ChunkRecord:
     skipped: list[SkippedPicture]
 
 
-def split_into_chunks(pictures: int, chunk: int) -> tuple[range, ...]:
-    """The numbers of so many pictures, `chunk` at a time."""
-    return tuple(range(start, min(start + chunk, pictures)) for start in range(0, pictures, chunk))
-
-
-def read_plan(folder: Path) -> StorePlan:
-    """What a store is of.
-
-    Raises:
-        DataError: there is no store, or it cannot be read.
-    """
-    path = folder / LABEL
-    try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if {name: fields.pop(name, None) for name in _FORMAT} != _FORMAT:
-            raise ValueError("another format or version")
-        plan = StorePlan(**{**fields, "patch_nums": tuple(fields["patch_nums"])})
-        _ = plan.chunks, plan.tokens, dict(plan.data)  # what is no number or no dictionary shows itself here
-        return plan
-    except FileNotFoundError:
-        raise DataError(f"{folder} is no token store: it has no {LABEL}. Make one: actvar-trt encode --help") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is not a token store's ({error}). Remove the folder and encode again.") from None
-
-
-def claim_folder(folder: Path, plan: StorePlan) -> None:
-    """Make a folder a store of this plan, or see that it is.
-
-    Raises:
-        DataError: it is a store of another plan, or cannot be written.
-    """
-    path = folder / LABEL
-    if path.exists():
-        there, wanted = json.loads(read_plan(folder).text), json.loads(plan.text)
-        if there != wanted:
-            changes = ", ".join(_differences(there, wanted))
-            raise DataError(f"{folder} holds other tokens ({changes}). Choose another folder, or remove that one.")
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            file.write(plan.text.encode())
-    except OSError as error:
-        raise _unwritten(path, error) from None
-
-
-def _differences(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What is another in two plans: `vqvae 0123456789ab -> ba9876543210`."""
-    for plan in (there, wanted):
-        plan |= {f"data's {name}": value for name, value in plan.pop("data").items()}
-    names = sorted(name for name in {*there, *wanted} if there.get(name) != wanted.get(name))
-    return [f"{name} {str(there.get(name))[:12]} -> {str(wanted.get(name))[:12]}" for name in names]
-
-
 def chunk_path(folder: Path, chunk: range) -> Path:
     """Where a chunk's tokens lie."""
     return folder / f"tokens_{chunk.start:08d}.npy"
+
+
+def recorded_chunks(folder: Path, plan: StorePlan) -> set[int]:
+    """The first pictures of the chunks that have a record.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    matches = (_RECORD.fullmatch(name) for name in names_in(folder))
+    firsts = {int(match[1]) for match in matches if match}
+    return {first for first in firsts if first % plan.chunk == 0 and first < plan.pictures}
 
 
 def write_chunk(folder: Path, plan: StorePlan, chunk: range, rows: np.ndarray, record: ChunkRecord) -> None:
@@ -141,62 +66,172 @@ def write_chunk(folder: Path, plan: StorePlan, chunk: range, rows: np.ndarray, r
     Raises:
         DataError: they cannot be written.
     """
+    _write_rows(chunk_path(folder, chunk), plan, rows, record)
+
+
+def read_record(folder: Path, plan: StorePlan, chunk: range, codes: int = MAX_CODES) -> ChunkRecord | None:
+    """What is known of a chunk, once its tokens are found whole; None where it was not made yet.
+
+    Args:
+        folder: of the store.
+        plan: of the store.
+        chunk: the numbers of its pictures.
+        codes: that the VQVAE has.
+
+    Raises:
+        DataError: a file was cut, altered, is no plain file, is of another store, or holds a token that is no code.
+    """
     path = chunk_path(folder, chunk)
-    content = io.BytesIO()
-    np.save(content, rows, allow_pickle=False)
-    label = asdict(record)
-    label["sha256"] = _digest(plan, content.getvalue(), label)
+    advice = f"Remove {path.name} and {path.stem}.json, and run the same actvar-trt encode again: it makes them anew."
+    if not is_there(path.with_suffix(".json")):
+        return None
+    if not is_there(path):
+        raise DataError(f"{path} is missing, and its .json is there. {advice}")
+    return _read_rows(path, plan, chunk, advice, codes)
+
+
+def map_rows(path: Path, rows: int, tokens: int) -> np.ndarray:
+    """The token ids of a file that was found whole, mapped: the system keeps what fits, and drops the rest.
+
+    Raises:
+        DataError: it was replaced or cut since.
+    """
+    header = npy_header((rows, tokens), _DTYPE)
+    advice = "Give the same command again, which checks all files first."
     try:
-        for remains in folder.glob(f".{path.stem}.*.tmp"):  # of a process that was killed here
+        with opened(path, advice) as file:
+            if file.read(len(header)) == header:
+                return np.memmap(file, _DTYPE, "r", len(header), (rows, tokens))
+    except BundleError as error:
+        raise DataError(str(error)) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} was cut while it was in use ({error}). {advice}") from None
+    raise DataError(f"{path} was replaced while it was in use. {advice}")
+
+
+# ---- pieces of a chunk that is being made
+
+
+def write_piece(folder: Path, plan: StorePlan, numbers: range, rows: np.ndarray, record: ChunkRecord) -> None:
+    """Keep a part of a chunk; errors are those of `write_chunk`."""
+    _write_rows(_piece_path(folder, numbers), plan, rows, record)
+
+
+def kept_pieces(folder: Path, plan: StorePlan, chunk: range) -> list[tuple[np.ndarray, ChunkRecord]]:
+    """Tokens and records of a chunk's first pictures, as far as they were kept without a gap and are whole."""
+    found: list[tuple[np.ndarray, ChunkRecord]] = []
+    first = chunk.start
+    for numbers in _pieces_of(folder, chunk):
+        path = _piece_path(folder, numbers)
+        if numbers.start != first:
+            continue
+        try:
+            record = _read_rows(path, plan, numbers, "", MAX_CODES)
+            rows = np.array(map_rows(path, len(numbers) * plan.views, plan.tokens))
+        except DataError:  # as if it had not been kept
+            break
+        found.append((rows, record))
+        first = numbers.stop
+    return found
+
+
+def remove_pieces(folder: Path, chunk: range) -> None:
+    """Once the chunk itself is there.
+
+    Raises:
+        DataError: the folder cannot be changed.
+    """
+    try:
+        for match in filter(None, map(_OF_A_PIECE.fullmatch, list(names_in(folder)))):
+            if int(match[1]) in chunk:
+                (folder / match[0]).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritten(folder, error) from None
+
+
+def _piece_path(folder: Path, numbers: range) -> Path:
+    return folder / f".piece_{numbers.start:08d}-{numbers.stop:08d}.npy"
+
+
+def _pieces_of(folder: Path, chunk: range) -> list[range]:
+    matches = (_PIECE.fullmatch(name) for name in names_in(folder))
+    pieces = [range(int(match[1]), int(match[2])) for match in matches if match]
+    inside = [numbers for numbers in pieces if numbers and numbers[0] in chunk and numbers[-1] in chunk]
+    return sorted(inside, key=lambda numbers: (numbers.start, -numbers.stop))
+
+
+# ---- two files: tokens, and the record that vouches for them
+
+
+def _write_rows(path: Path, plan: StorePlan, rows: np.ndarray, record: ChunkRecord) -> None:
+    content = io.BytesIO()
+    np.save(content, rows.astype(_DTYPE, copy=False), allow_pickle=False)
+    label = asdict(record)
+    label[HASH_FIELD] = _finished(hashlib.sha256(content.getvalue()), plan, label)
+    try:
+        for remains in path.parent.glob(f".{path.stem}.*.tmp"):  # of a process that was killed here
             remains.unlink(missing_ok=True)
         with written_whole(path) as file:
             file.write(content.getvalue())
         with written_whole(path.with_suffix(".json")) as file:
             file.write(json.dumps(label).encode())
     except OSError as error:
-        raise _unwritten(path, error) from None
+        raise unwritten(path, error) from None
 
 
-def read_record(folder: Path, plan: StorePlan, chunk: range) -> ChunkRecord | None:
-    """What is known of a chunk, once its tokens are found whole; None where it was not made yet.
-
-    Raises:
-        DataError: a file was cut, altered, or is of another store.
-    """
-    path = chunk_path(folder, chunk)
-    advice = f"Remove {path.name} and {path.stem}.json, and run the same actvar-trt encode again: it makes them anew."
+def _read_rows(path: Path, plan: StorePlan, numbers: range, advice: str, codes: int) -> ChunkRecord:
+    record, label = _RecordReader(path.with_suffix(".json"), advice, DataError, "is damaged").record(numbers)
+    expected = label.pop(HASH_FIELD)
+    header = npy_header((len(numbers) * plan.views, plan.tokens), _DTYPE)
+    size = len(header) + len(numbers) * plan.views * plan.tokens * TOKEN_BYTES
+    said = f"{path} or its .json was cut, altered or comes from another store: expected"
     try:
-        label = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        content = path.read_bytes()
-        expected = label.pop("sha256")
-        record = ChunkRecord(label["class_ids"], [SkippedPicture(**picture) for picture in label["skipped"]])
-    except FileNotFoundError as error:
-        if error.filename and Path(error.filename).suffix == ".json":
-            return None
-        raise DataError(f"{path} is missing, and its .json is there. {advice}") from None
-    except OSError as error:
-        raise DataError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise DataError(f"{path.with_suffix('.json')} is damaged: expected a chunk's record. {advice}") from None
-    found = _digest(plan, content, label)
-    if found != expected:
-        raise DataError(
-            f"{path} or its .json was cut, altered or comes from another store: expected SHA-256 {expected[:12]}…, "
-            f"found {found[:12]}…. {advice}"
-        )
+        with opened(path, advice) as file:
+            if (there := os.fstat(file.fileno()).st_size) != size:
+                raise DataError(f"{said} {size} bytes, found {there}. {advice}")
+            digest, most = hashlib.sha256(file.read(len(header))), 0
+            as_planned = digest.digest() == hashlib.sha256(header).digest()
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                most = max(most, int(np.frombuffer(block, _DTYPE).max()))
+    except BundleError as error:
+        raise DataError(str(error)) from None
+    except (OSError, ValueError) as error:  # the latter of half a number: the file was cut meanwhile
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}. {advice}") from None
+    if (found := _finished(digest, plan, label)) != expected:
+        raise DataError(f"{said} SHA-256 {expected[:12]}…, found {found[:12]}…. {advice}")
+    if not as_planned:
+        raise DataError(f"{said} 16-bit numbers [{len(numbers) * plan.views}, {plan.tokens}]. {advice}")
+    if most >= codes:
+        raise DataError(f"{path} holds the token {most}, and the VQVAE has {codes} codes. {advice}")
     return record
 
 
-def _digest(plan: StorePlan, content: bytes, label: Mapping[str, Any]) -> str:
-    """Of tokens, classes and skips, and of the store that they belong to."""
-    digest = hashlib.sha256(content)
+class _RecordReader(FormReader):
+    """Holds the `.json` beside tokens to its form."""
+
+    def record(self, numbers: range) -> tuple[ChunkRecord, dict[str, Any]]:
+        """What it says of these pictures, and its fields as they are."""
+        data = self.load()
+        class_ids, skipped, sha256 = self.fields("the record", data, f"class_ids skipped {HASH_FIELD}")
+        self.matching(HASH_FIELD, sha256, SHA256, "64 hexadecimal digits")
+        ids = self.items("class_ids", class_ids, len(numbers), len(numbers))
+        pictures = [self.skipped(item, numbers) for item in self.items("skipped", skipped, 0, len(numbers))]
+        if len({picture.number for picture in pictures}) < len(pictures):
+            raise self.refuse("skipped", "of different numbers", [picture.number for picture in pictures])
+        return ChunkRecord([self.integer("class_ids", each, 0, MAX_CLASSES - 1) for each in ids], pictures), data
+
+    def skipped(self, item: Any, numbers: range) -> SkippedPicture:
+        """One picture; its name and the reason are for people."""
+        number, name, reason = self.fields("skipped", item, "number name reason")
+        if not isinstance(name, str) or not isinstance(reason, str):
+            raise self.refuse("skipped", "of a name and a reason", item)
+        number = self.integer("skipped.number", number, numbers.start, numbers.stop - 1)
+        return SkippedPicture(number, shown(name, MAX_NAME), shown(reason, MAX_NAME))
+
+
+def _finished(digest: "hashlib._Hash", plan: StorePlan, label: Mapping[str, Any]) -> str:
+    """SHA-256 of tokens, which the digest has seen, of classes and skips, and of the store that they belong to."""
     digest.update(json.dumps(label, sort_keys=True).encode())
     digest.update(plan.text.encode())
     return digest.hexdigest()
-
-
-def _unwritten(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path} cannot be written: {error.strerror}. Make room or name another folder; the same command goes on where "
-        "it stopped."
-    )

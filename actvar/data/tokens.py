@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actvar.data.token_files import StorePlan, chunk_path, read_plan, read_record
+from actvar.data.store_plan import StorePlan, read_plan
+from actvar.data.token_files import MAX_CODES, chunk_path, map_rows, read_record, recorded_chunks
 from actvar.errors import DataError
 from actvar.models.vqvae import VQVAE
 
@@ -28,14 +29,15 @@ class MappedTokens:
     The files are mapped, so that the system keeps what fits and drops the rest: 1.28 million pictures are 1.7 GB.
 
     Args:
-        files: each holds `rows_per_file` rows, the last may hold fewer.
+        files: each holds `rows_per_file` rows, the last may hold fewer; found whole, see `read_record`.
         rows_per_file: rows in a file.
-        rows_N: the rows that count, in the numbering of all files together.
+        all_rows: rows in all files together.
+        rows_N: those that count, in the numbering of all.
         tokens: T.
     """
 
-    def __init__(self, files: Sequence[Path], rows_per_file: int, rows_N: np.ndarray, tokens: int):
-        self._files, self._rows_per_file, self._rows_N = files, rows_per_file, rows_N
+    def __init__(self, files: Sequence[Path], rows_per_file: int, all_rows: int, rows_N: np.ndarray, tokens: int):
+        self._files, self._rows_per_file, self._all_rows, self._rows_N = files, rows_per_file, all_rows, rows_N
         self._maps: dict[int, np.ndarray] = {}
         self.shape = (len(rows_N), tokens)
 
@@ -61,16 +63,22 @@ class MappedTokens:
         if file not in self._maps:
             if len(self._maps) >= _OPEN_FILES:
                 self._maps.clear()
-            self._maps[file] = np.load(self._files[file], mmap_mode="r", allow_pickle=False)
+            rows = min(self._rows_per_file, self._all_rows - file * self._rows_per_file)
+            self._maps[file] = map_rows(self._files[file], rows, self.shape[1])
         return self._maps[file]
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Token ids NT (uint16) and class ids N (int64) of a data set."""
+    """Token ids NT (uint16) and class ids N (int64) of a data set.
+
+    `num_classes` is how many classes its pictures are sorted into, where that is known; `class_names` are theirs.
+    """
 
     token_ids: np.ndarray | MappedTokens
     class_ids: np.ndarray
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """N."""
@@ -104,23 +112,49 @@ def open_token_store(folder: Path, vqvae: VQVAE | None = None) -> TokenStore:
             f"{folder} holds tokens of other scales: expected patch_nums {patch_nums}, found {plan.patch_nums}. "
             "Encode the pictures with the model's own."
         )
-    records = [read_record(folder, plan, chunk) for chunk in plan.chunks]
-    if missing := [chunk for chunk, record in zip(plan.chunks, records, strict=True) if record is None]:
-        raise DataError(
-            f"{folder} is not whole: {len(missing)} of {len(plan.chunks)} chunks are not encoded yet, the first "
-            f"{chunk_path(folder, missing[0]).name}. Run its actvar-trt encode again, every --shard of it."
-        )
-    class_ids = np.concatenate([np.asarray(record.class_ids, np.int64) for record in records if record])
+    _require_all_chunks(folder, plan)
+    codes = vqvae.quantize.embedding.num_embeddings if vqvae else MAX_CODES
     used = np.ones(plan.pictures, bool)
-    used[[picture.number for record in records if record for picture in record.skipped]] = False
+    class_ids = np.empty(plan.pictures, np.int64)
+    for chunk in plan.chunks:
+        record = read_record(folder, plan, chunk, codes)
+        if record is None:
+            raise _not_whole(folder, plan, 1, chunk)
+        class_ids[chunk.start : chunk.stop] = record.class_ids
+        used[[picture.number for picture in record.skipped]] = False
+    if plan.num_classes is not None and (most := int(class_ids.max())) >= plan.num_classes:
+        raise DataError(
+            f"{folder} says that it is of {plan.num_classes} classes, and holds pictures of class {most}. "
+            "Remove it and encode again."
+        )
     if not used.any():
         raise DataError(f"{folder} holds no token: all {plan.pictures} pictures were skipped. Look at the pictures.")
-    return TokenStore(_mapped(folder, plan, used.repeat(plan.views)), class_ids[used].repeat(plan.views))
+    return TokenStore(
+        _mapped(folder, plan, used.repeat(plan.views)),
+        class_ids[used].repeat(plan.views),
+        plan.num_classes,
+        plan.class_names,
+    )
+
+
+def _require_all_chunks(folder: Path, plan: StorePlan) -> None:
+    """See how many chunks have a record; of what a plan claims beyond them, nothing is made."""
+    there, count = recorded_chunks(folder, plan), -(-plan.pictures // plan.chunk)
+    if len(there) < count:
+        first = next(start for start in range(0, plan.pictures, plan.chunk) if start not in there)
+        raise _not_whole(folder, plan, count - len(there), range(first, first + 1))
+
+
+def _not_whole(folder: Path, plan: StorePlan, missing: int, first: range) -> DataError:
+    return DataError(
+        f"{folder} is not whole: {missing} of {-(-plan.pictures // plan.chunk)} chunks are not encoded yet, the first "
+        f"{chunk_path(folder, first).name}. Run its actvar-trt encode again, every --shard of it."
+    )
 
 
 def _mapped(folder: Path, plan: StorePlan, used: np.ndarray) -> MappedTokens:
     files = [chunk_path(folder, chunk) for chunk in plan.chunks]
-    return MappedTokens(files, plan.chunk * plan.views, np.flatnonzero(used), plan.tokens)
+    return MappedTokens(files, plan.chunk * plan.views, len(used), np.flatnonzero(used), plan.tokens)
 
 
 def vqvae_hash(vqvae: VQVAE) -> str:

@@ -40,6 +40,8 @@ def load_student(path: Path, teacher: ActVAR, teacher_path: Path) -> VAR:
     if student.config.activation is None:
         raise CheckpointError(f"--student {file} is a dense VAR. Make an ActVAR of it first: actvar-trt train stage1.")
     ours, theirs = student.config.to_dict(), teacher.config.to_dict()
+    if not teacher.config.class_names:  # the student may have been given those of its training's pictures
+        ours["class_names"] = theirs["class_names"]
     differs = [name for name in ours if name != "activation" and ours[name] != theirs[name]]
     if differs:
         said = ", ".join(f"{name} {theirs[name]} -> {ours[name]}" for name in differs)
@@ -56,10 +58,11 @@ def open_tokens(folder: Path, teacher: ActVAR, batch: int) -> TokenStore:
         DataError: they are not the teacher's, or too few.
     """
     store = open_token_store(folder, teacher.vqvae)
-    classes = int(store.class_ids.max()) + 1
-    if classes > teacher.config.num_classes:
+    expected, said = teacher.config.num_classes, store.num_classes
+    found = said or int(store.class_ids.max()) + 1  # at least: there may be no pictures of the last classes
+    if found > expected or (said and found < expected):
         raise DataError(
-            f"{folder} holds pictures of {classes} classes, and the teacher knows {teacher.config.num_classes}. "
+            f"{folder} holds pictures of {found} classes, and the teacher knows {expected}. "
             "Name the tokens of its own data."
         )
     if len(store) < batch:

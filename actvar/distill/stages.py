@@ -7,7 +7,7 @@ Letters in shapes: B pictures, T tokens of all scales, E code width, V codes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -188,4 +188,7 @@ def _train(
 
     run(stage.title, step, {"student": student, **update.states}, settings, inputs, team)
     update.finish()
-    return team.onto_cpu(student).eval().requires_grad_(False)
+    trained = team.onto_cpu(student).eval().requires_grad_(False)
+    if not trained.config.class_names and len(store.class_names) == trained.config.num_classes:
+        trained.config = replace(trained.config, class_names=store.class_names)
+    return trained

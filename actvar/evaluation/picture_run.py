@@ -1,8 +1,11 @@
 """A run: the numbered pictures of one model under one setting, in files of fifty that outlive whatever draws them.
 
     run.json               what is drawn (`RunSpec`); a folder that says otherwise is refused
-    pictures-000000.npy    uint8 [50, H, W, 3], pictures 0 to 49, there whole or not at all
+    pictures-000000.npy    uint8 [50, H, W, 3], pictures 0 to 49, there whole or not at all; after them, in a line of
+                           its own, the SHA-256 of the run, the file's name and all that stands before it
     pictures-000050.npy    and so on; the last may be shorter
+
+A file that is not what its hash says, is another run's or another piece's, or no plain file, counts as not there.
 
 A picture follows from its number: its class is the number modulo the classes, and (seed, number) decides what is random
 in it. So any process may draw any of the files, on any machine, and the folder is the same in the end.
@@ -12,19 +15,22 @@ Knows numbers and files; not what draws. Plain numpy: no PyTorch.
 Letters in shapes: N pictures, H W pixels down and across, 3 red green blue.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from actvar.bundle.json_form import FormReader, write_json
-from actvar.errors import ActVARError
-from actvar.evaluation.picture_sets import Shape, npy_header
-from actvar.files import written_whole
+from actvar.bundle.json_form import FormReader, content_hash, write_json
+from actvar.data.npy import npy_header
+from actvar.errors import ActVARError, shown
+from actvar.evaluation.picture_sets import Shape
+from actvar.files import opened, written_whole
 
-FORMAT, VERSION = "actvar-picture-run", 1
+FORMAT, VERSION = "actvar-picture-run", 2
 RUN_FILE = "run.json"
 PIECE = 50
 """Pictures of a file: what a kill costs at most."""
@@ -60,6 +66,12 @@ class RunSpec:
     top_k: int
     top_p: float
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """As it stands in `run.json`; 2 and 2.0 are one strength of guidance, and must have one hash."""
+        fields = {**asdict(self), "cfg": float(self.cfg), "top_p": float(self.top_p)}
+        return {"format": FORMAT, "version": VERSION, **fields}
+
     def class_of(self, number: int) -> int:
         """All classes in turn, so that any stretch of pictures holds as many of each, or one more."""
         return number % self.classes
@@ -89,6 +101,8 @@ class PictureRun:
 
     folder: Path
     spec: RunSpec
+    _known: dict[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    """Files that were found whole, and what the system said of them then: 50,000 pictures are 10 GB to look at."""
 
     @property
     def shape(self) -> Shape:
@@ -117,12 +131,15 @@ class PictureRun:
             ActVARError: it cannot be written; what was written before stays.
         """
         path = self.folder / piece.file
+        pixels = np.ascontiguousarray(pictures_NHW3, np.uint8).data.cast("B")
         try:
             for leftover in self.folder.glob(f".{piece.file}.*.tmp"):  # of whoever was killed at this file
                 leftover.unlink(missing_ok=True)
             with written_whole(path) as file:
                 file.write(self._header(piece))
-                file.write(np.ascontiguousarray(pictures_NHW3, np.uint8).data.cast("B"))
+                file.write(pixels)
+                file.write(self._seal(piece, pixels))
+            self._known[piece.file] = _state(path)
         except OSError as error:
             raise ActVARError(
                 f"{path} cannot be written: {error.strerror or error}. {self.kept} of {self.spec.count} pictures are "
@@ -136,24 +153,58 @@ class PictureRun:
             ActVARError: a file is missing or not whole.
         """
         for piece in self.pieces():
-            path = self.folder / piece.file
-            if not self._is_whole(piece):
+            pictures_NHW3 = self._read(piece)
+            if pictures_NHW3 is None:
+                path = self.folder / piece.file
                 raise ActVARError(f"{path} is missing or not whole. Give the command that draws again.")
-            pictures_NHW3 = np.load(path)
             for first in range(0, piece.count, at_once):
                 yield pictures_NHW3[first : first + at_once]
 
     def _is_whole(self, piece: Piece) -> bool:
-        header, path = self._header(piece), self.folder / piece.file
+        path = self.folder / piece.file
         try:
-            with path.open("rb") as file:
-                pixels = piece.count * self.spec.side**2 * 3
-                return file.read(len(header)) == header and os.fstat(file.fileno()).st_size == len(header) + pixels
+            state = _state(path)
         except OSError:
             return False
+        if self._known.get(piece.file) != state:
+            if self._read(piece) is None:
+                return False
+            self._known[piece.file] = state
+        return True
+
+    def _read(self, piece: Piece) -> np.ndarray | None:
+        """The pictures of a file, if they are those of this piece of this run."""
+        header, pixels = self._header(piece), piece.count * self.spec.side**2 * 3
+        try:
+            with opened(self.folder / piece.file) as file:
+                if os.fstat(file.fileno()).st_size != len(header) + pixels + _SEAL:
+                    return None
+                content = memoryview(file.read())
+        except (ActVARError, OSError):
+            return None
+        between = content[len(header) : len(header) + pixels]
+        if content[: len(header)] != header or content[len(header) + pixels :] != self._seal(piece, between):
+            return None
+        return np.frombuffer(between, np.uint8).reshape(piece.count, *self.shape[1:])
 
     def _header(self, piece: Piece) -> bytes:
-        return npy_header((piece.count, *self.shape[1:]))
+        return npy_header((piece.count, *self.shape[1:]), np.uint8)
+
+    def _seal(self, piece: Piece, pixels: memoryview) -> bytes:
+        """What stands behind the pixels, and is of them alone: readers of .npy look no further than the pixels."""
+        digest = hashlib.sha256(f"{content_hash(self.spec.record)} {piece.file}\n".encode())
+        digest.update(self._header(piece))
+        digest.update(pixels)
+        return f"sha256 {digest.hexdigest()}\n".encode()
+
+
+_SEAL = len("sha256 \n") + 64
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes with a file."""
+    found = path.lstat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def open_run(folder: Path, spec: RunSpec) -> PictureRun:
@@ -171,7 +222,7 @@ def open_run(folder: Path, spec: RunSpec) -> PictureRun:
                 raise ActVARError(
                     f"{folder} holds {strangers[0]} and no {RUN_FILE}, so it is no run. Name another with --out."
                 )
-            write_json(path, {"format": FORMAT, "version": VERSION, **asdict(spec)})
+            write_json(path, spec.record)
     except OSError as error:
         where = error.filename or folder
         raise ActVARError(f"{where} cannot be written: {error.strerror}. Name another folder with --out.") from None
@@ -180,12 +231,17 @@ def open_run(folder: Path, spec: RunSpec) -> PictureRun:
 
 
 def _require_same(path: Path, spec: RunSpec) -> None:
-    reader = FormReader(path, "Name another folder with --out.")
-    found = reader.of_format(reader.load(), FORMAT, VERSION)
-    reader.check_hash(found)
+    reader = FormReader(path, "Name another folder with --out.", ActVARError)
+    found = reader.load()
+    if isinstance(found, dict) and found.get("format") == FORMAT and found.get("version") == 1:
+        raise ActVARError(
+            f"{path.parent} was drawn by an earlier version, whose pictures have no hash: nobody can tell whether they "
+            "are those that were drawn. Name another folder with --out, or have that version end it."
+        )
+    reader.check_hash(reader.of_format(found, FORMAT, VERSION))
     for name, mine in asdict(spec).items():
         if found.get(name) != mine:
             raise ActVARError(
-                f"{path.parent} holds pictures of another run: {name} is {found.get(name)} there, and {mine} here. "
-                "Name another folder with --out, or give the options of that run."
+                f"{path.parent} holds pictures of another run: {name} is {shown(str(found.get(name)), 80)} there, and "
+                f"{mine} here. Name another folder with --out, or give the options of that run."
             )

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from actvar.errors import ActVARError
+from actvar.errors import ActVARError, shown
 from actvar.evaluation.frechet import FeatureStatistics
+from actvar.evaluation.npz_file import NpzFile, opened_npz
 from actvar.evaluation.picture_sets import npz_names
 from actvar.files import written_whole
 
+_LARGEST = 1e100  # whose products are still finite
+_LONGEST = 4000  # bytes of an extractor's name
 ADVICE = "Name statistics of this extractor, or the pictures themselves."
 
 
@@ -48,20 +51,46 @@ def read_statistics(path: Path, extractor: str, features: int) -> FeatureStatist
     Raises:
         ActVARError: it cannot be read, or the statistics are of another extractor, or no numbers.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            mu_F, sigma_FF = (np.asarray(stored[name], np.float64) for name in ("mu", "sigma"))
-            found = str(stored["extractor"]) if "extractor" in stored else None
-            count = int(stored["count"]) if "count" in stored else 0
-    except Exception as error:  # of a broken file, numpy may raise anything
-        raise ActVARError(f"{path} cannot be read as statistics ({error}). {ADVICE}") from None
-    if found not in (None, extractor):
-        raise ActVARError(f"{path} holds statistics of the extractor {found}, expected {extractor}. {ADVICE}")
-    if mu_F.shape != (features,) or sigma_FF.shape != (features, features):
-        raise ActVARError(
-            f"{path} holds statistics of another feature extractor: mu {list(mu_F.shape)} and sigma "
-            f"{list(sigma_FF.shape)}, expected {features} features of {extractor}. {ADVICE}"
-        )
-    if not (np.isfinite(mu_F).all() and np.isfinite(sigma_FF).all()):
-        raise ActVARError(f"{path} holds statistics that are not finite. {ADVICE}")
+    with opened_npz(path, "statistics", ADVICE) as npz:
+        found = _text(npz, "extractor") if "extractor" in npz.names else extractor
+        if found != extractor:
+            raise ActVARError(
+                f"{path} holds statistics of the extractor {shown(found)}, expected {extractor}. {ADVICE}"
+            )
+        mu, sigma = npz.header("mu"), npz.header("sigma")
+        if mu.shape != (features,) or sigma.shape != (features, features):
+            raise ActVARError(
+                f"{path} holds statistics of another feature extractor: mu {list(mu.shape)} and sigma "
+                f"{list(sigma.shape)}, expected {features} features of {extractor}. {ADVICE}"
+            )
+        mu_F, sigma_FF = _numbers(npz, "mu"), _numbers(npz, "sigma")
+        count = _count(npz) if "count" in npz.names else 0
+    if not (_are_usable(mu_F) and _are_usable(sigma_FF)):
+        raise ActVARError(f"{path} holds statistics that are not finite, or above {_LARGEST:g}. {ADVICE}")
     return FeatureStatistics(mu_F, sigma_FF, count)
+
+
+def _numbers(npz: NpzFile, name: str) -> np.ndarray:
+    header = npz.header(name)
+    if header.dtype.kind not in "fiu" or header.dtype.itemsize > 8:
+        raise ValueError(f"{name} is {header.dtype}")
+    return npz.read(name).astype(np.float64)
+
+
+def _are_usable(values: np.ndarray) -> bool:
+    return bool((np.abs(values) <= _LARGEST).all())  # not of NaN
+
+
+def _text(npz: NpzFile, name: str) -> str:
+    header = npz.header(name)
+    if header.shape or header.dtype.kind != "U" or header.bytes > _LONGEST:
+        raise ValueError(f"{name} is {header}")
+    return str(npz.read(name))
+
+
+def _count(npz: NpzFile) -> int:
+    header = npz.header("count")
+    count = int(npz.read("count")) if header.shape == () and header.dtype.kind in "iu" else -1
+    if count < 0:
+        raise ValueError("count is no number of pictures")
+    return count

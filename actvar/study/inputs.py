@@ -17,6 +17,7 @@ from actvar.evaluation.classifier import SHIPPED_CLASSIFIER, GlyphClassifier, lo
 from actvar.evaluation.draws import real_pictures
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.glyph_report import judge
+from actvar.evaluation.npz_file import opened_npz
 from actvar.files import hash_file, written_whole
 from actvar.models.actvar import ActVAR
 from actvar.study.budget import Budget
@@ -86,5 +87,8 @@ def _reference(classifier: GlyphClassifier, count: int, folder: Path) -> Feature
         found = FeatureStatistics.of(features_NF)
         with written_whole(file) as stream:
             np.savez(stream, mean=found.mean, covariance=found.covariance)
-    stored = np.load(file, allow_pickle=False)
-    return FeatureStatistics(stored["mean"], stored["covariance"], count)
+    with opened_npz(file, "the reference's statistics", "Remove it: it is made anew.") as stored:
+        mean_F, covariance_FF = stored.read("mean"), stored.read("covariance")
+        if covariance_FF.dtype != np.float64 or covariance_FF.shape != 2 * mean_F.shape or not mean_F.size:
+            raise ValueError("they are no mean and covariance")
+    return FeatureStatistics(mean_F, covariance_FF, count)

@@ -69,7 +69,7 @@ def sets_of_experts(row: Row) -> int:
 
 def recovered(figures: Figures, row: str) -> Spread | None:
     """Share of the L_f that stage 1 left which stage 2 takes away, over the seeds; None without any."""
-    before, after = figures.values("kl before").get(row, {}), figures.values(KL).get(row, {})
+    before, after = figures.positive("kl before").get(row, {}), figures.values(KL).get(row, {})
     return Spread.of([1 - after[seed] / before[seed] for seed in sorted(before.keys() & after.keys())])
 
 
@@ -91,7 +91,7 @@ def findings(results: Sequence[Steps], figures: Figures) -> str:
 
 
 def _steps(steps: int, figures: Figures) -> Steps:
-    values: Mapping[str, Mapping[int, float]] = figures.values(KL)
+    values: Mapping[str, Mapping[int, float]] = figures.positive(KL)
     static, dynamic = values.get(STATIC_EXPERTS, {}), values.get(FULL, {})
     ratios = [static[seed] / dynamic[seed] for seed in sorted(static.keys() & dynamic.keys())]
     return Steps(steps, figures.spread(STATIC_EXPERTS, KL), figures.spread(FULL, KL), ratios)

@@ -1,18 +1,24 @@
 """A run's curves: a line of JSON for every logged step, and TensorBoard's files where they are asked for.
 
-What a killed run wrote after its last state is taken back when it is resumed: no step stands there twice.
+A value that is no number, such as a loss that has run away, is null. What a killed run wrote after its last state is
+taken back when it is resumed: no step stands there twice.
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
+from actvar.bundle.json_form import parse_json
+from actvar.console import say
 from actvar.errors import ActVARError
-from actvar.files import written_whole
+from actvar.files import opened, written_whole
+
+_LONGEST = 1 << 16  # bytes of a line; what is longer is none of ours
 
 
 def require_tensorboard() -> Any:
@@ -77,7 +83,8 @@ class Curves:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._file.write(json.dumps({"step": step, **plain}) + "\n")
             self._file.flush()
             if self._board:
                 for name, value in values.items():
@@ -96,14 +103,18 @@ class Curves:
             self._board.flush()
 
     def _take_back(self, first: int) -> None:
-        """Leave out the steps from `first` on, and a line that broke off."""
-        if not self._path.exists():
+        """Leave out the steps from `first` on, a line that broke off, and what is no line of ours."""
+        if not os.path.lexists(self._path):
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _step(line) < first]
-        if kept != lines:
-            with written_whole(self._path) as file:
-                file.write("".join(kept).encode())
+        with opened(self._path, "Remove it: only curves are in it.") as file:
+            kinds = [_is_kept(line, first) for line in _lines(file)]
+            if all(kinds):
+                return
+            file.seek(0)
+            with written_whole(self._path) as kept:
+                kept.writelines(line for line, is_kept in zip(_lines(file), kinds, strict=True) if is_kept)
+        if odd := sum(is_kept is None for is_kept in kinds[:-1]):
+            say(f"{self._path}: {odd} lines that are none of a run's were left out.")
 
     def _unwritten(self, error: OSError) -> ActVARError:
         return ActVARError(
@@ -112,9 +123,16 @@ class Curves:
         )
 
 
-def _step(line: str) -> float:
-    """The step that a line is of; endless for what is no line."""
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines, those that are far too long in pieces."""
+    while line := file.readline(_LONGEST):
+        yield line
+
+
+def _is_kept(line: bytes, first: int) -> bool | None:
+    """Whether a line is of a step before `first`; None for what is no line of a step."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        step = parse_json(line)["step"]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    return step < first if type(step) is int and step >= 0 and line.endswith(b"\n") else None

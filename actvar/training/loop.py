@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from actvar.console import say
 from actvar.errors import ActVARError, UsageError
 from actvar.training.curves import Curves
 from actvar.training.state import StateFile, Stateful, identity_of
@@ -42,6 +43,10 @@ class RunSettings:
     log_every: int = 20
     save_every: int = 200
     tensorboard: bool = False
+
+    def is_alike(self, done: int) -> bool:
+        """Whether the first so many steps are the same whatever `steps` is: the learning rate rises as it does."""
+        return done <= self.warmup
 
 
 def learning_rate_at(step: int, settings: RunSettings) -> float:
@@ -104,7 +109,13 @@ def run(
         raise UsageError(f"{title} is trained by one process. Start it without torchrun and accelerate.")
     inputs = {"training": title, **(inputs or {}), "processes": str(team.size)}
     state = StateFile(settings.folder, identity_of(settings, inputs), team)
-    first = state.resume(parts)
+    first = state.resume(parts, settings.is_alike)
+    if team.is_main and first < settings.steps < settings.warmup:
+        say(
+            f"{title}: the warm-up of {settings.warmup} steps is longer than the {settings.steps} of the run, whose "
+            f"learning rate ends at {learning_rate_at(settings.steps - 1, settings):.2g} and never comes to "
+            f"{settings.learning_rate:g}. Take a shorter --warmup, or more steps."
+        )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (

@@ -1,17 +1,25 @@
-"""A run's state on disk: whole or not at all, and of this run or refused."""
+"""A run's state on disk: whole or not at all, as it was written, and of this run or refused.
 
+`state.pt` is what `torch.save` writes, and behind it a line with the SHA-256 of all that: PyTorch itself compares no
+checksum, and a changed weight would be trained on.
+"""
+
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 import torch
 
-from actvar.errors import CheckpointError
-from actvar.files import written_whole
+from actvar.errors import BundleError, CheckpointError, shown
+from actvar.files import opened, written_whole
+from actvar.training.state_form import require_form
 from actvar.training.team import Team
 
+_SEAL = len("\nsha256 \n") + 64
+_BLOCK = 1 << 20
 _WHEREABOUTS = ("folder", "device", "log_every", "save_every", "tensorboard")
 
 
@@ -49,30 +57,49 @@ class StateFile:
         """Where it lies."""
         return self.folder / "state.pt"
 
-    def resume(self, parts: Mapping[str, Stateful]) -> int:
+    def resume(self, parts: Mapping[str, Stateful], alike: Callable[[int], bool] = lambda done: False) -> int:
         """Bring the parts back to where they were saved; returns how many steps are done, 0 for a new run.
 
+        Args:
+            parts: by name.
+            alike: whether the first so many steps are the same in a run of any length; then that may have changed.
+
         Raises:
-            CheckpointError: it is of another run, cannot be read, or the folder cannot be made.
+            CheckpointError: it is of another run, was changed, cannot be read, or the folder cannot be made.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.team.is_main:
                 for remains in self.folder.glob(f".{self.path.name}.*.tmp"):  # of a process that was killed here
                     remains.unlink(missing_ok=True)
+            if not os.path.lexists(self.path):
+                return 0
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be used: {error.strerror}. Name another folder.") from None
-        if not self.path.exists():
-            return 0
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            with opened(self.path, "Remove it to start again.") as file:
+                _require_seal(file)
+                state = torch.load(file, map_location="cpu", weights_only=True)
             saved, states, step = state["identity"], state["parts"], state["step"]
+            if type(step) is not int or step < 0 or not all(type(x) is str for pair in saved.items() for x in pair):
+                raise ValueError("it does not say of which run it is, or how far that is")
+        except BundleError as error:
+            raise CheckpointError(str(error)) from None
         except Exception as error:  # of a broken file, torch.load may raise anything
-            raise CheckpointError(f"{self.path} cannot be read ({error}). Remove it to start again.") from error
-        self._require_same(saved)
-        for name, part in parts.items():
-            self.team.load(part, states[name])
+            raise self._unusable(error) from None
+        self._require_same(saved, step, alike)
+        try:
+            for name, part in parts.items():
+                require_form(states[name], part, name)
+            for name, part in parts.items():
+                self.team.load(part, states[name])
+        except Exception as error:  # and so may whoever is given what was in it
+            raise self._unusable(error) from None
         return step
+
+    def _unusable(self, error: Exception) -> CheckpointError:
+        reason = shown((str(error).splitlines() or [""])[0].strip(" .")) or type(error).__name__
+        return CheckpointError(f"{self.path} cannot be read ({reason}). Remove it to start again.")
 
     def save(self, step: int, parts: Mapping[str, Stateful]) -> None:
         """Write the state after so many steps in place of the one before, which stays until the new one is whole.
@@ -88,7 +115,9 @@ class StateFile:
     def _write(self, state: dict[str, Any]) -> None:
         try:
             with written_whole(self.path) as file:
-                torch.save(state, file)
+                sealing = _Sealing(file)
+                torch.save(state, cast(IO[bytes], sealing))
+                file.write(sealing.seal)
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of some of the former
@@ -101,12 +130,68 @@ class StateFile:
                 advice = "There is no state before it: make room, and run the same command again."
             raise CheckpointError(f"{self.path} cannot be written: {cause.strerror}. {advice}") from None
 
-    def _require_same(self, saved: Mapping[str, str]) -> None:
-        if saved == self.identity:
-            return
+    def _require_same(self, saved: Mapping[str, str], done: int, alike: Callable[[int], bool]) -> None:
         names = sorted({*saved, *self.identity})
         pairs = {name: (saved.get(name), self.identity.get(name)) for name in names}
-        changed = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in pairs.items() if was != now)
+        changed = {name: (was, now) for name, (was, now) in pairs.items() if was != now}
+        if changed.keys() == {"steps"}:
+            self._require_length(*changed["steps"], done, alike(done))
+        elif changed:
+            pairs_said = (f"{name} {was and shown(was)} -> {now}" for name, (was, now) in changed.items())
+            said = ", ".join(pairs_said)
+            raise CheckpointError(
+                f"{self.folder} holds another run ({said}). Choose another folder, or remove that one."
+            )
+
+    def _require_length(self, was: str | None, now: str | None, done: int, alike: bool) -> None:
+        """A run whose length was changed is gone on with while it is still what one of the new length would be."""
+        if alike and done <= int(now or 0):
+            return
         raise CheckpointError(
-            f"{self.folder} holds another run ({changed}). Choose another folder, or remove that one."
+            f"{self.folder} holds another run (steps {was} -> {now}): {done} steps are done, and after the warm-up the "
+            f"learning rate falls so as to end at the last of {was}. Ask for as many as before, or train a longer one, "
+            "from the start or from what this one leaves, in another folder."
         )
+
+
+class _Sealing:
+    """Writes into a file, and knows the line that then belongs at its end."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """For `torch.save`, which writes from the first byte to the last."""
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """For `torch.save`."""
+        self._file.flush()
+
+    @property
+    def seal(self) -> bytes:
+        """Of all that was written."""
+        return _seal(self._digest)
+
+
+def _seal(digest: "hashlib._Hash") -> bytes:
+    return f"\nsha256 {digest.hexdigest()}\n".encode()
+
+
+def _require_seal(file: BinaryIO) -> None:
+    """Hold a file to the hash at its end, and go back to its beginning.
+
+    Raises:
+        ValueError: it is another's, or there is none.
+    """
+    left, digest = os.fstat(file.fileno()).st_size - _SEAL, hashlib.sha256()
+    while left > 0 and (block := file.read(min(left, _BLOCK))):
+        digest.update(block)
+        left -= len(block)
+    found = file.read(_SEAL + 1)
+    if found[:8] != b"\nsha256 ":
+        raise ValueError("it does not end with its SHA-256: it was cut short, or is of an earlier version")
+    if found != _seal(digest):
+        raise ValueError("it was changed since it was written: its SHA-256 is another")
+    file.seek(0)

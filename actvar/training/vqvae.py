@@ -34,6 +34,10 @@ class VQVAESettings(RunSettings):
     restart_every: int = 100
     restart_until: float = 0.7
 
+    def is_alike(self, done: int) -> bool:
+        """See `RunSettings`; when the codes come in depends on the number of steps."""
+        return done == 0
+
 
 def train_vqvae(config: ModelConfig, settings: VQVAESettings, pictures: Pictures) -> VQVAE:
     """Train from random weights, or resume; returns the trained VQVAE on the CPU in evaluation mode."""
