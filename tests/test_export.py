@@ -27,7 +27,7 @@ from actvar.export.parity.recording import Recording, record
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
 from actvar.runtime.pictures import Order
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 
 SAMPLING = Sampling(cfg=2.0, top_k=30, top_p=0.9)
 CLASSES = (3, 0, 4)
@@ -115,7 +115,7 @@ def test_a_graph_of_all_scales_draws_what_a_graph_for_each_draws(exported, name)
     orders = [Order(class_id, 7 + class_id) for class_id in CLASSES]
     drawn = {}
     for graph in ("each", *bundle.manifest.scales):
-        pipeline = Pipeline(ort.load(bundle.folder, bundle.manifest, 1, scales=graph), 2)
+        pipeline = GraphSource(ort.load(bundle.folder, bundle.manifest, 1, scales=graph), 2)
         drawn[graph] = np.concatenate([ids for p in pipeline.draw(orders, SAMPLING) for ids in p.token_ids])
     for graph, token_ids in drawn.items():
         np.testing.assert_array_equal(token_ids, drawn["each"], err_msg=graph)
