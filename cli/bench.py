@@ -105,7 +105,7 @@ def bench(
     if models and (size != Size() or rates.are_given):
         raise UsageError("--model names what is there, and a preset, rates or scales shape another. Leave them out.")
     if models:
-        named = [chosen_model(model, vqvae, hub) for model in models]
+        named = [chosen_model(model, vqvae, hub, backend == "tensorrt") for model in models]
         graphs = named_contestants(named, precision, backend, official_var)
         contestants = [*graphs, *peers_of(graphs, None, kinds, official_var, place)]
     else:
