@@ -83,7 +83,7 @@ def measure(training: str, config: ModelConfig, batch: int, steps: int, device: 
     alone = memory(device)
     model = random_model(config.dense())
     ids = np.random.default_rng(0).integers(0, config.vqvae.vocab_size, (4 * batch, config.schedule.total))
-    store = Clock(ids.astype(np.uint16), np.arange(4 * batch) % config.num_classes, device)
+    store = Clock(ids.astype(np.uint16), np.arange(4 * batch) % config.num_classes, device=device)
     settings = StageSettings(folder, WARM_UP + steps + 1, batch, 2e-4, device=device, log_every=10**6, save_every=10**6)
     if training == PLAIN:
         train_plain(model, settings, store)

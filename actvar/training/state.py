@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 import torch
 
@@ -116,7 +116,7 @@ class StateFile:
         try:
             with written_whole(self.path) as file:
                 sealing = _Sealing(file)
-                torch.save(state, sealing)
+                torch.save(state, cast(IO[bytes], sealing))
                 file.write(sealing.seal)
                 file.flush()
                 os.fsync(file.fileno())
