@@ -8,9 +8,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from actvar.class_names import CLASS_NAMES
-from actvar.scales import LARGE_PATCH_NUMS, ScaleSchedule
+from actvar.errors import shown
+from actvar.scales import LARGE_PATCH_NUMS, MAX_SCALES, ScaleSchedule
 
 HEAD_WIDTH = 64
+
+# Sizes that a file may claim: far above every known model, so that whatever counts to one of them ends.
+MAX_DEPTH = 128
+MAX_CLASSES = 1_000_000
+MAX_LEVELS = 16  # of the VQVAE, each half as wide as the one before
+_MAX_VQVAE = {"vocab_size": 1 << 20, "z_channels": 1 << 14, "ch": 1 << 14, "num_res_blocks": 64, "norm_groups": 1 << 14}
+_MAX_MULTIPLE = 1 << 10  # in ch_mult
 
 DYNAMIC, FIXED, STATIC = "dynamic", "fixed", "static"
 _CHOICES = {"token_choice": (DYNAMIC, FIXED), "expert_choice": (DYNAMIC, STATIC)}
@@ -30,7 +38,14 @@ class VQVAEConfig:
     def __post_init__(self) -> None:
         sizes = (self.vocab_size, self.z_channels, self.ch, *self.ch_mult, self.num_res_blocks, self.norm_groups)
         if not self.ch_mult or min(sizes) < 1:
-            raise ValueError(f"the sizes of a VQVAE must be 1 or more, got {self}")
+            raise ValueError(f"the sizes of a VQVAE must be 1 or more, got {shown(self)}")
+        for name, largest in _MAX_VQVAE.items():
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name} of a VQVAE must be {largest} at most, got {getattr(self, name)}")
+        if len(self.ch_mult) > MAX_LEVELS or max(self.ch_mult) > _MAX_MULTIPLE:
+            raise ValueError(
+                f"ch_mult must be {MAX_LEVELS} numbers up to {_MAX_MULTIPLE} at most, got {shown(self.ch_mult)}"
+            )
         if self.ch % self.norm_groups:
             raise ValueError(f"ch must be a multiple of the {self.norm_groups} norm_groups, got {self.ch}")
 
@@ -69,11 +84,13 @@ class Activation:
     def __post_init__(self) -> None:
         if self.experts < 1:
             raise ValueError(f"experts must be at least 1, got {self.experts}")
+        if len(self.scales) > MAX_SCALES:
+            raise ValueError(f"active scales must be {MAX_SCALES} at most, got {len(self.scales)}")
         if len(set(self.scales)) != len(self.scales) or any(scale < 1 for scale in self.scales):
             raise ValueError(f"active scales must be different numbers from 1, got {self.scales}")
         for name, rates in (("token_rates", self.token_rates), ("expert_rates", self.expert_rates)):
             if len(rates) != len(self.scales):
-                raise ValueError(f"{name} needs one rate for each of the scales {self.scales}, got {rates}")
+                raise ValueError(f"{name} needs one rate for each of the scales {self.scales}, got {shown(rates)}")
             if any(not 0 < rate <= 1 for rate in rates):
                 raise ValueError(f"{name} must lie in (0, 1], got {rates}")
         for name, known in _CHOICES.items():
@@ -134,10 +151,10 @@ class ModelConfig:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        if self.depth < 1:
-            raise ValueError(f"depth must be at least 1, got {self.depth}")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+        if not 1 <= self.depth <= MAX_DEPTH:
+            raise ValueError(f"depth must be at least 1 and at most {MAX_DEPTH}, got {self.depth}")
+        if not 1 <= self.num_classes <= MAX_CLASSES:
+            raise ValueError(f"num_classes must be at least 1 and at most {MAX_CLASSES}, got {self.num_classes}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{self.num_classes} classes need as many names, got {len(self.class_names)}")
         if self.activation is None:
@@ -262,12 +279,12 @@ def _check_types(where: str, value: Any, like: Any) -> None:
     """Hold JSON to the types of an example, whose lists have items of one type; an integer may stand for a float."""
     wanted = (float, int) if isinstance(like, float) else (type(like),)
     if type(value) not in wanted:
-        raise ValueError(f"{where} must be of the type {wanted[0].__name__}, got {value!r}")
+        raise ValueError(f"{where} must be of the type {wanted[0].__name__}, got {shown(repr(value))}")
     if isinstance(like, dict):
         for name in like.keys() - value.keys():
             raise ValueError(f"{where} lacks the field {name!r}")
         for name in value.keys() - like.keys():
-            raise ValueError(f"{where} has the field {name!r}, which is not understood")
+            raise ValueError(f"{where} has the field '{shown(name)}', which is not understood")
         for name, item in value.items():
             _check_types(name, item, like[name])
     elif isinstance(like, list):

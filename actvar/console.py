@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import typer
 from rich.console import Console
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 
 _CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
+_BAR = Lock()
 _LOOK_BACK_SECONDS = 600.0  # over which the speed is taken: one piece may take a minute
 
 
@@ -81,3 +83,19 @@ def counting(title: str, pieces: int, done: int = 0) -> Iterator[Callable[[int],
             progress(done)
 
         yield advance
+
+
+@contextmanager
+def wanted_bar(title: str, wanted: bool, announced: bool = True, pieces: int = 0) -> Iterator[Callable[[float], None]]:
+    """A bar like `progress_bar`'s, for programs that may do without and have several threads.
+
+    A terminal has room for one: without `wanted`, and while another of these is shown, what is told is not shown.
+    """
+    if not wanted or not _BAR.acquire(blocking=False):
+        yield lambda share: None
+        return
+    try:
+        with progress_bar(title, announced, pieces) as show:
+            yield show
+    finally:
+        _BAR.release()

@@ -16,12 +16,20 @@ class UsageError(ActVARError):
     exit_code = 2
 
 
+class ArgumentError(UsageError, ValueError):
+    """An argument that a program gave is wrong. Python's programs look for a ValueError then, and find one."""
+
+
 class CheckpointError(ActVARError):
     """A checkpoint is not what it should be."""
 
 
 class BundleError(ActVARError):
     """A bundle is incomplete, altered, or not for this use."""
+
+
+class DamagedError(BundleError):
+    """A file of a bundle is missing, or is not what the manifest says: to make the bundle anew helps."""
 
 
 class EngineError(ActVARError):
@@ -32,15 +40,23 @@ class DataError(ActVARError):
     """A folder of pictures or of their tokens is not what it should be."""
 
 
-def shown(text: str, limit: int = 200) -> str:
-    """Text from a file or a name of one, as a terminal may have it: control characters and lone surrogates are escaped.
+def shown(text: object, limit: int = 500) -> str:
+    """A text that came from a file or a path as a message may show it: the terminal obeys nothing in it.
 
     Args:
-        text: whatever it is.
-        limit: characters; what is longer is cut, with a sign where.
+        text: anything; its `str()` is shown.
+        limit: characters; what is longer ends with a sign that it was cut.
+
+    Returns: one line that can be encoded and printed: control characters, signs that turn or hide text, and lone
+        surrogates are escaped as Python writes them; what is printable stays.
     """
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
-    return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+    whole = str(text)
+    line = "".join(sign if sign.isprintable() else _escaped(sign) for sign in whole[:limit])
+    return line if len(whole) <= limit and len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")
 
 
 @contextmanager

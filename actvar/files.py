@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -11,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from actvar.errors import BundleError
+from actvar.errors import BundleError, DamagedError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BLOB = re.compile(r"[0-9A-Za-z]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -57,20 +61,26 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def opened(path: Path, advice: str = "") -> Iterator[BinaryIO]:
-    """A plain file for reading. A link is refused: it could lead out of the folder.
+    """A plain file for reading. A link is refused, as it could lead out of the folder; but for those of a Hub cache.
+
+    The Hugging Face Hub's cache is a folder of links: `models--user--name/snapshots/<commit>/<file>` leads to a file in
+    `models--user--name/blobs`. Such a link is followed where it ends in that very folder, at a plain file and not at
+    another link. It is not left to the system to follow it: the folder is opened, and the file in it, neither of
+    them through a link, whatever is put in their place meanwhile.
 
     Raises:
-        BundleError: it is missing, no plain file, or cannot be read; the message ends with the advice.
+        BundleError: it is missing (then a DamagedError), no plain file, or cannot be read; the message ends with the
+            advice.
     """
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
+        descriptor = _opened_cached(path) if path.is_symlink() else _opened_plain(path)
+        if descriptor is None:
             raise BundleError(f"{path} must be a plain file, and is a link, a folder or a device. {advice}".rstrip())
-        file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
     except FileNotFoundError:
-        raise BundleError(f"{path} is missing. {advice}".rstrip()) from None
+        raise DamagedError(f"{path} is missing. {advice}".rstrip()) from None
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.") from None
-    with file:
+    with os.fdopen(descriptor, "rb") as file:
         yield file
 
 
@@ -94,13 +104,14 @@ def read_verified(path: Path, entry: FileEntry, advice: str, take: Callable[[byt
         take: is given the content piece by piece, before it is known to be right.
 
     Raises:
-        BundleError: it is missing, is a link or no plain file, or differs in size or SHA-256.
+        DamagedError: it is missing, or differs in size or SHA-256.
+        BundleError: it is a link or no plain file, or cannot be read.
     """
     with opened(path, advice) as file:
         _require_size(file, path, entry, advice)
         found = _digest(file, entry.file, take)
     if found != entry:
-        raise BundleError(
+        raise DamagedError(
             f"{path} was altered: the manifest says SHA-256 {entry.sha256[:12]}…, found {found.sha256[:12]}…. {advice}"
         )
 
@@ -114,10 +125,50 @@ def require_size(path: Path, entry: FileEntry, advice: str) -> None:
         _require_size(file, path, entry, advice)
 
 
+def _opened_plain(path: Path | str, folder: int | None = None) -> int | None:
+    """A plain file's descriptor; None if it is something else. A folder's descriptor is where the path begins."""
+    if not stat.S_ISREG(os.stat(path, dir_fd=folder, follow_symlinks=False).st_mode):
+        return None
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)  # something else has taken its name since
+    return None
+
+
+def _opened_cached(link: Path) -> int | None:
+    """The descriptor of what a link of a Hub cache leads to; None if it is another link, or leads elsewhere."""
+    link = Path(os.path.abspath(link))
+    target = Path(os.path.normpath(link.parent / os.readlink(link)))
+    blobs = _blobs_of(link)
+    if blobs is None or target.parent != blobs or not _BLOB.fullmatch(target.name):
+        return None
+    if not stat.S_ISDIR(blobs.lstat().st_mode):
+        return None
+    folder = os.open(blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = _opened_plain(target.name, folder)
+    finally:
+        os.close(folder)
+    if descriptor is not None and not os.path.samestat(os.fstat(descriptor), link.stat()):
+        os.close(descriptor)  # folders on the way are links: whoever follows it by its name comes to another file
+        return None
+    return descriptor
+
+
+def _blobs_of(path: Path) -> Path | None:
+    """Where the files of a Hub snapshot lie, if a path is in one."""
+    for commit in path.parents:
+        if _COMMIT.fullmatch(commit.name) and commit.parent.name == "snapshots":
+            repository = commit.parent.parent
+            return repository / "blobs" if repository.name.startswith("models--") else None
+    return None
+
+
 def _require_size(file: BinaryIO, path: Path, entry: FileEntry, advice: str) -> None:
     size = os.fstat(file.fileno()).st_size
     if size != entry.bytes:
-        raise BundleError(f"{path} was cut or altered: the manifest says {entry.bytes} bytes, found {size}. {advice}")
+        raise DamagedError(f"{path} was cut or altered: the manifest says {entry.bytes} bytes, found {size}. {advice}")
 
 
 def _digest(file: BinaryIO, name: str, take: Callable[[bytes], object] | None = None) -> FileEntry:

@@ -3,7 +3,7 @@
 Letters in shapes: B pictures, R = 2B rows, L tokens of a scale, E code width, H side of f_hat.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,12 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: ActVAR, class_ids: Sequence[int], sampling: Sampling, seed: int = 0, picture_numbers: Sequence[int] = ()
+    model: ActVAR,
+    class_ids: Sequence[int],
+    sampling: Sampling,
+    seed: int = 0,
+    picture_numbers: Sequence[int] = (),
+    on_scale_end: Callable[[int, Tensor], None] | None = None,
 ) -> Generation:
     """Draw one picture for each class, scale by scale (VAR, Sec. 3.2; ActVAR, Sec. 3.4).
 
@@ -39,6 +44,7 @@ def generate(
         sampling: guidance strength, top-k and top-p.
         seed: with the picture's number it decides all its random numbers.
         picture_numbers: B numbers; 0 to B-1 if left out.
+        on_scale_end: is given the index of each scale and f_hat after it, [B, E, H, H], before the next begins.
     """
     var, quantizer, schedule = model.var, model.vqvae.quantize, model.config.schedule
     numbers = picture_numbers or range(len(class_ids))
@@ -60,5 +66,7 @@ def generate(
         ids.append(ids_BL)
         f_hats.append(f_hat_BEHH)
         all_logits.append(logits_BLV)
+        if on_scale_end:
+            on_scale_end(si, f_hat_BEHH)
     pictures_B3HW = (model.vqvae.decode(f_hat_BEHH) + 1) / 2
     return Generation(pictures_B3HW, tuple(ids), tuple(f_hats), tuple(all_logits))

@@ -1,28 +1,51 @@
-"""Reports as files: whole or not at all, and a message that names the option where one cannot be written."""
+"""What a command found: tables for a person, and files, each there whole or not at all."""
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from actvar.errors import ActVARError, UsageError
 from actvar.files import written_whole
 
-_PAGE = 150  # characters a line of a table where there is no terminal to fit it into
+STDOUT = Path("-")
+"""Named in place of a file: what is written goes to stdout, and nothing else does."""
+
+_ENDLESS = 10_000  # characters: wide enough that no line is folded
 
 
-def show(tables: Iterable[Table]) -> str:
-    """Print tables; returns them as text."""
-    console = Console() if sys.stdout.isatty() else Console(width=_PAGE)
+def show(parts: Iterable[RenderableType]) -> str:
+    """Print tables and lines; returns them as text.
+
+    Lines are folded to fit a terminal, or COLUMNS where that is set. A pipe and the returned text have them whole.
+    """
+    fits = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if fits else _ENDLESS, highlight=False)
     page = io.StringIO()
-    for table in tables:
-        console.print(table)
-        Console(file=page, width=_PAGE).print(table)
+    whole = Console(file=page, width=_ENDLESS, highlight=False)
+    for part in parts:
+        for column in part.columns if isinstance(part, Table) else ():
+            column.overflow = "fold"  # and never cut
+        console.print(part)
+        whole.print(part)
     return page.getvalue()
+
+
+def deliver(parts: Iterable[RenderableType], content: str, json_file: Path | None) -> None:
+    """Show what was found, and write it where `--json` asks for it; with `-` nothing is printed but the JSON.
+
+    Raises:
+        ActVARError: the file cannot be written.
+    """
+    if json_file != STDOUT:
+        show(parts)
+    if json_file:
+        write_report(json_file, content, "--json")
 
 
 def check_json_option(path: Path | None) -> None:
@@ -31,7 +54,8 @@ def check_json_option(path: Path | None) -> None:
     Raises:
         UsageError: it is a folder, or lies in none.
     """
-    check_file_option(path, "--json")
+    if path != STDOUT:
+        check_file_option(path, "--json")
 
 
 def check_file_option(path: Path | None, option: str) -> None:
@@ -45,11 +69,14 @@ def check_file_option(path: Path | None, option: str) -> None:
 
 
 def write_report(path: Path, content: str | bytes, option: str) -> None:
-    """Write one file, text as UTF-8.
+    """Write one file, text as UTF-8; JSON goes to stdout where the file is `-`.
 
     Raises:
         ActVARError: it cannot be written; another place can be named by this option.
     """
+    if path == STDOUT and isinstance(content, str):
+        typer.echo(content, nl=False)
+        return
     try:
         with written_whole(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -8,6 +8,8 @@ Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L 
 import torch
 from torch import Tensor
 
+from actvar.models.selection import best_first
+
 SORTED_CODES = 900
 """The most that top_k can be: as many codes are sorted (official VAR samples from its best 900)."""
 
@@ -33,7 +35,7 @@ def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int, top_p: float) -> 
     Returns: token ids, BL int64.
     """
     count = min(SORTED_CODES, logits_BLV.shape[-1])
-    sorted_logits, order = logits_BLV.sort(dim=-1, descending=True, stable=True)
+    sorted_logits, order = best_first(logits_BLV)
     sorted_logits_BLS, order_BLS = sorted_logits[..., :count], order[..., :count]
     rank_S = torch.arange(count, device=logits_BLV.device)
     probability_BLS = sorted_logits_BLS.masked_fill(rank_S >= top_k, -torch.inf).softmax(-1)

@@ -1,12 +1,14 @@
 """The scale schedule: how many tokens each step predicts, and where they sit in the sequence.
 
-Knows patch_nums and nothing else: no tensors, no model, no activation rates.
+Knows patch_nums and how a person writes them: no tensors, no model, no activation rates.
 
 Letters in shapes: S scales, L tokens of one scale, P tokens of all scales before it.
 """
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+
+from actvar.errors import shown
 
 STANDARD_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 LARGE_PATCH_NUMS = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)  # the 512-pixel model, var_d36
@@ -16,22 +18,45 @@ LARGE_PATCH_NUMS = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)  # the 512-pixel model, va
 _PHI_OF_TEN_SCALES = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
 PHI_COUNT = 4
 
+# What a file or a person may ask for: far above every known model, and far below what takes hours to count.
+MAX_SCALES = 64
+MAX_SIDE = 512  # pictures of 8192 pixels
+
 
 @dataclass(frozen=True)
 class ScaleSchedule:
     """The token maps that one picture is drawn with, smallest first (VAR, Sec. 3.2).
 
     Raises:
-        ValueError: patch_nums has fewer than two entries, does not increase, or does not start at 1.
+        ValueError: patch_nums has fewer than two entries or more than MAX_SCALES, does not increase, does not start at
+            1, or goes beyond MAX_SIDE.
     """
 
     patch_nums: tuple[int, ...] = STANDARD_PATCH_NUMS
 
     def __post_init__(self) -> None:
         if len(self.patch_nums) < 2 or self.patch_nums[0] != 1:
-            raise ValueError(f"patch_nums must be two or more numbers that start at 1, got {self.patch_nums}")
+            raise ValueError(f"patch_nums must be two or more numbers that start at 1, got {shown(self.patch_nums)}")
+        if len(self.patch_nums) > MAX_SCALES:
+            raise ValueError(f"patch_nums must be {MAX_SCALES} numbers at most, got {len(self.patch_nums)}")
         if any(b <= a for a, b in pairwise(self.patch_nums)):
-            raise ValueError(f"patch_nums must increase, got {self.patch_nums}")
+            raise ValueError(f"patch_nums must increase, got {shown(self.patch_nums)}")
+        if self.side > MAX_SIDE:
+            raise ValueError(f"patch_nums must end at {MAX_SIDE} or below, got {shown(self.patch_nums)}")
+
+    @classmethod
+    def parse(cls, text: str) -> "ScaleSchedule":
+        """Read patch_nums as a person writes them: `1,2,4,8`, or `1_2_4_8` as official VAR's command line has it.
+
+        Raises:
+            ValueError: the text is something else, or no schedule.
+        """
+        parts = [part.strip() for part in text.replace("_", ",").split(",")]
+        if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+            raise ValueError(
+                f"patch_nums must be whole numbers with commas between, such as 1,2,4,8; got '{shown(text)}'"
+            )
+        return cls(tuple(int(part) for part in parts))
 
     def __len__(self) -> int:
         """S."""

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from actvar.config import PRESETS
+from actvar.provenance import typed
 
 ALLOWED = 1.3
 LARGE = 1e9
@@ -76,7 +77,8 @@ def main() -> int:
             print(f"{path.stem}: {size / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, {peak / size:.3f} of it")
     print(f"Python and PyTorch alone: {alone / 1e6:.0f} MB; at most {ALLOWED} of the file is asked for")
     if arguments.json:
-        figures = {"preset": arguments.preset, "bytes": found, "interpreter": alone, "allowed": ALLOWED}
+        figures = {"command": typed(["python", *sys.argv]), "preset": arguments.preset, "bytes": found}
+        figures |= {"interpreter": alone, "allowed": ALLOWED}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if right else 1
 

@@ -1,24 +1,111 @@
-"""Everything that only a GPU can show, in one command.
+"""Everything that only a GPU can show, in one command, on a machine that has one and where the project is installed.
 
-    python benchmarks/gpu_evidence.py --prepare .gpu            where there is a network
-    python benchmarks/gpu_evidence.py --run FOLDER --out DIR    where there is a GPU, and perhaps no network
+    python benchmarks/gpu_evidence.py --out results
 
-The first collects wheels, bundles and plans, and packs them in pieces. The second joins the pieces, installs the wheels
-beside the machine's own packages, and runs the steps of `gpu/steps.py` in order of importance, each case in a process
-and within a time of its own. Each step's JSON is written as its cases end, and summary.json with it; the summary in
-words is printed at the end. PyTorch must be there already, and the checkout that was prepared from.
+First come the bundles that the steps need: what is missing is made. Then the steps of `gpu/steps.py` run in order of
+importance, each case in a process and within a time of its own. Each step's JSON is written as its cases end, and
+summary.json with it; the summary in words is printed at the end. A later step builds on what an earlier one found,
+in this call or in one before it with the same --out. What a machine lacks is said, case by case.
 
 Exit codes: 0, everything was done; 1, something failed, ran out of time, or cannot be used; 2, a wrong option;
 3, nothing failed, but some of it was skipped, and the summary says why.
 """
 
+import argparse
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from actvar.benchmarks.gpu.step_runner import SUMMARY_FILE, Case, Run, Step, exit_code, run_steps
+from actvar.benchmarks.gpu.steps import STEPS, chosen
+from actvar.benchmarks.gpu.summary import summary
+from actvar.errors import ActVARError, UsageError
+from actvar.export.bundle_cache import exporter_digest
+from actvar.provenance import commit, typed
+from actvar.runtime.machine import cache_folder, this_machine
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; returns the exit code. A user's mistake is a message, not a traceback."""
+    try:
+        return _run(_options(arguments))
+    except ActVARError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"Error: {error.filename}: {error.strerror}. Name another folder, or make room.", file=sys.stderr)
+        return 1
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the JSON of the steps")
+    parser.add_argument("--official-var", type=Path, help="checkout of VAR's own code, to compare with")
+    parser.add_argument("--deadline", type=float, help="seconds for all steps together; the bundles do not count")
+    parser.add_argument("--steps", help="some of " + ",".join(step.name for step in STEPS) + "; all if left out")
+    parser.add_argument("--bundles", type=Path, help="folder of the bundles; in the cache if left out")
+    given = parser.parse_args(arguments)
+    given.steps = given.steps.split(",") if given.steps else []
+    for name in given.steps:
+        if name not in [step.name for step in STEPS]:
+            raise UsageError(f"No step is called {name!r}. There are {', '.join(step.name for step in STEPS)}.")
+    if given.official_var and not given.official_var.is_dir():
+        raise UsageError(f"--official-var {given.official_var} is no folder. Name a checkout, or leave it out.")
+    if given.deadline is not None and not given.deadline > 0:
+        raise UsageError(f"--deadline must be more than 0 seconds, got {given.deadline:g}.")
+    return given
+
+
+def _run(given: argparse.Namespace) -> int:
+    deadline = time.monotonic() + (float("inf") if given.deadline is None else given.deadline)
+    bundles: Path = given.bundles or cache_folder() / "gpu-evidence" / exporter_digest()[:16]
+    out, bundles = given.out.resolve(), bundles.resolve()
+    for folder in (out, bundles):
+        folder.mkdir(parents=True, exist_ok=True)
+    official = ["--official-var", str(given.official_var.resolve())] if given.official_var else []
+    header = {
+        "command": typed(["python", *sys.argv]),
+        **commit(),
+        "machine": asdict(this_machine()),
+        "gpu": _gpu(),
+    }
+    with TemporaryDirectory(dir=bundles, prefix=".scratch-") as scratch:
+
+        def command(step: Step, case: Case, answer: Path) -> list[str]:
+            places = ["--bundles", str(bundles), "--scratch", scratch, "--out", str(out), *official]
+            child = [sys.executable, "-m", "actvar.benchmarks.gpu.child"]
+            return [*child, step.name, case.name, "--answer", str(answer), *places]
+
+        def tell(text: str) -> None:
+            print(text, flush=True)
+
+        run = Run(command, os.environ, Path.cwd(), Path(scratch), out, header, deadline, tell)
+        records = run_steps(chosen(given.steps), run)
+    print(f"\n{summary(records)}\n\nAll of it: {out / SUMMARY_FILE}")
+    return exit_code(records)
+
+
+def _gpu() -> dict[str, Any] | None:
+    """The first GPU, as nvidia-smi has it."""
+    query = ["nvidia-smi", "-i", "0", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    name, driver, memory = (part.strip() for part in done.stdout.strip().split(","))
+    return {"name": name, "driver": driver, "memory": memory}
+
 
 if __name__ == "__main__":
-    here = Path(__file__).resolve().parent
-    sys.path[:0] = [str(here), str(here.parent)]  # a GPU machine has a checkout, and nothing installed
-
-    from actvar.benchmarks.gpu.command import main
-
-    sys.exit(main(__doc__))
+    sys.exit(main())

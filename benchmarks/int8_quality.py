@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+from actvar.provenance import typed
+
 PRECISIONS = ("fp32", "int8")
 AT_ONCE = 25
 SEED = 0
@@ -136,7 +137,6 @@ def compared(name: str, pictures: int, equal_inputs: int) -> dict[str, Any]:
 
 def main() -> None:
     """Compare, print, write."""
-    sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1000, help="at least 100, so that all classes are there")
     parser.add_argument("--equal-inputs", type=int, default=50, help="pictures that are compared at equal inputs")
@@ -145,7 +145,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.pictures < 100 or given.equal_inputs < 1:
         parser.error("--pictures must be at least 100, and --equal-inputs at least 1.")
-    report: dict[str, Any] = {"command": " ".join(("python", *sys.argv)), "pictures": given.pictures, "seed": SEED}
+    report: dict[str, Any] = {"command": typed(["python", *sys.argv]), "pictures": given.pictures, "seed": SEED}
     for name in given.model or ("var-mini", "actvar-mini"):
         report[name] = compared(name, given.pictures, given.equal_inputs)
         for score in report[name]["scores"]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
 SLICES = (1, 2, 4)
 
 
@@ -44,9 +43,12 @@ def record(pictures: int, at_once: int = 16) -> np.ndarray:
 
 def densities(scores: np.ndarray, active: int) -> list[float]:
     """The part of all pairs of tile and expert that is computed: as tokens come, then by order and slices."""
-    from actvar.benchmarks.kernels.tile_density import density
+    import torch
 
-    masks = (-scores).argsort(axis=1, kind="stable").argsort(axis=1) < active
+    from actvar.benchmarks.kernels.tile_density import density
+    from actvar.models.selection import top_mask
+
+    masks = top_mask(torch.from_numpy(scores), active).numpy()
     return [density(masks, 1, False), *(density(masks, slices, True) for slices in SLICES)]
 
 

@@ -1,6 +1,6 @@
 """How much memory a picture takes through ONNX Runtime, and how much it may take.
 
-    python benchmarks/memory.py --preset d16 --bundle /tmp/d16
+    python benchmarks/memory.py --preset d16 --bundle bundles/d16-fp32
 
 Exports the preset with random weights if the bundle is not there (random weights take the same memory as trained ones),
 draws two pictures in a fresh process, one after the other, and holds its peak (VmHWM; the weights count once) against
@@ -18,6 +18,7 @@ import numpy as np
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.config import HEAD_WIDTH, PRESETS, ModelConfig
 from actvar.flops import ROWS
+from actvar.provenance import typed
 
 ALLOWED = 1.25
 MEGABYTE = 1e6
@@ -67,7 +68,9 @@ def largest_activation_bytes(model: ModelConfig) -> int:
 def export_preset(preset: str, bundle: Path) -> None:
     """Write the bundle in a process of its own, so that this one stays small."""
     command = "from actvar.cli.main import main; main()"
-    subprocess.run([sys.executable, "-c", command, "export", "--preset", preset, "--out", str(bundle)], check=True)
+    subprocess.run(
+        [sys.executable, "-c", command, "export", "--preset", preset, "--dense", "--out", str(bundle)], check=True
+    )
 
 
 def peak_bytes(bundle: Path) -> int:
@@ -97,7 +100,8 @@ def main() -> int:
         print(f"{name.replace('_', ' '):20}{count / MEGABYTE:10.1f} MB")
     print(f"peak / (weights + KV + largest activation) = {ratio:.3f}, at most {ALLOWED}")
     if arguments.json:
-        figures = {"preset": arguments.preset, "bytes": {**parts, "peak": peak}, "ratio": ratio, "allowed": ALLOWED}
+        figures = {"command": typed(["python", *sys.argv]), "preset": arguments.preset}
+        figures |= {"bytes": {**parts, "peak": peak}, "ratio": ratio, "allowed": ALLOWED}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if ratio <= ALLOWED else 1
 

@@ -9,7 +9,6 @@ seconds. What is inside an `If` counts as itself, and the `If` not at all.
 
 import argparse
 import json
-import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -21,10 +20,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnxruntime
 
-from actvar.benchmarks.checkout import commit
 from actvar.bundle.contract import MASKED_SCALES, SCALE_INPUT, SCALES, scale_name
 from actvar.bundle.manifest import read_manifest
 from actvar.config import ModelConfig
+from actvar.provenance import commit, typed
 from actvar.runtime.backends.memory import keep_blocks
 from actvar.runtime.backends.ort import UNWANTED, joined_scales, session_options
 from actvar.runtime.machine import this_machine
@@ -101,7 +100,7 @@ def main() -> None:
         parts = ", ".join(f"{name} {value / whole:.0%}" for name, value in list(seconds.items())[:8])
         print(f"{graph}: {whole * 1000:.0f} ms: {parts}")
     if given.json:
-        facts = {"command": shlex.join(["python", *sys.argv]), **commit(), "machine": asdict(this_machine())}
+        facts = {"command": typed(["python", *sys.argv]), **commit(), "machine": asdict(this_machine())}
         given.json.write_text(json.dumps({**facts, "seconds": found}, indent=1) + "\n")
 
 

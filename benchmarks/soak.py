@@ -12,7 +12,6 @@ seconds. Linux only.
 import argparse
 import hashlib
 import json
-import shlex
 import sys
 import time
 from collections import Counter
@@ -22,12 +21,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from actvar.benchmarks.checkout import commit
 from actvar.benchmarks.memory import export_preset
 from actvar.bundle.manifest import Manifest
 from actvar.config import PRESETS, ModelConfig
 from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError
+from actvar.provenance import commit, typed
 from actvar.reports import check_json_option, write_report
 from actvar.runtime.machine import Machine, ProcessMemory, process_memory, this_machine, usable_cores
 from actvar.runtime.pictures import Order, Picture, PictureSource
@@ -172,7 +171,7 @@ def report(given: argparse.Namespace, machine: Machine, manifest: Manifest, foun
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": typed(["python", *sys.argv]),
         **commit(),
         "machine": asdict(machine),
         "threads": given.threads or usable_cores(),

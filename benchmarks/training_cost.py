@@ -26,6 +26,7 @@ from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.data.tokens import TokenStore
 from actvar.distill.stages import StageSettings, student_of, train_stage1, train_stage2
 from actvar.models.actvar import ActVAR, random_model
+from actvar.provenance import typed
 from actvar.runtime.machine import process_memory, this_machine
 from actvar.training.loop import run
 from actvar.training.token_batches import TokenBatches
@@ -156,6 +157,7 @@ def main() -> None:
         )
     if arguments.json:
         report = {
+            "command": typed(["python", *sys.argv]),
             **{name: getattr(arguments, name) for name in ("preset", "batch", "steps", "device")},
             "cpu": this_machine().cpu,
             "torch": torch.__version__,

@@ -1,19 +1,19 @@
 """`actvar-trt bench kernels`: the CUDA kernels beside a copy of their bytes, and beside cuBLASLt's dense FFN."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import typer
 
 from actvar.benchmarks.kernels.cases import EXPERTS, Cases
 from actvar.benchmarks.kernels.report import KernelReport
-from actvar.cli.model_choice import integers
+from actvar.cli.options import integers, make_out_folder, model_option, out_option
 from actvar.config import PRESETS
 from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError, needs
+from actvar.plotting import plot_files
+from actvar.provenance import typed
 from actvar.reports import show, write_reports
 from actvar.runtime.machine import this_machine
 
@@ -21,20 +21,29 @@ EXAMPLES = """Examples:
 
 actvar-trt bench kernels
 
-python benchmarks/kernel_routing.py --out routing.npy, then actvar-trt bench kernels --routing routing.npy"""
+actvar-trt bench kernels --token-counts 254,384 --presets d20 --active-experts 12
+
+actvar-trt bench kernels --routing routing.npy"""
 
 _MOST_TOKENS = 1 << 20
 
 
 def kernels(
-    tokens: Annotated[str, typer.Option(help="Tokens that go through the FFN at once.")] = "254,384,4096,24576,49152",
-    presets: Annotated[str, typer.Option(help="Presets that give the width.")] = "d16,d20,d24,d30",
-    active: Annotated[str, typer.Option(help=f"Active experts of {EXPERTS}.")] = "4,8,12,16",
+    *,
+    presets: Annotated[str, model_option(metavar="d16,d20", help="Presets that give the width.")] = "d16,d20,d24,d30",
+    active_experts: Annotated[str, model_option(metavar="4,8,12", help=f"Active experts of {EXPERTS}.")] = "4,8,12,16",
+    token_counts: Annotated[
+        str, model_option(metavar="254,384", help="Tokens that go through the FFN at once.")
+    ] = "254,384,4096,24576,49152",
     routing: Annotated[
         Path | None,
-        typer.Option(show_default="random only", help="Recorded scores of a router beside random ones: a .npy file."),
+        model_option(
+            metavar="FILE",
+            show_default="random only",
+            help="Recorded scores of a router beside random ones: a .npy file of benchmarks/kernel_routing.py.",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for kernels.json, kernels.txt and kernels.svg.")] = Path("bench"),
+    out: Annotated[Path, out_option("Folder for kernels.json, .txt, .png and .svg.")] = Path("bench"),
 ) -> None:
     """Measure the CUDA kernels on the first GPU, beside what they cannot beat.
 
@@ -42,21 +51,19 @@ def kernels(
     the dense FFN of cuBLASLt with bias and GELU in its kernels.
     """
     cases = Cases(
-        _numbers("--tokens", tokens, _MOST_TOKENS),
+        _numbers("--token-counts", token_counts, _MOST_TOKENS),
         _widths(presets),
-        _numbers("--active", active, EXPERTS),
+        _numbers("--active-experts", active_experts, EXPERTS),
         _recorded(routing) if routing else None,
     )
     with needs("tensorrt-rtx", "to run kernels"):
         from actvar.runtime.backends.cuda_memory import device_info
     device_info()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be a folder: {error.strerror}. Name another.") from None
+    make_out_folder(out)
     report = _measured(cases)
     page = show(report.tables())
-    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, "kernels.svg": report.plot()})
+    plots = plot_files("kernels", report.plot)
+    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, **plots})
 
 
 def _measured(cases: Cases) -> KernelReport:
@@ -71,7 +78,7 @@ def _measured(cases: Cases) -> KernelReport:
         bench = KernelBench(open_kernels(), open_cublas_lt(), memory, memory.stream(), progress)
         ceiling = bench.ceiling()
         moved, routed = bench.moves(cases.widths), bench.routed(cases)
-    command = shlex.join(["actvar-trt", *sys.argv[1:]])
+    command = typed(["actvar-trt", *sys.argv[1:]])
     return KernelReport(command, machine, ceiling, tuple(moved), tuple(routed))
 
 

@@ -4,112 +4,118 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
-
-import typer
-from rich.console import Console
+from typing import Annotated, Literal
 
 from actvar.bundle.contract import scale_name
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.bundle.plans import PlanOptions, plan_folder
-from actvar.cli.build_report import figures, plan_table
-from actvar.cli.bundle_to_build import ActivationChoice, ModelChoice, bundle_to_build
-from actvar.cli.model_choice import (
-    ActiveScalesOption,
-    Bf16Option,
-    CheckpointOption,
-    ExpertRatesOption,
-    ExpertsOption,
+from actvar.cli.bundle_to_build import bundle_to_build
+from actvar.cli.model_choice import Hub, Rates, Size, chosen_model
+from actvar.cli.options import (
     Fp16Option,
-    PatchNumsOption,
-    Preset,
-    TokenRatesOption,
+    JsonOption,
+    OptionalModelOption,
     VqvaeOption,
     chosen_precision,
+    engine_option,
     integers,
+    out_option,
+    precision_option,
 )
 from actvar.console import progress_bar, say
 from actvar.errors import EngineError, UsageError, needs
+from actvar.export.plans.report import figures, plan_table
 from actvar.plugins.library import plugin_library
-from actvar.reports import check_json_option, write_report
+from actvar.reports import check_json_option, deliver
 
 EXAMPLES = """Examples:
 
 actvar-trt build --depth 20 --fp16
 
-actvar-trt build --depth 20 --fp16 --gpu-arch 8.9 --batch 1:1:16 --scales 9,10
+actvar-trt build --depth 20 --fp16 --gpu-arch 8.9 --batch-range 1:1:16 --scales 9,10
 
-actvar-trt build --checkpoint var_d16.pth --vqvae vae_ch160v4096z32.pth --fp16
+actvar-trt build --model var_d16.pth --vqvae vae_ch160v4096z32.pth --fp16
 
-actvar-trt build --bundle bundles/actvar-d20-fp16 --engine tensorrt"""
+actvar-trt build --model bundles/actvar-d20-fp16 --engine tensorrt"""
 
-Engine: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
-Plugins: TypeAlias = Literal["all", "tokens", "none"]
-MAX_DEPTH, MOST_JOBS = 64, 4
+MOST_JOBS = 4
 
 
 def build(
-    depth: Annotated[
-        int | None,
-        typer.Option(min=1, max=MAX_DEPTH, help="The paper's ActVAR of this depth, 75 % unless rates are named."),
-    ] = None,
-    dense: Annotated[bool, typer.Option("--dense", help="With --depth: the VAR of this depth.")] = False,
-    preset: Annotated[
-        Preset | None, typer.Option(help="As `actvar-trt export` takes it: dense, unless rates are named.")
-    ] = None,
-    checkpoint: CheckpointOption = None,
+    *,
+    model: OptionalModelOption = None,
     vqvae: VqvaeOption = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(show_default="bundles/ and the model", help="A bundle that is there, or is to be written."),
+    hub: Hub,
+    size: Size,
+    rates: Rates,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        precision_option(
+            "fp16 and bf16 hold matrices in these types; what must be exact stays in fp32.",
+            show_default="fp32, or the bundle's",
+        ),
     ] = None,
     fp16: Fp16Option = False,
-    bf16: Bf16Option = False,
-    active_scales: ActiveScalesOption = None,
-    token_rates: TokenRatesOption = None,
-    expert_rates: ExpertRatesOption = None,
-    experts: ExpertsOption = None,
-    patch_nums: PatchNumsOption = None,
     engine: Annotated[
-        Engine | None,
-        typer.Option(show_default="TensorRT with a GPU, else TensorRT-RTX", help="The library to build with."),
+        Literal["tensorrt", "tensorrt-rtx"] | None,
+        engine_option(show_default="TensorRT with a GPU, else TensorRT-RTX", help="The library to build with."),
     ] = None,
     gpu_arch: Annotated[
         str | None,
-        typer.Option(show_default="all but Turing", help="Compute capabilities for TensorRT-RTX, such as 8.9,12.0."),
+        engine_option(
+            metavar="8.9,12.0", show_default="all but Turing", help="Compute capabilities that TensorRT-RTX builds for."
+        ),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Pictures at once: fewest:best:most.")] = "1:8:64",
+    batch_range: Annotated[
+        str, engine_option(metavar="1:8:64", help="Pictures at a time: the fewest, the best and the most.")
+    ] = "1:8:64",
     scales: Annotated[
-        str | None, typer.Option(show_default="all graphs", help="Build these scales only, such as 9,10.")
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, max=64, show_default="1, or up to 4 cores without a GPU", help="Plans built at a time."),
-    ] = None,
-    workspace: Annotated[
-        int | None, typer.Option(show_default="the library's", help="MiB that a layer may use for itself.")
-    ] = None,
-    aux_streams: Annotated[
-        int | None, typer.Option(show_default="the library's", help="Further streams that an engine may use.")
+        str | None,
+        engine_option(metavar="9,10", show_default="all graphs", help="Build the plans of these scales only."),
     ] = None,
     plugins: Annotated[
-        Plugins,
-        typer.Option(help="Sparse parts that become plugins, where there is a library; tokens: not the FFN."),
+        Literal["all", "tokens", "none"],
+        engine_option(
+            help="Which sparse parts become plugins, where there is a library of them; tokens leaves the FFN out."
+        ),
     ] = "all",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures into this file, too.")] = None,
+    jobs: Annotated[
+        int | None,
+        engine_option(min=1, max=64, show_default="1, or up to 4 cores without a GPU", help="Plans built at a time."),
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        engine_option(metavar="MIB", show_default="the library's", help="Memory that a layer may use for itself."),
+    ] = None,
+    aux_streams: Annotated[
+        int | None, engine_option(show_default="the library's", help="Further streams that an engine may use.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        out_option(
+            "Folder of the bundle that is written; if it holds one of the same model, that is used.",
+            show_default="bundles/ and the model",
+        ),
+    ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Build TensorRT plans: condition, every scale, and the decoder.
 
-    Plans hold no weights, so no checkpoint is needed. What is up to date is kept; a build that was stopped goes on
-    where it was. With a GPU and TensorRT plans are for that GPU; else TensorRT-RTX builds ahead of time, on any
-    machine. Without any TensorRT the graphs are exported, and what to install is said.
+    Plans hold no weights, so --preset and --depth need no checkpoint: bind one later. What is up to date is kept, and a
+    build that was stopped goes on where it was.
+
+    With a GPU and TensorRT plans are for that GPU. Else TensorRT-RTX builds ahead of time, on any machine. Without
+    either the graphs are exported, and the command says what to install.
     """
-    options = _options(batch, workspace, aux_streams, plugins)
+    options = _options(batch_range, workspace, aux_streams, plugins)
     check_json_option(json_file)
-    activation = ActivationChoice(active_scales, token_rates, expert_rates, experts)
-    model = ModelChoice(depth, dense, preset, checkpoint, vqvae, activation, patch_nums)
-    model.refuse_contradictions(bundle)
-    precision = chosen_precision(fp16=fp16, bf16=bf16) if fp16 or bf16 or model.is_named else None
+    size.refuse_beside(model, vqvae, rates)
+    if not (model or size.is_given):
+        raise UsageError("There is nothing to build. Give --depth 20, a --preset or a --model.")
+    named = chosen_model(model, vqvae, hub) if model else None
+    if named and named.bundle and (rates.are_given or out):
+        raise UsageError(f"Rates, experts and --out shape what is exported, and {model} is there. Leave them out.")
+    wanted = chosen_precision(precision, fp16)
     with needs("export", "to build plans"):
         from actvar.export.plans.builder import build_plans
         from actvar.export.plans.engine_library import choose_target
@@ -119,7 +125,7 @@ def build(
         target = choose_target(engine, tuple(gpu_arch.split(",")) if gpu_arch else None)
     except EngineError as error:
         lack = error  # the graphs can be exported all the same
-    folder = bundle_to_build(model, bundle, precision)
+    folder = bundle_to_build(named, size, rates, wanted, out)
     manifest = read_manifest(folder)
     graphs = _graphs(manifest, scales)
     if target is None:
@@ -131,19 +137,18 @@ def build(
     with progress_bar(title) as progress:
         plans = build_plans(folder, target, options, graphs, jobs, progress)
     seconds = time.perf_counter() - started
-    Console().print(plan_table(plans))
+    content = json.dumps(figures(manifest, plans, jobs, seconds), indent=1) + "\n"
+    deliver([plan_table(plans)], content, json_file)
     say(f"{plan_folder(folder, target)}: {len(plans.plans)} of {len(manifest.graphs)} plans, in {seconds:.1f} s")
-    if json_file:
-        write_report(json_file, json.dumps(figures(manifest, plans, jobs, seconds), indent=1) + "\n", "--json")
     if manifest.weights.entry is None:
-        say(f"There are no weights yet. Give the plans some: actvar-trt bind --bundle {folder} --checkpoint FILE")
+        say(f"There are no weights yet. Give the plans some: actvar-trt bind {folder} --model CHECKPOINT")
 
 
-def _options(batch: str, workspace: int | None, aux_streams: int | None, plugins: str) -> PlanOptions:
+def _options(batch_range: str, workspace: int | None, aux_streams: int | None, plugins: str) -> PlanOptions:
     try:
-        low, best, high = (int(part) for part in batch.split(":"))
+        low, best, high = (int(part) for part in batch_range.split(":"))
     except ValueError:
-        raise UsageError(f"--batch must be three numbers, such as 1:8:64, got {batch!r}.") from None
+        raise UsageError(f"--batch-range must be three numbers, such as 1:8:64, got {batch_range!r}.") from None
     try:
         return PlanOptions((low, best, high), workspace, aux_streams, plugins)
     except ValueError as error:

@@ -3,25 +3,34 @@
 An engine counts as there when it loads, as its libraries may be missing; PyTorch is slow to load and is looked up.
 """
 
+import json
 import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from actvar import __version__
 from actvar.bundle.manifest import MANIFEST_FILE
+from actvar.cli.options import JsonOption
 from actvar.errors import UsageError
 from actvar.plugins.library import PLUGIN_VARIABLE, plugin_library
+from actvar.reports import check_json_option, deliver
 from actvar.runtime.machine import CACHE_VARIABLE, cache_folder
 
-EXAMPLES = "Example: actvar-trt doctor"
+EXAMPLES = """Examples:
+
+actvar-trt doctor
+
+actvar-trt doctor --json -"""
+
+FORMAT, VERSION = "actvar-doctor", 1
 _INSTALL = "pip install 'actvar-trt"
 
 
@@ -34,14 +43,21 @@ class Finding:
     advice: str = ""
 
 
-def doctor() -> None:
+def doctor(*, json_file: JsonOption = None) -> None:
     """Show what this machine offers for drawing, and what to install for more."""
+    check_json_option(json_file)
+    found = findings()
+    content = {"format": FORMAT, "version": VERSION, "findings": [asdict(finding) for finding in found]}
+    deliver([_table(found)], json.dumps(content, indent=1, ensure_ascii=False) + "\n", json_file)
+
+
+def _table(found: Sequence[Finding]) -> Table:
     table = Table(box=None, show_header=False)
-    for finding in findings():
+    for finding in found:
         mark = "[green]yes[/]" if finding.found else "[yellow]no[/]"
         text = "; ".join(part for part in (finding.found, finding.advice) if part)
         table.add_row(mark, f"[bold]{finding.subject}[/]", escape(text))
-    Console().print(table)
+    return table
 
 
 def findings() -> list[Finding]:
@@ -58,7 +74,9 @@ def findings() -> list[Finding]:
         ),
         _package("ONNX", "onnx", f"{_INSTALL}[export]', to export checkpoints"),
         _package("Polygraphy", "polygraphy", f"{_INSTALL}[export]', for the parity command"),
-        _engine("TensorRT", "tensorrt", "pip install tensorrt, to build engines for the GPU at hand and to run them"),
+        _engine(
+            "TensorRT", "tensorrt", "pip install tensorrt, to build engines for this machine's GPU and to run them"
+        ),
         _engine("TensorRT-RTX", "tensorrt_rtx", f"{_INSTALL}[tensorrt-rtx]', to build engines anywhere"),
         _package("CUDA for Python", "cuda-bindings", f"{_INSTALL}[tensorrt-rtx]', to run engines"),
         _plugins(),

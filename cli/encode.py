@@ -2,17 +2,29 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
 from actvar.checkpoint.files import shipped_checkpoint
-from actvar.cli.model_choice import integers
-from actvar.cli.shard_option import chosen_shard
+from actvar.cli.model_choice import chosen_schedule
+from actvar.cli.options import (
+    ShardOption,
+    TorchDeviceOption,
+    batch_size_option,
+    chosen_shard,
+    count_option,
+    engine_option,
+    out_option,
+    patch_nums_option,
+    precision_option,
+    seed_option,
+    vqvae_option,
+)
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
-from actvar.scales import ScaleSchedule
 
 if TYPE_CHECKING:
     from actvar.checkpoint.model import StoredVQVAE
@@ -28,6 +40,7 @@ actvar-trt encode --data /data/imagenet --vqvae vae_ch160v4096z32.pth --out toke
 
 actvar-trt encode --data glyphs --out tokens/glyphs"""
 
+data_option = partial(typer.Option, rich_help_panel="Data")
 Split: TypeAlias = Literal["train", "val"]
 
 _GLYPHS = "glyphs"
@@ -37,52 +50,63 @@ _SHOWN = 20  # skipped pictures that are named; all of them are in the store
 
 
 def encode(
-    data: Annotated[
-        str, typer.Option(show_default=False, help="Folder with train/<class>/*.JPEG and val/, or the word glyphs.")
-    ],
-    out: Annotated[Path, typer.Option(show_default=False, help="Folder of the store; all shards may share it.")],
+    *,
     vqvae: Annotated[
-        Path | None, typer.Option(show_default="for glyphs the package's own", help="A file that holds the VQVAE.")
-    ] = None,
-    split: Annotated[Split, typer.Option(help="Which pictures; train is cropped at random, val in the middle.")] = (
-        "train"
-    ),
-    count: Annotated[
-        int | None,
-        typer.Option(min=1, show_default=f"all; {_GLYPH_COUNT} glyphs", help="So many, spread over all classes."),
-    ] = None,
-    flips: Annotated[bool, typer.Option("--flips", help="The mirror image of each picture, too, as a second row.")] = (
-        False
-    ),
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Decides where pictures are cropped.")] = 0,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="The I-th of N parts of the work, from 0.")] = "0/1",
-    classes: Annotated[
-        int | None, typer.Option(min=1, show_default="the file's, or 1000", help="Class folders that there must be.")
+        Path | None, vqvae_option("A file that holds the VQVAE.", show_default="for glyphs the package's own")
     ] = None,
     patch_nums: Annotated[
-        str | None, typer.Option(show_default="the file's, or the ten of 256 pixels", help="Sides of the token maps.")
+        str | None,
+        patch_nums_option(
+            "Sides of the token maps, where the file does not tell them.", "the file's, or the ten of 256 pixels"
+        ),
     ] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16; VAR's own training does it in fp32.")] = (
-        False
-    ),
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 50,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or one of several, such as cuda:1.")] = "cpu",
+    data: Annotated[
+        str,
+        data_option(
+            metavar="FOLDER|glyphs",
+            show_default=False,
+            help="Folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or the word glyphs for Glyphs-100.",
+        ),
+    ],
+    split: Annotated[
+        Split, data_option(help="Which pictures; train is cropped at random, val in the middle.")
+    ] = "train",
+    classes: Annotated[
+        int | None,
+        data_option(min=1, show_default="the file's, or 1000", help="Number of class folders that there must be."),
+    ] = None,
+    count: Annotated[
+        int | None,
+        count_option(
+            "Pictures in all, spread over all classes.", panel="Data", show_default=f"all; {_GLYPH_COUNT} glyphs"
+        ),
+    ] = None,
+    flips: Annotated[bool, data_option(help="The mirror image of each picture, too, as a second row.")] = False,
+    seed: Annotated[int, seed_option("Decides where pictures are cropped.", "Data")] = 0,
+    precision: Annotated[
+        Literal["fp32", "bf16"], precision_option("Of the encoder; VAR's own training has fp32.")
+    ] = "fp32",
+    batch_size: Annotated[int, batch_size_option("Pictures that are encoded at a time.")] = 50,
+    device: TorchDeviceOption = "cpu",
     workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, show_default="one a core", help="Threads that decode pictures.")
+        int | None, engine_option(min=1, max=1024, show_default="one a core", help="Threads that decode pictures.")
     ] = None,
+    out: Annotated[Path, out_option("Folder of the stored tokens; all shards may share it.", show_default=False)],
+    shard: ShardOption = None,
 ) -> None:
     """Encode a data set's pictures into a VQVAE's tokens, once, for all trainings that follow.
 
     The same command goes on where it was stopped. A picture that is corrupt is named and skipped.
     """
     is_glyphs = data == _GLYPHS
+    shard = shard or "0/1"
     part = chosen_shard(shard)
     if vqvae is None and not is_glyphs:
         raise UsageError("--vqvae is needed to encode a folder. Name a file such as vae_ch160v4096z32.pth.")
     if is_glyphs and (flips or classes):
         given = "--flips" if flips else "--classes"
         raise UsageError(f"{given} is for folders; glyphs are drawn, as many as --count says. Leave it out.")
-    schedule = _schedule(patch_nums)
+    schedule = chosen_schedule(patch_nums) if patch_nums else None
     with needs("train", "to encode pictures"):
         from actvar.checkpoint.model import load_vqvae
         from actvar.data.encoding import EncodeSettings, encode_pictures, require_device
@@ -93,7 +117,7 @@ def encode(
     else:
         pictures = _folder(stored, Path(data), split, classes, count, seed, workers or os.cpu_count() or 1)
 
-    settings = EncodeSettings(flips, "bf16" if bf16 else "fp32", batch=batch, device=device, shard=part)
+    settings = EncodeSettings(flips, precision, batch=batch_size, device=device, shard=part)
     mine = sum(len(chunk) for chunk in settings.own_chunks(len(pictures)))
     started = time.perf_counter()
     with progress_bar(f"Encoding to {out}", pieces=mine) as progress:
@@ -104,13 +128,6 @@ def encode(
     typer.echo(f"{out}: {which} pictures of {data}, {len(done.skipped)} skipped")
     if done.new:
         say(f"Encoded {done.new} of them in {seconds:.1f} s, {done.new / seconds:.1f} a second.")
-
-
-def _schedule(patch_nums: str | None) -> ScaleSchedule | None:
-    try:
-        return ScaleSchedule(integers("--patch-nums", patch_nums)) if patch_nums else None
-    except ValueError as error:
-        raise UsageError(f"--patch-nums {patch_nums}: {error}.") from None
 
 
 def _glyphs(stored: "StoredVQVAE", split: Split, count: int) -> "PictureSource":

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -10,32 +11,29 @@ import numpy as np
 import typer
 
 from actvar.class_names import CLASS_NAMES
-from actvar.cli.evaluate_report import score_run
-from actvar.cli.shard_option import chosen_shard
-from actvar.cli.source_choice import (
-    BackendOption,
-    BundleOption,
-    CfgOption,
-    CheckpointOption,
-    DeviceOption,
+from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.options import (
+    JsonOption,
     ModelOption,
-    PrecisionOption,
-    SourceChoice,
-    ThreadsOption,
-    TopKOption,
-    TopPOption,
+    SeedOption,
+    ShardOption,
     VqvaeOption,
-    chosen_sampling,
-    refuse_large_seed,
+    chosen_shard,
+    count_option,
+    out_option,
+    output_option,
 )
+from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig, Sampling
 from actvar.console import counting, progress_bar, say
 from actvar.errors import ActVARError, UsageError, needs
 from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Shard, open_run
 from actvar.evaluation.picture_sets import write_npz
-from actvar.reports import check_file_option
+from actvar.evaluation.score_report import score_run
+from actvar.naming import NamedModel
+from actvar.reports import STDOUT, check_file_option, check_json_option
 from actvar.runtime.pictures import PictureSource
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.run_drawing import draw_missing
 
 if TYPE_CHECKING:
@@ -48,91 +46,94 @@ actvar-trt evaluate --count 300
 
 actvar-trt evaluate --model var-mini --reference glyphs-held-out --json var-mini.json
 
-actvar-trt evaluate --bundle bundles/d20-fp16 --backend tensorrt --batch-size 50 --npz d20.npz
+actvar-trt evaluate --model bundles/d20-fp16 --backend tensorrt --batch-size 50 --npz d20.npz
 
-actvar-trt evaluate --bundle bundles/d20-fp16 --shard 1/8 --out runs/d20-50k
+actvar-trt evaluate --model bundles/d20-fp16 --shard 1/8 --out runs/d20-50k
 
-actvar-trt evaluate --bundle bundles/d20-fp16 --out runs/d20-50k --reference VIRTUAL_imagenet256_labeled.npz"""
+actvar-trt evaluate --model bundles/d20-fp16 --out runs/d20-50k --reference VIRTUAL_imagenet256_labeled.npz"""
 
 A_CLASS = 50
 """Pictures: 50,000 of the thousand classes of ImageNet, as everybody has it."""
 _LEAST = 4  # precision and recall look at a third neighbour
 
 JudgeName: TypeAlias = Literal["glyphs", "inception"]
+score_option = partial(typer.Option, rich_help_panel="Scores")
 
 
 def evaluate(
+    *,
+    model: ModelOption = "actvar-mini",
+    vqvae: VqvaeOption = None,
+    hub: Hub,
     count: Annotated[
         int | None,
-        typer.Option(min=_LEAST, max=10**6, show_default="50 a class", help="Pictures, of all classes in turn."),
+        count_option(
+            "Pictures in all, of all classes in turn.", least=_LEAST, max=10**6, show_default="50 of each class"
+        ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(show_default="evaluation-MODEL-COUNT", help="Folder that keeps what is drawn."),
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Draw the I-th of N parts, from 0, and no more.")
-    ] = None,
-    npz: Annotated[Path | None, typer.Option(help="Write all pictures as the ADM suite reads them.")] = None,
+    seed: SeedOption = 0,
+    guidance: Guidance,
+    engine: Engine,
     reference: Annotated[
         str | None,
-        typer.Option(
+        score_option(
+            metavar="REFERENCE",
             show_default="glyphs-train for Glyphs-100",
-            help="What to compare with: a folder of pictures, an .npz of pictures or statistics, "
-            "glyphs-train or glyphs-held-out. Without one, pictures of other models are not scored.",
+            help="What to compare with: a folder of pictures, an .npz of pictures or statistics, glyphs-train or "
+            "glyphs-held-out. Without one, pictures of other models are not scored.",
         ),
     ] = None,
     reference_count: Annotated[
-        int, typer.Option(min=_LEAST, max=10**6, help="Pictures of glyphs-train or glyphs-held-out.")
+        int, score_option(min=_LEAST, max=10**6, help="Pictures of glyphs-train or glyphs-held-out.")
     ] = 10_000,
     judge: Annotated[
         JudgeName | None,
-        typer.Option(show_default="glyphs for Glyphs-100", help="Whose features: Inception's make FID."),
+        score_option(show_default="glyphs for Glyphs-100", help="Whose features: Inception's make FID."),
     ] = None,
-    inception: Annotated[Path | None, typer.Option(help="Inception's weights, where they cannot be fetched.")] = None,
+    inception: Annotated[
+        Path | None, score_option(metavar="FILE", help="Inception's weights, where they cannot be fetched.")
+    ] = None,
+    out: Annotated[
+        Path | None, out_option("Folder that keeps what is drawn.", show_default="evaluation-MODEL-COUNT")
+    ] = None,
+    shard: ShardOption = None,
+    npz: Annotated[
+        Path | None, output_option(metavar="FILE", help="Write all pictures as the ADM suite reads them.")
+    ] = None,
     save_statistics: Annotated[
-        Path | None, typer.Option(help="Write the reference's statistics, to be a --reference later.")
+        Path | None, output_option(metavar="FILE", help="Write the reference's statistics, to be a --reference later.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores, and what they are of.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="With a picture's number it decides the picture.")] = 0,
-    cfg: CfgOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    model: ModelOption = "actvar-mini",
-    checkpoint: CheckpointOption = None,
-    vqvae: VqvaeOption = None,
-    bundle: BundleOption = None,
-    backend: BackendOption = "onnxruntime",
-    device: DeviceOption = None,
-    precision: PrecisionOption = "fp32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are drawn at a time.")] = 1,
-    threads: ThreadsOption = 0,
+    json_file: JsonOption = None,
 ) -> None:
     """Draw many pictures and say how good they are: Fréchet distance, Inception score, precision and recall.
 
-    What is drawn stays in the folder: the same command goes on where it was stopped, however that was.
+    What is drawn stays in the folder: the same command goes on where it was stopped, however that was. With --shard it
+    draws its part and scores nothing; the same command without it scores them all.
     """
-    refuse_large_seed(seed)
-    choice = SourceChoice(model, checkpoint, vqvae, bundle, backend, device, precision, batch_size, threads)
     part = chosen_shard(shard) if shard else None
-    files = {"--npz": npz, "--save-statistics": save_statistics, "--json": json_file}
-    _refuse_for_a_part(part, {"--reference": reference, **files})
-    for option, file in files.items():
-        check_file_option(file, option)
+    _refuse_for_a_part(
+        part, {"--reference": reference, "--npz": npz, "--save-statistics": save_statistics, "--json": json_file}
+    )
+    check_file_option(npz, "--npz")
+    check_file_option(save_statistics, "--save-statistics")
+    check_json_option(json_file)
 
     def accept(config: ModelConfig) -> None:
-        chosen_sampling(config.sampling, cfg, top_k, top_p)
+        guidance.of(config.sampling)
 
-    source = choice.open(accept)
-    sampling = chosen_sampling(source.model.sampling, cfg, top_k, top_p)
-    spec = _spec(source, choice, count or A_CLASS * source.model.num_classes, seed, sampling)
+    named = chosen_model(model, vqvae, hub)
+    source = engine.open(named, accept).source
+    sampling = guidance.of(source.model.sampling)
+    spec = _spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)
     looked = None if part else _judge_and_reference(source.model, judge, inception, reference, reference_count)
-    run = open_run(out or _default_folder(choice, spec), spec)
+    if json_file and not looked:
+        raise UsageError("--json writes scores, and without a --reference there are none. Give both, or neither.")
+    run = open_run(out or _default_folder(named, spec), spec)
     _draw(run, part or WHOLE, source, sampling)
     if npz:
-        _write_npz(run, npz)
+        _write_npz(run, npz, quietly=json_file == STDOUT)
     if looked:
-        score_run(run, choice.name, *looked, save_statistics, json_file)
+        score_run(run, named.name, *looked, save_statistics, json_file)
 
 
 def _refuse_for_a_part(part: Shard | None, options: dict[str, object]) -> None:
@@ -148,19 +149,22 @@ def _refuse_for_a_part(part: Shard | None, options: dict[str, object]) -> None:
         )
 
 
-def _spec(source: PictureSource, choice: SourceChoice, count: int, seed: int, sampling: Sampling) -> RunSpec:
+def _spec(
+    source: PictureSource, named: NamedModel, engine: Engine, count: int, seed: int, sampling: Sampling
+) -> RunSpec:
     """What the run is of; weights and precision are those that are really there, whatever the options say."""
-    if isinstance(source, Pipeline):
+    if isinstance(source, GraphSource):
         weights, precision = source.engine.manifest.weights.sha256 or "", source.engine.manifest.precision
     else:
-        weights, precision = choice.chosen_checkpoint.digest(), "fp32"
+        assert named.checkpoint  # what is no graphs is drawn from one
+        weights, precision = named.checkpoint.digest(), "fp32"
     model, active = source.model, source.model.activation
     return RunSpec(
         weights=weights,
         activation=str(active) if active else "dense",
         precision=precision,
-        backend=choice.backend,
-        device=choice.device or ("cuda" if choice.backend == "tensorrt" else "cpu"),
+        backend=engine.backend,
+        device=engine.place,
         classes=model.num_classes,
         side=model.picture_size,
         count=count,
@@ -169,8 +173,8 @@ def _spec(source: PictureSource, choice: SourceChoice, count: int, seed: int, sa
     )
 
 
-def _default_folder(choice: SourceChoice, spec: RunSpec) -> Path:
-    return Path(f"evaluation-{re.sub(r'[^A-Za-z0-9_-]+', '-', choice.name)[:60]}-{spec.count}")
+def _default_folder(named: NamedModel, spec: RunSpec) -> Path:
+    return Path(f"evaluation-{re.sub(r'[^A-Za-z0-9_-]+', '-', named.name)[:60]}-{spec.count}")
 
 
 def _judge_and_reference(
@@ -212,7 +216,7 @@ def _draw(run: PictureRun, part: Shard, source: PictureSource, sampling: Samplin
         say(f"{run.kept} of {run.spec.count} pictures are in {run.folder}.")
 
 
-def _write_npz(run: PictureRun, path: Path) -> None:
+def _write_npz(run: PictureRun, path: Path, quietly: bool) -> None:
     try:
         with counting("Writing", run.spec.count) as advance:
             write_npz(path, run.shape, _told(run.batches(PIECE), advance))
@@ -221,7 +225,7 @@ def _write_npz(run: PictureRun, path: Path) -> None:
             f"{path} cannot be written: {error.strerror or error}. The pictures are kept in {run.folder}: make room or "
             "name another file with --npz, and give the same command again."
         ) from None
-    typer.echo(f"{path}: {run.spec.count} pictures, for guided-diffusion's evaluator.py")
+    typer.echo(f"{path}: {run.spec.count} pictures, for guided-diffusion's evaluator.py", err=quietly)
 
 
 def _told(batches: Iterator[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:

@@ -1,16 +1,25 @@
 """`actvar-trt explain`: which tokens the blocks updated for a picture, and which experts these chose."""
 
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated
 
 import numpy as np
 import typer
 
-from actvar.checkpoint.files import Checkpoint, shipped_checkpoint
 from actvar.classes import choose_classes, class_label
+from actvar.cli.model_choice import Hub, chosen_checkpoint
+from actvar.cli.options import (
+    CheckpointOption,
+    SeedOption,
+    ThreadsOption,
+    VqvaeOption,
+    class_option,
+    count_option,
+    drawing_option,
+    out_option,
+)
 from actvar.cli.output import Destination, destination
 from actvar.config import ModelConfig
 from actvar.console import progress_bar
@@ -19,6 +28,8 @@ from actvar.explain.choices import Choices, load
 from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
 from actvar.explain.page import page, png
 from actvar.explain.plots import batch_figure
+from actvar.plotting import where_possible
+from actvar.provenance import typed
 from actvar.reports import write_reports
 from actvar.runtime.image import to_bytes
 from actvar.runtime.pictures import Order
@@ -29,57 +40,57 @@ actvar-trt explain --class 88
 
 actvar-trt explain --class red-heart --seed 7 --scale 9 --out explained
 
-actvar-trt explain --class 207 --checkpoint actvar_d16.safetensors --batch 4"""
-
-Model: TypeAlias = Literal["actvar-mini", "var-mini"]
+actvar-trt explain --class goldfish --model actvar_d16.safetensors --count 4"""
 
 
 def explain(
-    chosen_class: Annotated[
-        str, typer.Option("--class", metavar="NUMBER|NAME", show_default=False, help="Of the picture.")
-    ],
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="As for `actvar-trt generate`.")] = 0,
+    *,
+    chosen_class: Annotated[str, class_option(help="A number, a name, or part of a name. See `actvar-trt classes`.")],
+    seed: SeedOption = 0,
     number: Annotated[
-        int, typer.Option("--picture", min=0, max=10**9, help="Which of the seed's pictures of the class, from 0.")
+        int, drawing_option(min=0, max=10**9, help="Which of the seed's pictures of the class, from 0.")
     ] = 0,
     scale: Annotated[
         int | None,
-        typer.Option(show_default="the last that leaves something out", help="The scale to look into, from 1."),
+        drawing_option(show_default="the last that leaves something out", help="The scale to look into, from 1."),
     ] = None,
-    batch: Annotated[
-        int, typer.Option(min=1, max=100_000, help="More pictures, of classes spread over all, for coverage and load.")
+    count: Annotated[
+        int, count_option("More pictures in all, spread over the classes: for coverage and load.", max=100_000)
     ] = 16,
-    model: Annotated[Model, typer.Option(help="One of the package's own models.")] = "actvar-mini",
-    checkpoint: Annotated[Path | None, typer.Option(help="Another model: a .safetensors of an ActVAR.")] = None,
-    vqvae: Annotated[Path | None, typer.Option(help="The VQVAE of a checkpoint that holds none.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the page and its figures.")] = Path("."),
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 is one for each core.")] = 0,
+    model: CheckpointOption = "actvar-mini",
+    vqvae: VqvaeOption = None,
+    hub: Hub,
+    threads: ThreadsOption = 0,
+    out: Annotated[Path, out_option("Folder for the page and its figures.")] = Path("."),
 ) -> None:
     """Show which tokens each block updated for a picture, and which experts these chose: PNG, and one HTML page.
 
     PyTorch draws it, as `generate --backend torch` would.
     """
-    if vqvae and not checkpoint:
-        raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
+    _, chosen = chosen_checkpoint(model, vqvae, hub)
     where = _folder(out)
     with needs("train", "to look into a model"):
         from actvar.explain.record import record_choices
         from actvar.runtime.backends import torch_eager
-    chosen = Checkpoint(checkpoint, vqvae) if checkpoint else shipped_checkpoint(model)
     network = torch_eager.load(chosen.path, chosen.vqvae, threads).network
     config, sampling = network.config, network.config.sampling
-    si = _scale_index(config, scale, checkpoint.name if checkpoint else model)
-    [class_id] = choose_classes(config, [chosen_class])
+    si = _scale_index(config, scale, Path(model).name)
+    class_ids = choose_classes(config, [chosen_class])
+    if len(class_ids) > 1:
+        raise UsageError(
+            f"--class {chosen_class} names {len(class_ids)} classes, and one picture is explained. Name one."
+        )
+    [class_id] = class_ids
 
-    with progress_bar(f"Drawing {batch + 1} pictures") as progress:
+    with progress_bar(f"Drawing {count + 1} pictures") as progress:
         made, choices = record_choices(network, class_id, sampling, si, seed, number)
         others = []
-        for i in range(batch):
-            progress((i + 1) / (batch + 1))
-            others.append(record_choices(network, i * config.num_classes // batch, sampling, si, seed, i)[1])
+        for i in range(count):
+            progress((i + 1) / (count + 1))
+            others.append(record_choices(network, i * config.num_classes // count, sampling, si, seed, i)[1])
     title = f"class {class_label(config, class_id)}, seed {seed}, picture {number}"
     figures = _figures(to_bytes(made.pictures_B3HW.cpu().numpy())[0], choices, others, title)
-    made_by = shlex.join(["actvar-trt", *sys.argv[1:]])
+    made_by = typed(["actvar-trt", *sys.argv[1:]])
     html = page(f"What was activated: {title}", figures, choices, others, made_by)
     stem = where.picture(config, Order(class_id, number), seed).stem
     where.folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +109,8 @@ def _figures(picture_HW3: np.ndarray, choices: Choices, others: Sequence[Choices
     if choices.rests_experts:
         figures["experts"] = experts_figure(picture_HW3, choices, f"The best experts of each token: {title}")
         figures["chosen"] = chosen_figure(choices, f"The tokens of each expert: {title}")
-    figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
+    with where_possible():
+        figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
     return {name: png(figure) for name, figure in figures.items()}
 
 

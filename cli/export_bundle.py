@@ -1,4 +1,4 @@
-"""`actvar-trt export`: a checkpoint, or a preset with random weights, to a bundle."""
+"""`actvar-trt export`: a checkpoint, or a size with random weights, to a bundle."""
 
 import time
 from pathlib import Path
@@ -6,69 +6,60 @@ from typing import Annotated
 
 import typer
 
+from actvar.bundle.contract import Precision
 from actvar.bundle.manifest import MANIFEST_FILE
-from actvar.cli.model_choice import (
-    ActiveScalesOption,
-    Bf16Option,
-    CheckpointOption,
-    ExpertRatesOption,
-    ExpertsOption,
+from actvar.cli.model_choice import RANDOM_ROUTER, Hub, Rates, Size, chosen_checkpoint
+from actvar.cli.options import (
     Fp16Option,
-    Fp16WeightsOption,
-    Int8Option,
-    PatchNumsOption,
-    Preset,
-    TokenRatesOption,
+    OptionalCheckpointOption,
     VqvaeOption,
-    activated,
-    chosen_activation,
     chosen_precision,
-    preset_config,
+    graph_precision_option,
+    out_option,
 )
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 
 EXAMPLES = """Examples:
 
-actvar-trt export --checkpoint var_d16.pth --vqvae vae_ch160v4096z32.pth --out bundles/d16
+actvar-trt export --model var_d16.pth --vqvae vae_ch160v4096z32.pth --out bundles/d16
 
-actvar-trt export --preset d20 --fp16 --token-rates 0.75,0.75 --expert-rates 0.75,0.75
+actvar-trt export --preset d20 --fp16
 
-actvar-trt export --checkpoint mine.safetensors --int8
+actvar-trt export --depth 20 --dense --fp16
 
-actvar-trt export --preset mini --patch-nums 1,2,4,8,16 --active-scales 4,5 --experts 8"""
+actvar-trt export --model mine.safetensors --precision int8
+
+actvar-trt export --preset mini --patch-nums 1,2,4,8,16 --active-scales 4,5 --token-rates 0.5 --experts 8"""
 
 
 def export(
-    preset: Annotated[Preset | None, typer.Option(help="A model of this shape, with random weights.")] = None,
-    checkpoint: CheckpointOption = None,
+    *,
+    model: OptionalCheckpointOption = None,
     vqvae: VqvaeOption = None,
-    out: Annotated[
-        Path | None, typer.Option(show_default="bundles/ and the model", help="The bundle's folder.")
-    ] = None,
+    hub: Hub,
+    size: Size,
+    rates: Rates,
+    precision: Annotated[Precision | None, graph_precision_option("fp32")] = None,
     fp16: Fp16Option = False,
-    bf16: Bf16Option = False,
-    int8: Int8Option = False,
-    fp16_weights: Fp16WeightsOption = False,
-    active_scales: ActiveScalesOption = None,
-    token_rates: TokenRatesOption = None,
-    expert_rates: ExpertRatesOption = None,
-    experts: ExpertsOption = None,
-    patch_nums: PatchNumsOption = None,
+    out: Annotated[
+        Path | None,
+        out_option("The bundle's folder; a bundle that is there is replaced.", show_default="bundles/ and the model"),
+    ] = None,
 ) -> None:
     """Write a model's graphs and weights into a folder, a bundle.
 
-    A preset is dense, and a checkpoint is exported as it is, unless rates, scales or experts are named.
+    A checkpoint is exported as it is, or with other rates, scales or experts where these are named.
     """
-    if (preset is None) == (checkpoint is None):
-        raise UsageError("A bundle is made from --preset or from --checkpoint. Give one of them.")
-    if vqvae and not checkpoint:
-        raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
-    if checkpoint and patch_nums:
-        raise UsageError("--patch-nums shapes a --preset; a checkpoint has its own. Leave it out.")
-    precision = chosen_precision(fp16=fp16, bf16=bf16, int8=int8, fp16_weights=fp16_weights)
-    config = preset_config(preset, patch_nums) if preset else None
-    target = out or Path("bundles") / f"{preset or (checkpoint and checkpoint.stem)}-{precision}"
+    size.refuse_beside(model, vqvae, rates)
+    if not (model or size.is_given):
+        raise UsageError("A bundle is made from a --model, or from a --preset or --depth. Give one of them.")
+    wanted = chosen_precision(precision, fp16) or "fp32"
+    if model:
+        name, checkpoint = chosen_checkpoint(model, vqvae, hub)
+    else:
+        name, config = size.model(rates)
+    target = out or Path("bundles") / f"{name}-{wanted}"
     if target.is_symlink() or (target.exists() and not (target / MANIFEST_FILE).is_file()):
         raise UsageError(f"--out {target} is there and is not a bundle. Name a new folder, or a bundle to replace.")
 
@@ -78,21 +69,18 @@ def export(
         from actvar.models.actvar import random_model
 
     started = time.perf_counter()
-    if config:
-        activation = chosen_activation(config, active_scales, token_rates, expert_rates, experts)
-        config = activated(config, activation) if activation else config
-        say(f"Random weights: {preset} is exported for size and speed, and draws nothing that means anything.")
-        model, source = random_model(config), f"random weights, preset {preset}"
-    elif checkpoint:
-        model, source = load_model(checkpoint, vqvae), f"checkpoint {checkpoint.name}"
-        activation = chosen_activation(model.config, active_scales, token_rates, expert_rates, experts)
-        if activation:
-            if model.config.activation is None:
-                say("This checkpoint is dense: its router and selector are random, and only show size and speed.")
+    if model:
+        network, source = load_model(checkpoint.path, checkpoint.vqvae), f"checkpoint {checkpoint.path.name}"
+        if activation := rates.of(network.config):
+            if network.config.activation is None:
+                say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            model = load_model(checkpoint, vqvae, activation)
+            network = load_model(checkpoint.path, checkpoint.vqvae, activation)
+    else:
+        network, source = random_model(config), f"random weights, preset {size.name}"
+        say(f"Random weights: {size.name} is exported for size and speed, and draws nothing that means anything.")
     with progress_bar(f"Exporting to {target}") as progress:
-        manifest = export_bundle(model, target, precision, source, progress)
-    size = sum(file.bytes for file in manifest.files) / 1e6
-    typer.echo(f"{target}: {len(manifest.graphs)} graphs, {size:.0f} MB, {precision}, {source}")
+        manifest = export_bundle(network, target, wanted, source, progress)
+    size_mb = sum(file.bytes for file in manifest.files) / 1e6
+    typer.echo(f"{target}: {len(manifest.graphs)} graphs, {size_mb:.0f} MB, {wanted}, {source}")
     say(f"Exported in {time.perf_counter() - started:.1f} s. See what is in it: actvar-trt inspect {target}")

@@ -6,26 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from actvar.classes import choose_classes, class_label
-from actvar.cli.output import destination, make_folder, scales_strip
-from actvar.cli.source_choice import (
-    BackendOption,
-    BundleOption,
-    CfgOption,
-    CheckpointOption,
-    DeviceOption,
+from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.options import (
     ModelOption,
-    PrecisionOption,
-    SourceChoice,
-    ThreadsOption,
-    TopKOption,
-    TopPOption,
+    SeedOption,
     VqvaeOption,
-    chosen_sampling,
-    refuse_large_seed,
+    class_option,
+    count_option,
+    out_option,
+    output_option,
 )
+from actvar.cli.output import destination, make_folder, scales_strip
+from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say, tell
 from actvar.runtime.image import sheet, write_png
@@ -35,61 +28,49 @@ EXAMPLES = """Examples:
 
 actvar-trt generate --class 88
 
-actvar-trt generate --class brown-crescent --class red-heart --count 8 --grid --out sheet.png
+actvar-trt generate --class brown-crescent --class 0-9 --count 8 --grid --out sheet.png
 
 actvar-trt generate --class 88 --show-scales
 
-actvar-trt generate --class 207 --checkpoint var_d16.pth --vqvae vae_ch160v4096z32.pth
+actvar-trt generate --class "golden retriever" --model var_d16.pth --vqvae vae_ch160v4096z32.pth
 
-actvar-trt generate --class 207 --bundle bundles/d20-fp16 --backend tensorrt --batch-size 8 --count 8"""
+actvar-trt generate --class all --model bundles/d20-fp16 --backend tensorrt --batch-size 8"""
 
 
 def generate(
+    *,
     classes: Annotated[
         list[str],
-        typer.Option("--class", metavar="NUMBER|NAME", show_default=False, help="What to draw; may be given often."),
-    ],
-    count: Annotated[int, typer.Option(min=1, help="Pictures of each class.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pictures.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures, or a .png file.")] = Path("."),
-    grid: Annotated[bool, typer.Option("--grid", help="Put all pictures on one sheet.")] = False,
-    show_scales: Annotated[
-        bool, typer.Option("--show-scales", help="Also write a strip of the partial pictures, one for each scale.")
-    ] = False,
-    cfg: CfgOption = None,
-    top_k: TopKOption = None,
-    top_p: TopPOption = None,
-    model: ModelOption = "actvar-mini",
-    checkpoint: CheckpointOption = None,
-    vqvae: VqvaeOption = None,
-    bundle: BundleOption = None,
-    backend: BackendOption = "onnxruntime",
-    device: DeviceOption = None,
-    precision: PrecisionOption = "fp32",
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Pictures that are drawn at a time, and then written; more take more memory, and no picture changes.",
+        class_option(
+            help="A number, a name, part of a name, all, a range 0-9, or several with commas between; may be given "
+            "often. See `actvar-trt classes`."
         ),
-    ] = 1,
-    threads: ThreadsOption = 0,
+    ],
+    count: Annotated[int, count_option("Pictures of each class.")] = 1,
+    seed: SeedOption = 0,
+    guidance: Guidance,
+    model: ModelOption = "actvar-mini",
+    vqvae: VqvaeOption = None,
+    hub: Hub,
+    engine: Engine,
+    out: Annotated[Path, out_option("Folder for the pictures, or a .png file.")] = Path("."),
+    grid: Annotated[bool, output_option(help="Put all pictures on one sheet.")] = False,
+    show_scales: Annotated[
+        bool, output_option(help="Also write a strip of the partial pictures, one for each scale.")
+    ] = False,
 ) -> None:
     """Draw pictures of classes, and say where they are. Each is written as soon as it is drawn.
 
-    The first use of a model exports it into a cache; later uses take it from there.
+    The first use of a checkpoint exports it into a cache; later uses take it from there.
     """
-    refuse_large_seed(seed)
-    choice = SourceChoice(model, checkpoint, vqvae, bundle, backend, device, precision, batch_size, threads)
-    where = destination(out, 1 if grid else count * len(set(classes)))
+    where = destination(out, 1 if grid else count)
 
     def accept(config: ModelConfig) -> None:
-        choose_classes(config, classes)
-        chosen_sampling(config.sampling, cfg, top_k, top_p)
+        where.require_room(1 if grid else count * len(choose_classes(config, classes)))
+        guidance.of(config.sampling)
 
-    source = choice.open(accept)
-    class_ids = choose_classes(source.model, classes)
-    sampling = chosen_sampling(source.model.sampling, cfg, top_k, top_p)
+    source = engine.open(chosen_model(model, vqvae, hub), accept).source
+    class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model.sampling)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)
     with _counted(len(class_ids) * count, grid) as counted:

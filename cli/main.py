@@ -5,6 +5,7 @@ Exit codes: 0; 1 for what cannot be done; 2 for a wrong option; 130 for Ctrl-C.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from actvar.cli import (
     bench_kernels,
     bind,
     build,
+    classes,
     doctor,
     encode,
     evaluate,
@@ -25,37 +27,17 @@ from actvar.cli import (
     inspect_bundle,
     parity,
     study,
+    train,
+    train_stages,
 )
-from actvar.cli.train import app as train_app
+from actvar.cli.old_spellings import NEW_MEANINGS, new_spelling
+from actvar.cli.signature import spread
 from actvar.errors import ActVARError
+from actvar.telemetry import switch_off
 
 NAME = "actvar-trt"
 INTERRUPTED = 130
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # of typer's own parser; it exports only the derived class
-
-app = typer.Typer(
-    rich_markup_mode="rich",
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="First picture: actvar-trt generate --class 88",
-)
-app.command(epilog=generate.EXAMPLES)(generate.generate)
-app.command(epilog=export_bundle.EXAMPLES)(export_bundle.export)
-app.command(epilog=build.EXAMPLES)(build.build)
-app.command(epilog=bind.EXAMPLES)(bind.bind)
-app.command(epilog=inspect_bundle.EXAMPLES)(inspect_bundle.inspect)
-app.command(epilog=parity.EXAMPLES)(parity.parity)
-app.command(epilog=explain.EXAMPLES)(explain.explain)
-app.command(epilog=flops.EXAMPLES)(flops.flops)
-app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command(epilog=study.EXAMPLES)(study.study)
-bench_app = typer.Typer()
-bench_app.callback(invoke_without_command=True, epilog=bench.EXAMPLES)(bench.bench)
-bench_app.command(epilog=bench_kernels.EXAMPLES)(bench_kernels.kernels)
-app.add_typer(bench_app, name="bench")
-app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command(epilog=encode.EXAMPLES)(encode.encode)
-app.add_typer(train_app, name="train")
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,7 +46,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def _options(
     context: typer.Context,
     version: Annotated[
@@ -76,8 +57,59 @@ def _options(
         typer.echo(context.get_help())
 
 
+def _app() -> typer.Typer:
+    """All commands, in groups; --help shows them in this order."""
+    app = typer.Typer(
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="First picture: actvar-trt generate --class 88",
+    )
+    app.callback(invoke_without_command=True)(_options)
+    _add(app, "Draw", generate.generate, generate.EXAMPLES)
+    _add(app, "Draw", explain.explain, explain.EXAMPLES)
+    _add(app, "Draw", classes.classes, classes.EXAMPLES)
+    _add(app, "Draw", doctor.doctor, doctor.EXAMPLES)
+    _add(app, "Deploy", export_bundle.export, export_bundle.EXAMPLES)
+    _add(app, "Deploy", build.build, build.EXAMPLES)
+    _add(app, "Deploy", bind.bind, bind.EXAMPLES)
+    _add(app, "Deploy", inspect_bundle.inspect, inspect_bundle.EXAMPLES)
+    _add(app, "Deploy", parity.parity, parity.EXAMPLES)
+    _add(app, "Train", encode.encode, encode.EXAMPLES)
+    _add(app, "Measure", evaluate.evaluate, evaluate.EXAMPLES)
+    _add(app, "Measure", flops.flops, flops.EXAMPLES)
+    _add(app, "Measure", study.study, study.EXAMPLES)
+
+    training = typer.Typer(no_args_is_help=True, help=train.HELP, epilog=train.EXAMPLES)
+    _add(training, train.ANY, train_stages.stage1, train_stages.STAGE1_EXAMPLES)
+    _add(training, train.ANY, train_stages.stage2, train_stages.STAGE2_EXAMPLES)
+    _add(training, train.MINIS, train.mini, train.MINI_EXAMPLES)
+    _add(training, train.MINIS, train.vqvae, train.VQVAE_EXAMPLES)
+    _add(training, train.MINIS, train.var, train.VAR_EXAMPLES)
+    app.add_typer(training, name="train", rich_help_panel="Train")
+
+    benching = typer.Typer()
+    benching.callback(invoke_without_command=True, **_words(bench.bench, bench.EXAMPLES))(spread(bench.bench))
+    _add(benching, "Commands", bench_kernels.kernels, bench_kernels.EXAMPLES)
+    app.add_typer(benching, name="bench", rich_help_panel="Measure")
+    return app
+
+
+def _add(app: typer.Typer, panel: str, command: Callable[..., None], examples: str) -> None:
+    app.command(rich_help_panel=panel, **_words(command, examples))(spread(command))
+
+
+def _words(command: Callable[..., None], examples: str) -> dict[str, Any]:
+    """What the help says, each paragraph on a line of its own: it is folded to fit the terminal."""
+    texts = {"help": command.__doc__ or "", "epilog": examples}
+    return {what: "\n\n".join(" ".join(part.split()) for part in text.split("\n\n")) for what, text in texts.items()}
+
+
+app = _app()
+
+
 def main() -> None:
     """Run the command line and leave the process with its exit code; a user's mistake is a message, not a traceback."""
+    switch_off()
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name=NAME, standalone_mode=False) or 0
@@ -91,8 +123,18 @@ def main() -> None:
         code = _fail("There is not enough memory. Take a smaller --batch-size, or a smaller model.", 1)
     except _USAGE_ERROR as error:
         path = error.ctx.command_path if error.ctx else NAME
-        code = _fail(f"{error.format_message().rstrip('.')}. See `{path} --help`.", error.exit_code)
+        code = _fail(f"{_what_is_wrong(error, path).rstrip('.')}. See `{path} --help`.", error.exit_code)
     sys.exit(code)
+
+
+def _what_is_wrong(error: Any, path: str) -> str:
+    """The parser's message, or what an option that was typed is called now."""
+    said = str(error.format_message())
+    if option := getattr(error, "option_name", None):  # there is no such option
+        return new_spelling(path.removeprefix(NAME).strip(), option) or said
+    if parameter := getattr(error, "param", None):  # it does not take this value
+        return NEW_MEANINGS.get(parameter.opts[0], said)
+    return said
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,141 +1,168 @@
-"""Which model a command is about: the options that shape one, and what they come to.
+"""Which model a command is about: a name, or a size with rates; and what these options come to."""
 
-Shared by the commands that make bundles.
-"""
-
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated
 
-import typer
-
-from actvar.bundle.contract import CPU_PRECISIONS
+from actvar.checkpoint.files import Checkpoint
+from actvar.cli.options import MAX_DEPTH, Preset, integers, model_option, numbers, patch_nums_option
 from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.errors import UsageError
+from actvar.naming import NamedModel, named_model
 from actvar.scales import ScaleSchedule
 
-Preset: TypeAlias = Literal["mini", "d16", "d20", "d24", "d30", "d36"]
 DEFAULT_RATE = 0.75
-
-CheckpointOption: TypeAlias = Annotated[Path | None, typer.Option(help="A .safetensors, or an official .pth file.")]
-VqvaeOption: TypeAlias = Annotated[Path | None, typer.Option(help="The VQVAE that belongs to an official checkpoint.")]
-Fp16Option: TypeAlias = Annotated[
-    bool, typer.Option("--fp16", help="Matrices in fp16; what must be exact stays in fp32.")
-]
-Bf16Option: TypeAlias = Annotated[bool, typer.Option("--bf16", help="Matrices in bfloat16, else as --fp16.")]
-Int8Option: TypeAlias = Annotated[
-    bool, typer.Option("--int8", help="Matrices and convolutions in int8, for ONNX Runtime on a CPU.")
-]
-Fp16WeightsOption: TypeAlias = Annotated[
-    bool, typer.Option("--fp16-weights", help="Matrices held in fp16 and computed in fp32, for ONNX Runtime on a CPU.")
-]
-ActiveScalesOption: TypeAlias = Annotated[
-    str | None, typer.Option(show_default="the last two", help="Scales that leave tokens and experts out, from 1.")
-]
-TokenRatesOption: TypeAlias = Annotated[
-    str | None, typer.Option(show_default="0.75", help="Share of tokens kept at each active scale, or one for all.")
-]
-ExpertRatesOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(show_default="0.75", help="Share of experts used at each active scale, or one for all."),
-]
-ExpertsOption: TypeAlias = Annotated[
-    int | None, typer.Option(show_default="the model's, or 16", help="Experts that the FFN is cut into.")
-]
-PatchNumsOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option(show_default="the preset's", help="Sides of a preset's token maps, such as 1,2,4,8,16."),
-]
+RANDOM_ROUTER = "This checkpoint is dense: its router and selector are random, and only show size and speed."
 
 
-def chosen_precision(**given: bool) -> str:
-    """The precision that the options name, which are given as they are called in Python.
+@dataclass(frozen=True)
+class Hub:
+    """What is meant of a Hub repository."""
 
-    Raises:
-        UsageError: more than one is given.
-    """
-    named = [name.replace("_", "-") for name, is_given in given.items() if is_given]
-    if len(named) > 1:
-        options = " and ".join(f"--{name}" for name in named)
-        raise UsageError(f"{options} exclude each other. Give one of them.")
-    return named[0] if named else "fp32"
+    revision: Annotated[str | None, model_option(help="Of a Hub repository: a branch, a tag or a commit.")] = None
+    local_files_only: Annotated[
+        bool, model_option(help="Of a Hub repository: what was fetched before, and no network.")
+    ] = False
 
 
-def refuse_elsewhere(option: str, precision: str | None, backend: str, device: str | None) -> None:
-    """Refuse precisions that are for ONNX Runtime on a CPU for everything else.
+@dataclass(frozen=True)
+class Rates:
+    """What an ActVAR leaves out, as it was given: nothing, where the model's own is meant."""
 
-    Args:
-        option: that asks for the precision.
-        precision: of the graphs.
-        backend: what runs them.
-        device: where; None leaves it to the backend.
+    active_scales: Annotated[
+        str | None,
+        model_option(
+            metavar="9,10", show_default="the model's, or the last two", help="Scales that leave something out."
+        ),
+    ] = None
+    token_rates: Annotated[
+        str | None,
+        model_option(
+            metavar="RATES",
+            show_default="the model's, or 0.75",
+            help="Share of tokens kept: one, or one for each active scale.",
+        ),
+    ] = None
+    expert_rates: Annotated[
+        str | None,
+        model_option(
+            metavar="RATES",
+            show_default="the model's, or 0.75",
+            help="Share of experts used: one, or one for each active scale.",
+        ),
+    ] = None
+    experts: Annotated[
+        int | None, model_option(show_default="the model's, or 16", help="Number of experts that each FFN is cut into.")
+    ] = None
 
-    Raises:
-        UsageError: it is one of these, and for something else.
-    """
-    if precision in CPU_PRECISIONS and (backend != "onnxruntime" or device == "cuda"):
-        other = f"--backend {backend}" if backend != "onnxruntime" else "--device cuda"
-        raise UsageError(f"{option} is for ONNX Runtime on a CPU. Leave {other} out, or take another precision.")
+    @property
+    def are_given(self) -> bool:
+        """Whether there is anything to change."""
+        return any(option is not None for option in astuple(self))
+
+    def of(self, config: ModelConfig) -> Activation | None:
+        """What they come to, filled up from the model's own activation; None where nothing was given.
+
+        Raises:
+            UsageError: an option is no list of numbers, or does not fit the others.
+        """
+        if not self.are_given:
+            return None
+        own = config.activation
+        chosen: tuple[int, ...] = _last_two(config)
+        if self.active_scales:
+            chosen = integers("--active-scales", self.active_scales)
+        elif own:
+            chosen = own.scales
+        same_scales = own is not None and chosen == own.scales
+
+        def rates(option: str, text: str | None, of_model: tuple[float, ...]) -> tuple[float, ...]:
+            if text is None:
+                return of_model if same_scales else (DEFAULT_RATE,) * len(chosen)
+            values = numbers(option, text)
+            return values * len(chosen) if len(values) == 1 else values
+
+        try:
+            return replace(
+                own or Activation(),
+                experts=self.experts if self.experts is not None else own.experts if own else Activation.experts,
+                scales=chosen,
+                token_rates=rates("--token-rates", self.token_rates, own.token_rates if own else ()),
+                expert_rates=rates("--expert-rates", self.expert_rates, own.expert_rates if own else ()),
+            )
+        except ValueError as error:
+            raise UsageError(f"The activation cannot be used: {error}.") from None
 
 
-def preset_config(name: str, patch_nums: str | None) -> ModelConfig:
-    """A preset's configuration, with other token maps if asked for.
+@dataclass(frozen=True)
+class Size:
+    """A model by its size alone."""
 
-    Raises:
-        UsageError: they are no token maps.
-    """
-    return with_patch_nums(PRESETS[name], patch_nums)
+    preset: Annotated[
+        Preset | None,
+        model_option(
+            metavar="SIZE",
+            help="In place of a model the paper's ActVAR of a size, with random weights (build: none yet): mini, d16, "
+            "d20, d24, d30 or d36. It keeps 75 % at its last two scales, unless rates are named.",
+        ),
+    ] = None
+    depth: Annotated[int | None, model_option(min=1, max=MAX_DEPTH, help="The same by its depth: 20 is d20.")] = None
+    dense: Annotated[bool, model_option(help="With --preset or --depth: the VAR of that size.")] = False
+    patch_nums: Annotated[str | None, patch_nums_option("Sides of its token maps.", "the preset's")] = None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it names a model."""
+        return bool(self.preset or self.depth)
 
-def with_patch_nums(config: ModelConfig, patch_nums: str | None) -> ModelConfig:
-    """The same model with other token maps, if asked for.
+    @property
+    def name(self) -> str:
+        """Of the size: "mini", "d20"."""
+        return self.preset or f"d{self.depth}"
 
-    Raises:
-        UsageError: they are no token maps.
-    """
-    if patch_nums is None:
-        return config
-    try:
-        return replace(config, schedule=ScaleSchedule(integers("--patch-nums", patch_nums)))
-    except ValueError as error:
-        raise UsageError(f"--patch-nums {patch_nums}: {error}.") from None
+    def refuse_beside(self, model: str | None, vqvae: Path | None, rates: Rates) -> None:
+        """Refuse options that exclude each other, or belong to what is not given.
 
+        Raises:
+            UsageError: there are any.
+        """
+        if self.preset and self.depth:
+            raise UsageError("--depth and --preset both name a model. Give one of them.")
+        if self.is_given and model:
+            option = "--preset" if self.preset else "--depth"
+            raise UsageError(f"{option} and --model both name a model. Give one of them.")
+        if vqvae and not model:
+            raise UsageError("--vqvae belongs to a checkpoint that --model names, and there is none. Leave it out.")
+        if self.patch_nums and not self.is_given:
+            raise UsageError("--patch-nums shapes a --depth or a --preset; a model has its own. Leave it out.")
+        if self.dense and not self.is_given:
+            raise UsageError("--dense belongs to a --depth or a --preset; a model is what it is. Leave it out.")
+        if self.dense and rates.are_given:
+            raise UsageError("Rates, scales and experts shape what is exported, and not densely. Leave them out.")
 
-def chosen_activation(
-    config: ModelConfig,
-    scales: str | None,
-    token_rates: str | None,
-    expert_rates: str | None,
-    experts: int | None,
-) -> Activation | None:
-    """What is asked for, filled up from the model's own activation; None where nothing is asked for.
+    def dense_config(self) -> ModelConfig:
+        """The VAR of this size.
 
-    Raises:
-        UsageError: an option is no list of numbers, or does not fit the others.
-    """
-    if scales is token_rates is expert_rates is experts is None:
-        return None
-    own = config.activation
-    last_two = (len(config.schedule) - 1, len(config.schedule))
-    chosen = integers("--active-scales", scales) if scales else own.scales if own else last_two
-    same_scales = own is not None and chosen == own.scales
+        Raises:
+            UsageError: the token maps are none.
+        """
+        config = PRESETS[self.name] if self.name in PRESETS else ModelConfig(self.depth or 0)
+        return replace(config, schedule=chosen_schedule(self.patch_nums)) if self.patch_nums else config
 
-    def rates(option: str, text: str | None, of_model: tuple[float, ...]) -> tuple[float, ...]:
-        if text is None:
-            return of_model if same_scales else (DEFAULT_RATE,) * len(chosen)
-        values = _numbers(option, text)
-        return values * len(chosen) if len(values) == 1 else values
+    def model(self, rates: Rates) -> tuple[str, ModelConfig]:
+        """The model, and what people call it: the paper's ActVAR of this size, or the VAR if it is to be dense.
 
-    try:
-        return replace(
-            own or Activation(),
-            experts=experts if experts is not None else own.experts if own else Activation.experts,
-            scales=chosen,
-            token_rates=rates("--token-rates", token_rates, own.token_rates if own else ()),
-            expert_rates=rates("--expert-rates", expert_rates, own.expert_rates if own else ()),
-        )
-    except ValueError as error:
-        raise UsageError(f"The activation cannot be used: {error}.") from None
+        The one rule of all commands: an ActVAR leaves out a quarter at its last two scales, unless rates say otherwise.
+
+        Raises:
+            UsageError: an option does not fit the others.
+        """
+        config = self.dense_config()
+        if self.dense:
+            return self.name, config
+        config = activated(config, replace(Activation(), scales=_last_two(config)))
+        activation = rates.of(config)
+        return f"actvar-{self.name}", activated(config, activation) if activation else config
 
 
 def activated(config: ModelConfig, activation: Activation) -> ModelConfig:
@@ -150,20 +177,42 @@ def activated(config: ModelConfig, activation: Activation) -> ModelConfig:
         raise UsageError(f"The activation does not fit the model: {error}.") from None
 
 
-def integers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between.
+def chosen_schedule(patch_nums: str) -> ScaleSchedule:
+    """The token maps that `--patch-nums` names.
 
     Raises:
-        UsageError: the text is something else.
+        UsageError: they are none.
     """
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} must be whole numbers with commas between, such as 9,10; got {text!r}.") from None
+        return ScaleSchedule(integers("--patch-nums", patch_nums))
+    except ValueError as error:
+        raise UsageError(f"--patch-nums {patch_nums}: {error}.") from None
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} must be numbers with commas between, such as 0.75,0.5; got {text!r}.") from None
+def chosen_model(model: str, vqvae: Path | None, hub: Hub) -> NamedModel:
+    """What `--model` names.
+
+    Raises:
+        UsageError: nothing bears this name, or an option does not belong to it.
+    """
+    named = named_model(model, vqvae)
+    if hub != Hub():
+        raise UsageError(f"--revision and --local-files-only are of a Hub repository; {model} is none. Leave them out.")
+    return named
+
+
+def chosen_checkpoint(model: str, vqvae: Path | None, hub: Hub) -> tuple[str, Checkpoint]:
+    """The checkpoint that `--model` names, and what people call it.
+
+    Raises:
+        UsageError: it names a bundle, or nothing, or an option does not belong to it.
+    """
+    named = chosen_model(model, vqvae, hub)
+    if named.checkpoint is None:
+        raise UsageError(f"--model {model} is a bundle, and a checkpoint is wanted here. Name its file.")
+    return named.name, named.checkpoint
+
+
+def _last_two(config: ModelConfig) -> tuple[int, int]:
+    """The scales that the paper's ActVAR leaves something out of: 9 and 10 of ten."""
+    return len(config.schedule) - 1, len(config.schedule)

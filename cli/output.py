@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from actvar.classes import class_names
 from actvar.config import ModelConfig
 from actvar.errors import ActVARError, UsageError
 from actvar.runtime.pictures import Order
@@ -22,9 +23,21 @@ class Destination:
 
     def picture(self, model: ModelConfig, order: Order, seed: int) -> Path:
         """The file of one picture."""
-        name = f"-{model.class_names[order.class_id]}" if model.class_names else ""
-        plain = re.sub(r"[^\w-]", "_", name)[:60]  # a checkpoint's names may hold anything
+        names = class_names(model)
+        name = f"-{names[order.class_id][0]}" if names else ""
+        plain = re.sub(r"[^\w-]", "_", name.replace(" ", "-"))[:60]  # a checkpoint's names may hold anything
         return self.folder / (self.file or f"actvar-{order.class_id:03d}{plain}-seed{seed}-{order.number}.png")
+
+    def require_room(self, files: int) -> None:
+        """Make sure that so many files are not to go into one.
+
+        Raises:
+            UsageError: they are.
+        """
+        if self.file and files > 1:
+            raise UsageError(
+                f"--out names one file, {self.folder / self.file}, for {files} pictures. Name a folder, or add --grid."
+            )
 
     def grid(self, seed: int) -> Path:
         """The file of a sheet of all pictures."""
@@ -41,7 +54,7 @@ def destination(out: Path, files: int) -> Destination:
 
     Args:
         out: a name that ends in .png is a file, unless there is a folder of that name; all else is a folder.
-        files: how many pictures or sheets there will be.
+        files: how many pictures or sheets there will be at least.
 
     Raises:
         UsageError: several pictures are to go into one file, or the file is of another kind.
@@ -51,9 +64,8 @@ def destination(out: Path, files: int) -> Destination:
     if is_file and out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
         raise UsageError(f"--out must be a .png file or a folder, got {out}. Pictures are written as PNG.")
     is_file = is_file and out.suffix.lower() == ".png"
-    if is_file and files > 1:
-        raise UsageError(f"--out names one file, {out}, for {files} pictures. Name a folder, or add --grid.")
     result = Destination(out.parent, out.name) if is_file else Destination(out, None)
+    result.require_room(files)
     existing = next(folder for folder in (result.folder, *result.folder.absolute().parents) if os.path.lexists(folder))
     if not existing.is_dir():
         raise ActVARError(f"--out {out} cannot be written: {existing} is not a folder. Name another place.")

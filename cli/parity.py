@@ -1,21 +1,33 @@
 """`actvar-trt parity`: the graphs of a model against the model itself, in PyTorch."""
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
-from actvar.bundle.contract import Precision
 from actvar.bundle.plans import PlanOptions
-from actvar.checkpoint.files import Checkpoint, shipped_checkpoint
-from actvar.cli.model_choice import Preset, refuse_elsewhere
-from actvar.config import PRESETS, Activation
+from actvar.cli.model_choice import Hub, Rates, Size, chosen_checkpoint
+from actvar.cli.options import (
+    DeviceOption,
+    Fp16Option,
+    GraphBackend,
+    JsonOption,
+    OptionalCheckpointOption,
+    PrecisionOption,
+    SeedOption,
+    VqvaeOption,
+    batch_size_option,
+    chosen_precision,
+    count_option,
+    engine_option,
+    model_option,
+    refuse_elsewhere,
+)
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
-from actvar.reports import check_json_option, write_report
+from actvar.reports import check_json_option, deliver
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.machine import first_gpu
 from actvar.runtime.sources import open_engines, open_graphs
@@ -24,54 +36,61 @@ EXAMPLES = """Examples:
 
 actvar-trt parity
 
-actvar-trt parity --precision fp16 --pictures 100 --json parity.json
+actvar-trt parity --precision fp16 --count 100 --json parity.json
 
-actvar-trt parity --preset d16 --pictures 2 --batch-size 1
+actvar-trt parity --preset d16 --count 2 --batch-size 1
 
-actvar-trt parity --bundle bundles/mine-fp32 --checkpoint mine.safetensors
+actvar-trt parity --model mine.safetensors --bundle bundles/mine-fp32
 
-actvar-trt parity --precision fp16 --backend tensorrt"""
+actvar-trt parity --fp16 --backend tensorrt"""
 
-Backend: TypeAlias = Literal["onnxruntime", "tensorrt"]
+_DEFAULT_MODEL = "actvar-mini"
 
 
 def parity(
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(show_default="actvar-mini", help="The model: a .safetensors, or an official .pth file."),
-    ] = None,
-    vqvae: Annotated[Path | None, typer.Option(help="The VQVAE that belongs to an official checkpoint.")] = None,
-    preset: Annotated[
-        Preset | None, typer.Option(help="An ActVAR of this shape with random weights, in place of a checkpoint.")
-    ] = None,
+    *,
+    model: OptionalCheckpointOption = None,
+    vqvae: VqvaeOption = None,
+    hub: Hub,
+    size: Size,
+    rates: Rates,
     bundle: Annotated[
         Path | None,
-        typer.Option(show_default="exported for the comparison", help="What was exported from the checkpoint."),
+        model_option(
+            metavar="FOLDER", show_default="exported for the comparison", help="What was exported from the checkpoint."
+        ),
     ] = None,
-    precision: Annotated[
-        Precision | None, typer.Option(show_default="fp32", help="Of the graphs; PyTorch computes in fp32.")
-    ] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="What runs the graphs; for tensorrt engines are built from them.")
-    ] = "onnxruntime",
-    device: Annotated[
-        Device | None,
-        typer.Option(show_default="cpu; cuda for tensorrt", help="Where the graphs run; PyTorch runs on the CPU."),
-    ] = None,
-    scales: Annotated[
+    count: Annotated[int, count_option("Pictures in all that are compared.", max=10**6)] = 32,
+    seed: SeedOption = 0,
+    precision: PrecisionOption = None,
+    fp16: Fp16Option = False,
+    backend: GraphBackend = "onnxruntime",
+    device: DeviceOption = None,
+    cpu_graph: Annotated[
         Scales,
-        typer.Option(help="The graph that runs all scales on the CPU; each: every scale by its own, as engines do."),
+        engine_option(
+            metavar="GRAPH",
+            help="What runs the scales on a CPU: scales or scales_masked, one graph of all scales; fastest, the faster "
+            "of the two; or each, every scale's own graph, as engines do.",
+        ),
     ] = "fastest",
-    pictures: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many are compared.")] = 32,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the pictures.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report into this file, too.")] = None,
+    batch_size: Annotated[int, batch_size_option("Pictures that are drawn at a time.")] = 4,
+    json_file: JsonOption = None,
 ) -> None:
-    """Compare each graph, and whole pictures, with PyTorch; the exit code is 1 if any lies outside its tolerance."""
-    _refuse_contradictions(checkpoint, vqvae, preset, bundle, precision, json_file)
-    refuse_elsewhere(f"--precision {precision}", precision, backend, device)
-    if backend == "tensorrt" and device == "cpu":
-        raise UsageError("--backend tensorrt needs a GPU, and --device cpu names none. Leave --device out.")
+    """Compare each graph, and whole pictures, with PyTorch in fp32 on the CPU.
+
+    The exit code is 1 if anything lies outside its tolerance. The model is actvar-mini unless one is named.
+    """
+    check_json_option(json_file)
+    size.refuse_beside(model, vqvae, rates)
+    precision = chosen_precision(precision, fp16)
+    if rates.are_given and not size.is_given:
+        raise UsageError("Rates and experts shape a --preset or a --depth; a checkpoint has its own. Leave them out.")
+    if bundle and not model:
+        raise UsageError("--bundle is compared with the --model that it was made from. Give both, or neither.")
+    if bundle and precision:
+        raise UsageError("--precision is for an export, and --bundle names one that is there. Leave it out.")
+    refuse_elsewhere(precision, backend, device)
     if backend == "tensorrt" and first_gpu() is None:
         raise UsageError("--backend tensorrt needs an NVIDIA GPU, and there is none. Take --backend onnxruntime.")
     with needs("export", "to compare graphs with PyTorch"):
@@ -80,34 +99,31 @@ def parity(
         from actvar.export.parity.check import check_parity
         from actvar.models.actvar import random_model
 
-    if preset:
-        say(f"Random weights: {preset} draws nothing that means anything, and its graphs can be compared all the same.")
-        model = random_model(replace(PRESETS[preset], activation=Activation()))
-        source = f"random weights, preset {preset}"
+    if size.is_given:
+        _, config = size.model(rates)
+        say(f"Random weights: {size.name} draws nothing that means anything; its graphs can be compared all the same.")
+        network, source = random_model(config), f"random weights, preset {size.name}"
     else:
-        chosen = Checkpoint(checkpoint, vqvae) if checkpoint else shipped_checkpoint("actvar-mini")
-        model, source = load_model(chosen.path, chosen.vqvae), f"checkpoint {chosen.path.name}"
+        _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, hub)
+        network, source = load_model(chosen.path, chosen.vqvae), f"checkpoint {chosen.path.name}"
     with TemporaryDirectory(prefix="actvar-parity-") as scratch:
         folder = bundle or Path(scratch) / "bundle"
         if not bundle:
             with progress_bar("Exporting") as progress:
-                export_bundle(model, folder, precision or "fp32", source, progress, debug=True)
+                export_bundle(network, folder, precision or "fp32", source, progress, debug=True)
         if backend == "tensorrt" and not bundle:
             _build(folder, batch_size)
         place: Device = device or ("cuda" if backend == "tensorrt" else "cpu")
         if backend == "tensorrt":
             graphs = open_engines(folder, batch_size)
         else:
-            graphs = open_graphs(folder, batch_size, 0, place, scales)
-        if graphs.model != model.config:
+            graphs = open_graphs(folder, batch_size, 0, place, cpu_graph)
+        if graphs.model != network.config:
             raise UsageError(f"--bundle {folder} is of another model than {source}. Name what it was exported from.")
-        with progress_bar(f"Comparing {pictures} pictures") as progress:
-            report = check_parity(model, graphs, pictures, seed, f"{backend} on {place}", progress)
-    Console().print(report.table())
-    for line in filter(None, (report.first_flip, report.verdict)):
-        typer.echo(line)
-    if json_file:
-        write_report(json_file, report.to_json(), "--json")
+        with progress_bar(f"Comparing {count} pictures") as progress:
+            report = check_parity(network, graphs, count, seed, f"{backend} on {place}", progress)
+    lines = filter(None, (report.first_flip, report.verdict))
+    deliver([report.table(), *map(escape, lines)], report.to_json(), json_file)
     if not report.passed:
         raise typer.Exit(1)
 
@@ -128,27 +144,3 @@ def _build(folder: Path, batch_size: int) -> None:
         raise UsageError(f"--batch-size {batch_size}: {error}.") from None
     with progress_bar("Building engines") as progress:
         build_plans(folder, choose_target(None, None), options, progress=progress)
-
-
-def _refuse_contradictions(
-    checkpoint: Path | None,
-    vqvae: Path | None,
-    preset: str | None,
-    bundle: Path | None,
-    precision: str | None,
-    json_file: Path | None,
-) -> None:
-    """Options that exclude each other, and a report that would have no place.
-
-    Raises:
-        UsageError: there are any.
-    """
-    if preset and checkpoint:
-        raise UsageError("--preset and --checkpoint both name a model. Give one of them.")
-    if vqvae and not checkpoint:
-        raise UsageError("--vqvae belongs to a --checkpoint, and there is none. Give both, or leave it out.")
-    if bundle and not checkpoint:
-        raise UsageError("--bundle is compared with the --checkpoint that it was made from. Give both, or neither.")
-    if bundle and precision:
-        raise UsageError("--precision is for an export, and --bundle names one that is there. Leave it out.")
-    check_json_option(json_file)

@@ -4,15 +4,24 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
-import typer
 from rich.table import Table
 
 from actvar.checkpoint.files import shipped_checkpoint
+from actvar.cli.options import (
+    TorchDeviceOption,
+    batch_size_option,
+    count_option,
+    model_option,
+    output_option,
+    training_option,
+)
 from actvar.console import tell
 from actvar.errors import UsageError, needs
+from actvar.plotting import where_possible
 from actvar.reports import show, write_report
 from actvar.runtime.machine import this_machine
 from actvar.study.budget import BUDGETS, Budget
@@ -33,45 +42,51 @@ actvar-trt study --report
 
 actvar-trt study --budget gpu --device cuda"""
 
-BudgetName: TypeAlias = Literal["cpu", "gpu"]
-StudyPreset: TypeAlias = Literal["mini"]
-Steps: TypeAlias = Annotated[int | None, typer.Option(min=1, show_default="the budget's", help="In place of its own.")]
-
 _RESULTS = Path("benchmarks/results")
+_BUDGETS = "the budget's"
+_steps_option = partial(training_option, min=1, show_default=_BUDGETS)
 
 
 def study(
-    preset: Annotated[StudyPreset, typer.Option(help="The teacher: VAR-mini, on Glyphs-100.")] = "mini",
-    budget: Annotated[
-        BudgetName, typer.Option(help="How long each cell is trained: for two CPU cores, or for a GPU.")
-    ] = "cpu",
-    stage1_steps: Steps = None,
-    stage2_steps: Steps = None,
-    batch: Steps = None,
-    pictures: Annotated[
-        int | None, typer.Option(min=100, show_default="the budget's", help="Drawn by each model to be judged.")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0, show_default="no limit", help="Start no cell that would end later.")
-    ] = None,
+    *,
+    preset: Annotated[
+        Literal["mini"], model_option(help="Which study: mini is of VAR-mini, the teacher, on Glyphs-100.")
+    ] = "mini",
     only: Annotated[
-        list[str] | None, typer.Option(metavar="ROW|CELL", show_default="all", help="May be given several times.")
+        list[str] | None,
+        model_option(metavar="ROW|CELL", show_default="all", help="Cells to make and show; may be given often."),
     ] = None,
     rerun: Annotated[
-        list[str] | None, typer.Option(metavar="CELL", help="Make a finished cell anew; may be given several times.")
+        list[str] | None, model_option(metavar="CELL", help="Make a finished cell anew; may be given often.")
     ] = None,
+    budget: Annotated[
+        Literal["cpu", "gpu"], training_option(help="How long each cell is trained: for two CPU cores, or for a GPU.")
+    ] = "cpu",
+    stage1_steps: Annotated[int | None, _steps_option(help="Updates of stage 1.")] = None,
+    stage2_steps: Annotated[int | None, _steps_option(help="Updates of stage 2.")] = None,
+    batch_size: Annotated[
+        int | None, batch_size_option("Pictures an update.", panel="Training", show_default=_BUDGETS)
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        training_option(min=0, show_default="no limit", help="Start no cell that would end later than this."),
+    ] = None,
+    count: Annotated[
+        int | None,
+        count_option("Pictures in all that each model draws to be judged.", least=100, show_default=_BUDGETS),
+    ] = None,
+    device: TorchDeviceOption = "cpu",
     results: Annotated[
-        Path | None, typer.Option(show_default="benchmarks/results/study-mini", help="Folder of the finished cells.")
+        Path | None, output_option(show_default="benchmarks/results/study-mini", help="Folder of the finished cells.")
     ] = None,
     work: Annotated[
-        Path | None, typer.Option(show_default="runs/study-mini", help="Folder for tokens and states of trainings.")
+        Path | None, output_option(show_default="runs/study-mini", help="Folder for tokens and states of trainings.")
     ] = None,
-    doc: Annotated[Path, typer.Option(help="The page to write; its plots go into pictures/ beside it.")] = Path(
+    doc: Annotated[Path, output_option(help="The page to write; its plots go into pictures/ beside it.")] = Path(
         "docs/study.md"
     ),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    list_cells: Annotated[bool, typer.Option("--list", help="Show the matrix and what is done; make nothing.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Write the page from what is done; make nothing.")] = False,
+    list_cells: Annotated[bool, output_option("--list", help="Show the cells and what is done; make nothing.")] = False,
+    report: Annotated[bool, output_option(help="Write the page from what is done; make nothing.")] = False,
 ) -> None:
     """Train and measure the models of the paper's tables at mini scale, and write the page about them.
 
@@ -85,7 +100,12 @@ def study(
         show([_matrix(cells, read_results(results, cells))])
         return
     if not report:
-        given = {"stage1_steps": stage1_steps, "stage2_steps": stage2_steps, "batch": batch, "drawn_pictures": pictures}
+        given = {
+            "stage1_steps": stage1_steps,
+            "stage2_steps": stage2_steps,
+            "batch": batch_size,
+            "drawn_pictures": count,
+        }
         own = replace(BUDGETS[budget], **{name: value for name, value in given.items() if value is not None})
         again = {cell.name for cell in _chosen(rerun, "--rerun")} if rerun else set()
         _make(cells, own, again, minutes, results, work, doc, device)
@@ -141,7 +161,9 @@ def page_files(results: Path, doc: Path) -> dict[Path, str]:
     found = list(read_results(results, CELLS).values())
     folders = sorted(results.parent.glob(f"{results.name}-stage2-*"))
     others = [result for folder in folders for result in read_results(folder, CELLS).values()]
-    plots = drawings(Figures(found))
+    plots: dict[str, str] = {}
+    with where_possible():
+        plots = drawings(Figures(found))
     pictures = {doc.parent / "pictures" / name: text for name, text in plots.items()}
     command = f"actvar-trt study --preset mini{_budget_options(results)}"
     return {doc: page(found, command, list(plots), others), **pictures}

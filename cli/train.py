@@ -3,100 +3,94 @@
 PyTorch is imported inside the commands, so that the rest of the command line does not wait for it.
 """
 
-from __future__ import annotations
-
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from actvar.cli import train_stages
+from actvar.cli.model_choice import Rates, activated
+from actvar.cli.options import TorchDeviceOption, count_option, out_option, seed_option, training_option
+from actvar.config import MINI, Activation
+from actvar.errors import needs
 
 if TYPE_CHECKING:
-    from actvar.config import Activation
     from actvar.distill.mini import MiniRecipe
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Train an ActVAR from a VAR (stage1, stage2), or the mini models from nothing. All go on where they stopped.",
-    epilog="Example: actvar-trt train mini --out runs/mini",
-)
-app.command(epilog=train_stages.STAGE1_EXAMPLES)(train_stages.stage1)
-app.command(epilog=train_stages.STAGE2_EXAMPLES)(train_stages.stage2)
+HELP = "Train an ActVAR from a VAR, or the mini models from nothing. All go on where they stopped."
+ANY, MINIS = "Any ActVAR, from a VAR's checkpoint", "The mini models, from nothing"
+EXAMPLES = """Examples:
 
-Out = Annotated[Path, typer.Option(help="Folder of the run: states, logs, tokens, checkpoints.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Seed = Annotated[int, typer.Option(min=0, help="Decides weights, data order and noise.")]
-VQVAESteps = Annotated[int, typer.Option(min=1, help="Steps of 16 pictures.")]
-Pictures = Annotated[int, typer.Option(min=100, help="Pictures that are encoded for the transformer.")]
-VARSteps = Annotated[int, typer.Option(min=1, help="Steps of 32 pictures.")]
-StageSteps = Annotated[int, typer.Option(min=1, help="Steps of 16 pictures.")]
-Rates = Annotated[str, typer.Option(help="One share for each active scale, comma-separated.")]
-Scales = Annotated[str, typer.Option(help="Active scales, numbered from 1, comma-separated.")]
-Experts = Annotated[int, typer.Option(min=1, help="Experts that the FFN is cut into.")]
+actvar-trt train mini --out runs/mini
+
+actvar-trt train stage1 --help"""
+VQVAE_EXAMPLES = "Example: actvar-trt train vqvae --out runs/mini --device cuda"
+VAR_EXAMPLES = "Example: actvar-trt train var --out runs/mini --count 48000 --steps 3200"
+MINI_EXAMPLES = """Examples:
+
+actvar-trt train mini --out runs/mini
+
+actvar-trt train mini --out runs/half --token-rates 0.5 --expert-rates 0.5"""
+
+_steps_option = partial(training_option, min=1)
+OutOption: TypeAlias = Annotated[Path, out_option("Folder of the run: states, logs, tokens, checkpoints.")]
+SeedOption: TypeAlias = Annotated[int, seed_option("Decides weights, data order and noise.", "Training")]
+CountOption: TypeAlias = Annotated[
+    int, count_option("Pictures in all that are encoded for the transformer.", least=100, panel="Training")
+]
+VqvaeStepsOption: TypeAlias = Annotated[int, _steps_option(help="Updates of the VQVAE, of 16 pictures each.")]
 
 
-@app.command()
-def vqvae(out: Out = Path("runs/mini"), device: Device = "cpu", seed: Seed = 0, steps: VQVAESteps = 1400) -> None:
-    """Train the VQVAE."""
-    from actvar.distill.mini import MiniRecipe
-
-    MiniRecipe(out, device, seed, vqvae_steps=steps).vqvae()
+def vqvae(
+    *,
+    steps: Annotated[int, _steps_option(help="Updates, of 16 pictures each.")] = 1400,
+    seed: SeedOption = 0,
+    device: TorchDeviceOption = "cpu",
+    out: OutOption = Path("runs/mini"),
+) -> None:
+    """Train the VQVAE of the mini models."""
+    recipe = _recipe()(out, device, seed, vqvae_steps=steps)
+    recipe.vqvae()
     typer.echo(f"The VQVAE is in {out / 'vqvae'}. Next: actvar-trt train mini --out {out}")
 
 
-@app.command()
-def mini(
-    out: Out = Path("runs/mini"),
-    device: Device = "cpu",
-    seed: Seed = 0,
-    vqvae_steps: VQVAESteps = 1400,
-    pictures: Pictures = 24_000,
-    var_steps: VARSteps = 1600,
-    stage1_steps: StageSteps = 100,
-    stage2_steps: StageSteps = 200,
-    experts: Experts = 16,
-    scales: Scales = "9,10",
-    token_rates: Rates = "0.75,0.75",
-    expert_rates: Rates = "0.75,0.75",
-) -> None:
-    """Train everything: VQVAE, VAR-mini, then ActVAR-mini by stage 1 and stage 2. Finished parts are reused."""
-    from actvar.distill.mini import MiniRecipe
-
-    activation = _activation(experts, scales, token_rates, expert_rates)
-    recipe: MiniRecipe = MiniRecipe(out, device, seed, vqvae_steps, pictures, var_steps, stage1_steps, stage2_steps)
-    for path in recipe.run(activation):
-        typer.echo(f"Wrote {path}")
-
-
-@app.command()
 def var(
-    out: Out = Path("runs/mini"),
-    device: Device = "cpu",
-    seed: Seed = 0,
-    vqvae_steps: VQVAESteps = 1400,
-    pictures: Pictures = 24_000,
-    steps: VARSteps = 1600,
+    *,
+    vqvae_steps: VqvaeStepsOption = 1400,
+    count: CountOption = 24_000,
+    steps: Annotated[int, _steps_option(help="Updates of VAR-mini, of up to 32 pictures each.")] = 1600,
+    seed: SeedOption = 0,
+    device: TorchDeviceOption = "cpu",
+    out: OutOption = Path("runs/mini"),
 ) -> None:
     """Train VAR-mini on the VQVAE's tokens (the VQVAE first, if it is not there yet)."""
-    from actvar.distill.mini import MiniRecipe
-
-    recipe = MiniRecipe(out, device, seed, vqvae_steps, pictures, steps)
+    recipe = _recipe()(out, device, seed, vqvae_steps, count, steps)
     trained = recipe.vqvae()
     dense = recipe.var(trained, recipe.tokens(trained))
     typer.echo(f"Wrote {recipe.save(dense, trained, 'var_mini.safetensors')}")
 
 
-def _activation(experts: int, scales: str, token_rates: str, expert_rates: str) -> Activation:
-    from actvar.config import Activation
-    from actvar.errors import UsageError
+def mini(
+    *,
+    rates: Rates,
+    vqvae_steps: VqvaeStepsOption = 1400,
+    count: CountOption = 24_000,
+    var_steps: Annotated[int, _steps_option(help="Updates of VAR-mini, of up to 32 pictures each.")] = 1600,
+    stage1_steps: Annotated[int, _steps_option(help="Updates of stage 1, of 16 pictures each.")] = 100,
+    stage2_steps: Annotated[int, _steps_option(help="Updates of stage 2, of 16 pictures each.")] = 200,
+    seed: SeedOption = 0,
+    device: TorchDeviceOption = "cpu",
+    out: OutOption = Path("runs/mini"),
+) -> None:
+    """Train everything: VQVAE, VAR-mini, then ActVAR-mini by stage 1 and stage 2. Finished parts are reused."""
+    activation = rates.of(MINI) or Activation()
+    activated(MINI, activation)
+    recipe = _recipe()(out, device, seed, vqvae_steps, count, var_steps, stage1_steps, stage2_steps)
+    for path in recipe.run(activation):
+        typer.echo(f"Wrote {path}")
 
-    try:
-        return Activation(
-            experts,
-            tuple(int(scale) for scale in scales.split(",")),
-            tuple(float(rate) for rate in token_rates.split(",")),
-            tuple(float(rate) for rate in expert_rates.split(",")),
-        )
-    except ValueError as error:
-        raise UsageError(f"{error}. Give comma-separated numbers such as 0.75,0.75.") from None
+
+def _recipe() -> "type[MiniRecipe]":
+    with needs("train", "to train"):
+        from actvar.distill.mini import MiniRecipe
+    return MiniRecipe

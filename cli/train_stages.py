@@ -11,31 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from actvar.cli.model_choice import (
-    ActiveScalesOption,
-    ExpertRatesOption,
-    ExpertsOption,
-    TokenRatesOption,
-    activated,
-    chosen_activation,
-)
-from actvar.cli.train_run import (
-    AccumulateOption,
-    AverageOption,
-    BatchOption,
-    BoardOption,
-    DeviceOption,
-    OutOption,
-    ParallelOption,
-    PrecisionOption,
-    RateOption,
-    RunChoice,
-    SaveOption,
-    SeedOption,
-    StepsOption,
-    TokensOption,
-    WarmupOption,
-)
+from actvar.cli.model_choice import Rates, activated
+from actvar.cli.options import model_option, training_option, vqvae_option
+from actvar.cli.training_run import TrainingRun
 from actvar.config import Activation, ModelConfig
 from actvar.distill.label_choice import Labels
 from actvar.errors import UsageError, needs
@@ -47,132 +25,107 @@ if TYPE_CHECKING:
 
 STAGE1_EXAMPLES = """Examples:
 
-actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens tokens/train --out runs/d16/stage1
+actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir tokens/train --out
+runs/d16/stage1
 
-actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens tokens/train --out runs/half
+actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir tokens/train --out runs/half
 --token-rates 0.5 --expert-rates 0.5,0.25 --label-form sharp --alpha 1
 
-torchrun --nproc-per-node 8 --no-python actvar-trt train stage1 --device cuda --teacher ..."""
+torchrun --nproc-per-node 8 --no-python actvar-trt train stage1 --device cuda --teacher var_d16.pth --vqvae
+vae_ch160v4096z32.pth --tokens-dir tokens/train --out runs/d16/stage1"""
 STAGE2_EXAMPLES = """Examples:
 
-actvar-trt train stage2 --student runs/d16/stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens
+actvar-trt train stage2 --student runs/d16/stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir
 tokens/train --out runs/d16/stage2
 
-torchrun --nproc-per-node 8 --no-python actvar-trt train stage2 --device cuda --parallel fsdp --student ..."""
+torchrun --nproc-per-node 8 --no-python actvar-trt train stage2 --device cuda --parallel fsdp --student runs/d16/stage1
+--teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir tokens/train --out runs/d16/stage2"""
 
 TeacherOption: TypeAlias = Annotated[
-    Path, typer.Option(show_default=False, help="The dense VAR: a .safetensors, or an official .pth file.")
+    Path,
+    model_option(
+        "--teacher", metavar="FILE", show_default=False, help="The dense VAR: a .safetensors, or an official .pth file."
+    ),
 ]
-VqvaeOption: TypeAlias = Annotated[Path | None, typer.Option(help="The VQVAE of a teacher's file that holds none.")]
+TeachersVqvaeOption: TypeAlias = Annotated[Path | None, vqvae_option("The VQVAE of a teacher's file that holds none.")]
 
 
 def stage1(
+    *,
     teacher: TeacherOption,
-    tokens: TokensOption,
-    out: OutOption,
-    vqvae: VqvaeOption = None,
-    token_rates: TokenRatesOption = None,
-    expert_rates: ExpertRatesOption = None,
-    active_scales: ActiveScalesOption = None,
-    experts: ExpertsOption = None,
+    vqvae: TeachersVqvaeOption = None,
+    rates: Rates,
     token_choice: Annotated[
-        Literal["dynamic", "fixed"], typer.Option(help="fixed: all blocks keep the first one's tokens (Table 4).")
+        Literal["dynamic", "fixed"],
+        model_option(help="fixed: all blocks keep the tokens that the first one chose (Table 4)."),
     ] = "dynamic",
     expert_choice: Annotated[
-        Literal["dynamic", "static"], typer.Option(help="static: the same experts for all tokens (Table 5).")
+        Literal["dynamic", "static"], model_option(help="static: the same experts for all tokens (Table 5).")
     ] = "dynamic",
     expert_label: Annotated[
         Literal["alone", "together"],
-        typer.Option(help="Experts ranked by each one's own output, or by what the sum of all loses without it."),
+        training_option(help="Experts ranked by each one's own output, or by what the sum of all loses without it."),
     ] = "alone",
     token_label: Annotated[
         Literal["block", "logits"],
-        typer.Option(help="Tokens ranked by the change of the block's output, or of logits."),
+        training_option(help="Tokens ranked by the change of the block's output, or of logits."),
     ] = "block",
     label_form: Annotated[
-        Literal["softened", "sharp"], typer.Option(help="As printed, which is nearly even, or 95 % to the best.")
+        Literal["softened", "sharp"],
+        training_option(help="As the paper prints it, which is nearly even, or 95 % to the best."),
     ] = "softened",
-    alpha: Annotated[float, typer.Option(min=0, help="Weight of the labels' loss (Eq. 19).")] = 0.05,
-    beta: Annotated[float, typer.Option(min=0, help="Weight of the balancing loss (Eq. 19).")] = 0.01,
-    epochs: Annotated[float | None, typer.Option(show_default="2", help="Times the store's pictures.")] = None,
-    steps: StepsOption = None,
-    batch: BatchOption = 512,
-    accumulate: AccumulateOption = 1,
-    learning_rate: RateOption = 2e-4,
-    warmup: WarmupOption = 100,
-    average: AverageOption = 0.0,
-    precision: PrecisionOption = "auto",
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    tensorboard: BoardOption = False,
-    save_every: SaveOption = 200,
-    parallel: ParallelOption = None,
+    alpha: Annotated[float, training_option(min=0, help="Weight of the labels' loss (Eq. 19).")] = 0.05,
+    beta: Annotated[float, training_option(min=0, help="Weight of the balancing loss (Eq. 19).")] = 0.01,
+    run: TrainingRun,
 ) -> None:
     """Make an ActVAR of a VAR: train its routers and selectors, all else frozen. Stage 2 follows.
 
     The same command goes on where it was stopped. Defaults are the paper's.
     """
-    choice = RunChoice(
-        tokens, out, epochs, steps, batch, accumulate, learning_rate, warmup, average, precision, seed, device,
-        tensorboard, save_every, parallel,
-    )  # fmt: skip
     with needs("train", "to train"):
         from actvar.distill.files import CHECKPOINT, load_teacher
         from actvar.distill.stages import student_of, train_stage1
         from actvar.training.launch import team_of
-    choice.check()
-    with team_of(parallel, device) as team:
+    run.check()
+    with team_of(run.parallel, run.device) as team:
         dense = load_teacher(teacher, vqvae)
         scales = len(dense.config.schedule)
-        last_two = f"{scales - 1},{scales}"
-        chosen = chosen_activation(dense.config, active_scales or last_two, token_rates, expert_rates, experts)
-        chosen = replace(chosen or Activation(), token_choice=token_choice, expert_choice=expert_choice)
+        chosen = rates.of(dense.config) or replace(Activation(), scales=(scales - 1, scales))
+        chosen = replace(chosen, token_choice=token_choice, expert_choice=expert_choice)
         config = activated(dense.config, chosen)
         _require_a_choice(config)
         weighed = {"alpha": alpha, "beta": beta, "labels": Labels(expert_label, token_label, label_form)}
-        _train(choice, 2.0, train_stage1, dense, student_of(dense.var, config, seed), team, weighed)
-        _tell(team, f"Wrote {out / CHECKPOINT}. Next: actvar-trt train stage2 --student {out}")
+        _train(run, 2.0, train_stage1, dense, student_of(dense.var, config, run.seed), team, weighed)
+        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: actvar-trt train stage2 --student {run.out}")
 
 
 def stage2(
+    *,
     student: Annotated[
-        Path, typer.Option(show_default=False, help="Folder of stage 1, or an ActVAR's .safetensors with its VQVAE.")
+        Path,
+        model_option(
+            metavar="FOLDER|FILE",
+            show_default=False,
+            help="Folder of stage 1, or an ActVAR's .safetensors with its VQVAE.",
+        ),
     ],
     teacher: TeacherOption,
-    tokens: TokensOption,
-    out: OutOption,
-    vqvae: VqvaeOption = None,
-    epochs: Annotated[float | None, typer.Option(show_default="10", help="Times the store's pictures.")] = None,
-    steps: StepsOption = None,
-    batch: BatchOption = 512,
-    accumulate: AccumulateOption = 1,
-    learning_rate: RateOption = 2e-4,
-    warmup: WarmupOption = 100,
-    average: AverageOption = 0.0,
-    precision: PrecisionOption = "auto",
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    tensorboard: BoardOption = False,
-    save_every: SaveOption = 200,
-    parallel: ParallelOption = None,
+    vqvae: TeachersVqvaeOption = None,
+    run: TrainingRun,
 ) -> None:
     """Fine-tune an ActVAR after stage 1: experts, attention and the rest; its choices and rates stay as they are.
 
     The same command goes on where it was stopped. Defaults are the paper's.
     """
-    choice = RunChoice(
-        tokens, out, epochs, steps, batch, accumulate, learning_rate, warmup, average, precision, seed, device,
-        tensorboard, save_every, parallel,
-    )  # fmt: skip
     with needs("train", "to train"):
         from actvar.distill.files import CHECKPOINT, load_student, load_teacher
         from actvar.distill.stages import train_stage2
         from actvar.training.launch import team_of
-    choice.check()
-    with team_of(parallel, device) as team:
+    run.check()
+    with team_of(run.parallel, run.device) as team:
         dense = load_teacher(teacher, vqvae)
-        _train(choice, 10.0, train_stage2, dense, load_student(student, dense, teacher), team)
-        _tell(team, f"Wrote {out / CHECKPOINT}. Next: actvar-trt export --checkpoint {out / CHECKPOINT}")
+        _train(run, 10.0, train_stage2, dense, load_student(student, dense, teacher), team)
+        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: actvar-trt export --model {run.out / CHECKPOINT}")
 
 
 def _require_a_choice(config: ModelConfig) -> None:
@@ -183,7 +136,7 @@ def _require_a_choice(config: ModelConfig) -> None:
 
 
 def _train(
-    choice: RunChoice,
+    run: TrainingRun,
     epochs: float,
     train: "Callable[..., VAR]",
     teacher: "ActVAR",
@@ -194,11 +147,11 @@ def _train(
     """Train, and write the checkpoint; `epochs` are the paper's, `weighed` what only stage 1's settings have."""
     from actvar.distill.files import open_tokens, write_checkpoint
 
-    store = open_tokens(choice.tokens, teacher, choice.batch)
-    settings = replace(choice.settings(epochs, len(store)), **weighed)
+    store = open_tokens(run.tokens_dir, teacher, run.batch_size)
+    settings = replace(run.settings(epochs, len(store)), **weighed)
     trained = train(teacher.var, student, settings, store, teacher.vqvae.quantize, team)
     if team.is_main:
-        write_checkpoint(choice.out, trained, teacher)
+        write_checkpoint(run.out, trained, teacher)
     team.wait()
 
 

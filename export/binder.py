@@ -106,7 +106,7 @@ def _require_rebindable(bundle: Path, manifest: Manifest) -> None:
     if manifest.precision == "int8":
         raise BundleError(
             f"{bundle} is in int8, and its graphs hold scales that were measured with its own weights. "
-            "Export the checkpoint: actvar-trt export --int8 --checkpoint FILE."
+            "Export the checkpoint: actvar-trt export --model CHECKPOINT --precision int8."
         )
 
 

@@ -23,7 +23,7 @@ from actvar.runtime.machine import CACHE_VARIABLE, cache_folder
 def cached_bundle(
     checkpoint: Checkpoint,
     precision: str,
-    accept: Callable[[ModelConfig], None],
+    accept: Callable[[ModelConfig], object],
     progress: Callable[[float], None],
 ) -> Path:
     """The bundle of a checkpoint, exported now if it is not in the cache.
@@ -66,7 +66,7 @@ def _export(
     checkpoint: Checkpoint,
     folder: Path,
     precision: str,
-    accept: Callable[[ModelConfig], None],
+    accept: Callable[[ModelConfig], object],
     progress: Callable[[float], None],
 ) -> None:
     with needs("export", "to export a model for the first time"):
@@ -81,8 +81,13 @@ def _export(
 
 
 def _key(checkpoint: Checkpoint, precision: str) -> str:
-    """What decides a bundle's content: the weights, the precision, and the program that writes it, by its source."""
-    digest = hashlib.sha256(f"{checkpoint.digest()} {precision} {__version__} {VERSION}".encode())
+    """What decides a bundle's content: the weights, the precision, and the program that writes it."""
+    return hashlib.sha256(f"{checkpoint.digest()} {precision} {exporter_digest()}".encode()).hexdigest()
+
+
+def exporter_digest() -> str:
+    """Of the program that writes bundles: its version and its source."""
+    digest = hashlib.sha256(f"{__version__} {VERSION}".encode())
     spec = find_spec("actvar.export")
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(folder).rglob("*.py")):

@@ -2,6 +2,11 @@
 
 Knows names, renames and leftovers; nothing of what is in a bundle but the form of its manifest, by which it is told
 from folders that must not be replaced.
+
+The new folder is written beside the old one, and the two exchange names in one step. Where a folder's name cannot be
+given away (a mount point, a layer of a container's image, a parent that may not be written), its files are replaced
+instead, the manifest first by one that is marked as unfinished and last by the new one: between the two nobody can
+take it for whole.
 """
 
 import ctypes
@@ -20,6 +25,9 @@ from actvar.bundle.manifest import FORMAT, MANIFEST_FILE
 from actvar.errors import BundleError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux's, from fcntl.h and stdio.h
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)  # what systems without one say of it
+_FIXED_NAME = (errno.EXDEV, errno.EBUSY)  # of a folder in a lower layer, and of a mount point
+_LOST_AND_FOUND = "lost+found"  # of a file system that is mounted there
 
 
 @contextmanager
@@ -33,16 +41,21 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         BundleError: the target is something else than a bundle, or cannot be written.
     """
     folder = Path(os.path.abspath(folder))  # a name that a folder beside it can be given, even for "."
-    unfinished = folder.with_name(f".{folder.name[:100]}.{secrets.token_hex(4)}.tmp")
+    name_is_fixed = folder.is_dir() and (_is_mount_point(folder) or not os.access(folder.parent, os.W_OK | os.X_OK))
+    beside = folder if name_is_fixed else folder.parent
+    unfinished = beside / f".{folder.name[:100]}.{secrets.token_hex(4)}.tmp"
     try:
         if not _may_be_replaced(folder):
             raise BundleError(f"{folder} is there and is not a bundle. Name a new folder, or a bundle to replace.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        beside.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder, beside)
         unfinished.mkdir()
         with _locked(unfinished):
             yield unfinished
-            _take_place(unfinished, folder)
+            if name_is_fixed:
+                _fill(folder, unfinished)
+            else:
+                _take_place(unfinished, folder)
     except OSError as error:
         raise BundleError(
             f"{folder} cannot be written: {error.strerror or error}. Name another folder, or make room."
@@ -58,7 +71,9 @@ def _may_be_replaced(folder: Path) -> bool:
     try:
         content = json.loads((folder / MANIFEST_FILE).read_bytes())
     except FileNotFoundError:
-        return not any(folder.iterdir())
+        return not [
+            path for path in folder.iterdir() if path.name != _LOST_AND_FOUND and not _is_leftover(path, folder)
+        ]
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
@@ -68,15 +83,49 @@ def _take_place(unfinished: Path, folder: Path) -> None:
     """Give a folder its name. What had the name before is then under the other one, or gone."""
     if not folder.exists():
         unfinished.rename(folder)
-    elif not _exchanged(unfinished, folder):  # two steps, with a moment between them in which there is no bundle
-        replaced = unfinished.with_suffix(".old")
+        return
+    try:
+        if _exchanged(unfinished, folder):
+            return
+        replaced = unfinished.with_suffix(
+            ".old"
+        )  # in two steps, with a moment between them in which there is no bundle
         folder.rename(replaced)
-        try:
-            unfinished.rename(folder)
-        except BaseException:
-            replaced.rename(folder)
+    except OSError as error:
+        if error.errno not in _FIXED_NAME:
             raise
-        shutil.rmtree(replaced, ignore_errors=True)
+        _fill(folder, unfinished)
+        return
+    try:
+        unfinished.rename(folder)
+    except BaseException:
+        replaced.rename(folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _fill(folder: Path, unfinished: Path) -> None:
+    """Replace what is in a folder that keeps its name, the manifest last."""
+    marked = unfinished / f"{MANIFEST_FILE}.unfinished"
+    marked.write_text(json.dumps({"format": FORMAT, "unfinished": True}))
+    os.replace(marked, folder / MANIFEST_FILE)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name != _LOST_AND_FOUND and path != unfinished:
+            shutil.rmtree(path)
+        elif path.name not in (MANIFEST_FILE, _LOST_AND_FOUND) and path != unfinished:
+            path.unlink()
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
+        os.replace(path, folder / path.name)
+
+
+def _is_mount_point(folder: Path) -> bool:
+    """Whether something is mounted there; `os.path.ismount` does not know of a folder bound to one beside it."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return os.path.ismount(folder)
+    places = {line.split()[4].encode().decode("unicode_escape") for line in mounts}  # a space is written \\040
+    return os.path.realpath(folder) in places
 
 
 def _exchanged(one: Path, other: Path) -> bool:
@@ -87,16 +136,21 @@ def _exchanged(one: Path, other: Path) -> bool:
     if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL):
+    if number in _NO_EXCHANGE:
         return False
     raise OSError(number, os.strerror(number))
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _is_leftover(path: Path, folder: Path) -> bool:
+    """Whether a folder is what a writer of this target fills, or filled."""
+    name = re.escape(f".{folder.name[:100]}.") + r"[0-9a-f]{8}\.tmp"
+    return bool(re.fullmatch(name, path.name)) and path.is_dir() and not path.is_symlink()
+
+
+def _remove_leftovers(folder: Path, beside: Path) -> None:
     """What writers of this target left that were killed; one that lives holds the lock of its folder."""
-    name = re.compile(re.escape(f".{folder.name[:100]}.") + r"[0-9a-f]{8}\.tmp")
-    for path in folder.parent.iterdir():
-        if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+    for path in beside.iterdir():
+        if _is_leftover(path, folder):
             try:
                 with _locked(path):
                     shutil.rmtree(path, ignore_errors=True)

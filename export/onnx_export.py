@@ -19,12 +19,12 @@ from actvar.bundle.manifest import WEIGHTS_FILE, GraphSpec, Manifest, ScalesSpec
 from actvar.config import ModelConfig
 from actvar.errors import UsageError, needs
 from actvar.export.bundle_folder import folder_written_whole
-from actvar.export.graphs.all_scales import build_scales
 from actvar.export.graphs.builder import GraphBuilder
-from actvar.export.graphs.per_scale import build_graph
+from actvar.export.graphs.bundle import build_graph, build_scales
 from actvar.export.graphs.weights_file import WeightsFile
 from actvar.files import FileEntry, hash_file
 from actvar.models.actvar import ActVAR
+from actvar.telemetry import switch_off
 
 if TYPE_CHECKING:
     from actvar.export.graphs.decoder_int8 import Int8Decoder, Int8Graph
@@ -53,7 +53,7 @@ def export_bundle(
         precision: of `actvar.bundle.contract.PRECISIONS`.
         source: where the weights come from, in words, for the manifest.
         progress: told the share that is done, 0 to 1.
-        debug: let scale graphs give `per_scale.debug_outputs`, too.
+        debug: let scale graphs give what `graphs/scale.py` names, too.
 
     Raises:
         ActVARError: for int8 ONNX Runtime is missing.
@@ -65,6 +65,7 @@ def export_bundle(
     read = model.state_dict().__getitem__
     decoder = None
     if precision == "int8":
+        switch_off()
         with needs("cpu", "to measure the ranges that int8 must hold"):
             from actvar.export.graphs.decoder_int8 import int8_decoder
         report = progress or (lambda share: None)

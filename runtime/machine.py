@@ -4,6 +4,7 @@ The GPU is asked for by its driver's library: no CUDA toolkit, no package, no me
 """
 
 import ctypes
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from actvar.bundle.plans import Gpu
 CACHE_VARIABLE = "ACTVAR_CACHE"
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute in cuda.h
-_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
+_PACKAGES = (
+    *("cuda-bindings", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu"),
+    *("tensorrt", "tensorrt-rtx", "torch", "triton"),
+)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`load` is the average number of processes that wanted to run in the last minute."""
+    """`system` without its release; `load` is the average number of processes that wanted to run in the last minute."""
 
     cpu: str
     cores: int
@@ -44,7 +48,7 @@ def this_machine() -> Machine:
         _cpu(),
         usable_cores(),
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        f"{platform.system()} {platform.release()} {platform.machine()}",
+        f"{platform.system()} {platform.machine()}",
         gpu.name if gpu else None,
         os.getloadavg()[0],
         {"actvar-trt": __version__, "python": platform.python_version(), **_installed()},
@@ -52,8 +56,55 @@ def this_machine() -> Machine:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: of those that it may run on, as many as its quota pays for, one at least."""
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
+    return min(cores, max(1, math.ceil(quota))) if quota else cores
+
+
+def has_binding_quota() -> bool:
+    """Whether a control group gives this process less time than the cores that it may run on have."""
+    quota = cpu_quota()
+    return quota is not None and quota < len(os.sched_getaffinity(0))
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores' worth of time that the control groups of this process allow, as containers set it; None without a limit.
+
+    The least of its own group's and of those above it, in version 2 or 1 of control groups. A group outside of what a
+    container sees is looked for at the root, where the container's own stands.
+    """
+    found = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, place = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted = root / "sys/fs/cgroup"
+        if controllers:
+            mounted = next((mounted / name for name in ("cpu", "cpu,cpuacct") if (mounted / name).is_dir()), mounted)
+        group = mounted / place.lstrip("/")
+        while True:
+            found.append(_quota_of(group))
+            if group == mounted or mounted not in group.parents:
+                break
+            group = group.parent
+    return min((quota for quota in found if quota), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    """One group's own limit."""
+    if words := " ".join(_lines(group / "cpu.max")).split():
+        quota, period = words[0], words[1] if len(words) > 1 else "100000"
+    else:
+        quota, period = (" ".join(_lines(group / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a file of the system's; none where there is no such file."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def cpu_instructions() -> tuple[str, ...]:

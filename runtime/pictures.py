@@ -1,15 +1,17 @@
 """What is asked for and what comes of it: orders, pictures, and whatever draws them.
 
-Letters in shapes: H height and W width of a picture, L tokens of a scale.
+Letters in shapes: B pictures, H height and W width of a picture, L tokens of a scale.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from threading import RLock
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from actvar.config import ModelConfig, Sampling
+from actvar.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,42 @@ class Picture:
     partials: tuple[np.ndarray, ...]
 
 
+@dataclass(frozen=True)
+class ScaleEnd:
+    """A batch of pictures as they are after one of their scales, while the next is still to come.
+
+    Args:
+        scale: its number, from 1.
+        scales: how many there are.
+        orders: what is being drawn.
+        pixels_BHW3: what each picture's f_hat makes so far, uint8 [B, H, W, 3]; an array of its own.
+    """
+
+    scale: int
+    scales: int
+    orders: tuple[Order, ...]
+    pixels_BHW3: np.ndarray
+
+
+OnScaleEnd: TypeAlias = Callable[[ScaleEnd], object]
+"""Is called in the middle of a batch. Everybody else waits for it, so it should be quick; it may not draw."""
+
+
+def require_orders(model: ModelConfig, orders: Iterable[Order], seed: int) -> None:
+    """Hold orders and a seed to what a model can draw.
+
+    Raises:
+        UsageError: a class is none of the model's, or a number or the seed is negative or has more than 64 bits.
+    """
+    for order in orders:
+        if not 0 <= order.class_id < model.num_classes:
+            raise UsageError(f"A class must lie in 0..{model.num_classes - 1} for this model, got {order.class_id}.")
+        if not 0 <= order.number < 2**64:
+            raise UsageError(f"A picture's number must lie in 0..2^64-1, got {order.number}.")
+    if not 0 <= seed < 2**64:
+        raise UsageError(f"The seed must lie in 0..2^64-1, got {seed}.")
+
+
 class PictureSource(Protocol):
     """What draws pictures: the graphs, or the eager model that they were made from."""
 
@@ -42,10 +80,46 @@ class PictureSource(Protocol):
         """What draws."""
 
     def draw(
-        self, orders: Iterable[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
+        self,
+        orders: Iterable[Order],
+        sampling: Sampling,
+        seed: int = 0,
+        with_partials: bool = False,
+        on_scale_end: OnScaleEnd | None = None,
     ) -> Iterator[Picture]:
         """Draw pictures, in order, each as soon as it is there.
 
         A picture does not depend on which others are drawn with it. Orders are taken as they are drawn, and nothing is
         kept of a picture that was given: there may be any number of them.
+
+        Several threads may draw with one source, each with a call of its own: they take turns, a batch at a time. What
+        is drawn and not yet taken keeps nobody waiting.
+
+        With `on_scale_end` every scale's partial pictures are made as with `with_partials`, and given to it before the
+        next scale begins. What it raises ends the drawing.
+
+        Raises:
+            UsageError: an order or the seed is not for this model; nothing of its batch is drawn then.
         """
+
+
+class Turn:
+    """A lock around what one thread does at a time, and does not begin again from within: `with turn:`.
+
+    Raises:
+        UsageError: this very thread holds it, so it would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._taken = RLock(), False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._taken:
+            self._lock.release()
+            raise UsageError("What is drawing was asked to draw again, from within. Draw when the callback is over.")
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
+        self._lock.release()

@@ -18,12 +18,12 @@ from actvar.bundle.manifest import Manifest
 from actvar.config import ModelConfig, Sampling
 from actvar.runtime.backends.protocol import Engine, GraphRunner, Launched, Tensor
 from actvar.runtime.image import to_bytes
-from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pictures import OnScaleEnd, Order, Picture, ScaleEnd, require_orders
 from actvar.uniforms import token_uniforms
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class GraphSource:
     """Draws with the graphs of a bundle, at most `batch_size` pictures at a time."""
 
     engine: Engine
@@ -35,22 +35,29 @@ class Pipeline:
         return self.engine.manifest.model
 
     def draw(
-        self, orders: Iterable[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
+        self,
+        orders: Iterable[Order],
+        sampling: Sampling,
+        seed: int = 0,
+        with_partials: bool = False,
+        on_scale_end: OnScaleEnd | None = None,
     ) -> Iterator[Picture]:
-        """See `PictureSource`.
+        """See `PictureSource`. With `on_scale_end` one batch is drawn at a time, and no chain is replayed.
 
         Raises:
+            UsageError: an order or the seed is not for this model.
             BundleError: a graph cannot be run.
             EngineError: the library that runs it failed.
             ActVARError: the model gave values that are not numbers.
         """
         under_way: deque[tuple[list[Order], Launched]] = deque()
-        waiting = iter(orders)
+        waiting, lanes = iter(orders), 1 if on_scale_end else self.engine.lanes
         while batch := list(islice(waiting, self.batch_size)):
-            chain = _PictureChain(self.engine.manifest, len(batch), with_partials)
-            inputs = self._inputs(batch, sampling, seed)
-            under_way.append((batch, self.engine.launch(chain.name, chain.run, inputs, len(batch))))
-            if len(under_way) == self.engine.lanes:
+            require_orders(self.model, batch, seed)
+            chain = _PictureChain(self.engine.manifest, tuple(batch), with_partials, on_scale_end)
+            inputs, replayable = self._inputs(batch, sampling, seed), on_scale_end is None
+            under_way.append((batch, self.engine.launch(chain.name, chain.run, inputs, len(batch), replayable)))
+            if len(under_way) == lanes:
                 yield from self._pictures(*under_way.popleft())
         while under_way:
             yield from self._pictures(*under_way.popleft())
@@ -82,11 +89,15 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class _PictureChain:
-    """A batch of pictures, from classes to pixels; with the pictures that each scale's f_hat makes, if asked for."""
+    """A batch of pictures, from classes to pixels; with the pictures that each scale's f_hat makes, if asked for.
+
+    `on_scale_end` is given them in the middle of the run.
+    """
 
     manifest: Manifest
-    pictures: int
+    orders: tuple[Order, ...]
     with_partials: bool
+    on_scale_end: OnScaleEnd | None
 
     @property
     def name(self) -> str:
@@ -97,7 +108,7 @@ class _PictureChain:
         """See `actvar.runtime.backends.protocol.Chain`."""
         last = len(self.manifest.model.schedule) - 1
         held = {**given, **self._run(graphs, "condition", given)}
-        cache = graphs.kv_cache(self.pictures)
+        cache = graphs.kv_cache(len(self.orders))
         results = {}
         for si in range(last + 1):
             if si:
@@ -108,8 +119,12 @@ class _PictureChain:
             if si < last:
                 held["tokens_in"] = made["next_tokens_in"]
                 cache.append(made["new_kv"])
-            if si == last or self.with_partials:
-                results[_image(si)] = self._run(graphs, "decoder", held)["image"]
+            if si == last or self.with_partials or self.on_scale_end:
+                image = self._run(graphs, "decoder", held)["image"]
+                if si == last or self.with_partials:
+                    results[_image(si)] = image
+                if self.on_scale_end:
+                    self.on_scale_end(ScaleEnd(si + 1, last + 1, self.orders, to_bytes(graphs.download(image))))
         return results
 
     def _run(self, graphs: GraphRunner, graph: str, held: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from xml.dom import minidom
 
 import pytest
 import torch
+from PIL import Image
 from small_models import small_config, vivid_model
 
 from actvar.benchmarks.pictures.graph_times import GraphDrawer, Lap, TimedEngine
@@ -42,6 +43,7 @@ from actvar.config import Activation, ModelConfig
 from actvar.errors import ActVARError
 from actvar.export.onnx_export import export_bundle
 from actvar.flops import scale_work
+from actvar.plotting import rendered
 from actvar.runtime.machine import Machine
 from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_graphs
@@ -211,7 +213,8 @@ def test_a_report_holds_every_measurement():
     assert first["cold_start"]["command"]["values"] == [0.75] and second["cold_start"]["command"] is None
     assert first["operations"]["scale_04"] < second["operations"]["scale_04"]
     assert (content["threads"], content["machine"]["cpu"]) == (2, "a processor")
-    names = [node.firstChild.data for node in minidom.parseString(plot(report)).getElementsByTagName("text")]
+    drawing = minidom.parseString(rendered(lambda: plot(report), "svg")[0])
+    names = [node.firstChild.data for node in drawing.getElementsByTagName("text")]
     assert "b [<&>], fp32" in names and any("a processor" in name for name in names)
     assert len(report.tables()) == 3
 
@@ -386,10 +389,10 @@ def command(
 
 def test_one_command_leaves_one_report(command, bundles: Path):
     """Table, JSON and drawing, of the dense and the active bundle side by side."""
-    named = ["--bundle", bundles / "dense", "--bundle", bundles / "active"]
+    named = ["--model", bundles / "dense", "--model", bundles / "active"]
     code, out, err = command(*named, "--peers", "none", "--rounds", 2, "--starts", 1, "--threads", 1)
     assert code == 0, err
-    for name in ("bench.json", "bench.txt", "bench.svg"):
+    for name in ("bench.json", "bench.txt", "bench.png", "bench.svg"):
         assert f"bench/{name}" in out
     content = json.loads(Path("bench/bench.json").read_text())
     assert [one["name"] for one in content["contestants"]] == ["dense, onnxruntime", "active, onnxruntime"]
@@ -399,25 +402,29 @@ def test_one_command_leaves_one_report(command, bundles: Path):
     assert dense["cold_start"]["command"]["median"] > dense["cold_start"]["imported"]["median"] > 0
     assert "dense, onnxruntime, fp32" in out and Path("bench/bench.txt").read_text().count("\n") > 20
     minidom.parse("bench/bench.svg")
+    assert Image.open("bench/bench.png").width > 600
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch", "1,x"], "--batch must be whole numbers"),
-        (["--batch", "0,1"], "--batch must be numbers of pictures from 1"),
+        (["--batch-sizes", "1,x"], "--batch-sizes must be whole numbers"),
+        (["--batch-sizes", "0,1"], "--batch-sizes must be numbers of pictures from 1"),
         (["--peers", "jax"], "--peers must be none, or some of eager,compile"),
         (["--backend", "tensorrt", "--device", "cpu"], "--backend tensorrt needs a GPU"),
-        (["--fp16", "--bf16"], "exclude each other"),
-        (["--fp16", "--int8"], "exclude each other"),
-        (["--fp16-weights", "--int8"], "--int8 and --fp16-weights exclude each other"),
-        (["--fp16-weights", "--backend", "tensorrt"], "--fp16-weights is for ONNX Runtime on a CPU"),
-        (["--int8", "--backend", "tensorrt"], "--int8 is for ONNX Runtime on a CPU"),
-        (["--bundle", "{dense}", "--fp16"], "--bundle has its own precision"),
-        (["--bundle", "{dense}", "--preset", "d16"], "--bundle names what is there"),
-        (["--bundle", "{dense}", "--token-rates", "0.5"], "--bundle names what is there"),
-        (["--bundle", "{dense}", "--bundle", "{dense}"], "The same --bundle is named twice"),
-        (["--bundle", "{dense}", "--official-var", "."], "is no checkout of VAR: it has no models/__init__.py"),
+        (["--fp16", "--precision", "bf16"], "exclude each other"),
+        (["--fp16", "--precision", "int8"], "exclude each other"),
+        (["--fp16", "--precision", "fp16-weights"], "--fp16 and --precision fp16-weights exclude each other"),
+        (
+            ["--precision", "fp16-weights", "--backend", "tensorrt"],
+            "--precision fp16-weights is for ONNX Runtime on a CPU",
+        ),
+        (["--precision", "int8", "--backend", "tensorrt"], "--precision int8 is for ONNX Runtime on a CPU"),
+        (["--model", "{dense}", "--fp16"], "is a bundle and has its own precision"),
+        (["--model", "{dense}", "--preset", "d16"], "--model names what is there"),
+        (["--model", "{dense}", "--token-rates", "0.5"], "--model names what is there"),
+        (["--model", "{dense}", "--model", "{dense}"], "The same --model is named twice"),
+        (["--model", "{dense}", "--official-var", "."], "is no checkout of VAR: it has no models/__init__.py"),
         (["--official-var", "VAR"], "Official VAR has no VQVAE of this shape"),
         (["--out", "file"], "--out file cannot be a folder"),
     ],

@@ -99,7 +99,7 @@ def test_graphs_made_without_a_model_are_those_made_with_one(tmp_path, config: M
     assert (tmp_path / "whole" / "weights.bin").stat().st_size == alone.weights.bytes
     assert not (tmp_path / "alone" / "weights.bin").exists()
     verify(tmp_path / "alone", alone)
-    with pytest.raises(BundleError, match=r"has graphs and no weights: .* actvar-trt bind --bundle"):
+    with pytest.raises(BundleError, match=r"has graphs and no weights: .* actvar-trt bind .* --model"):
         require_weights(tmp_path / "alone", alone)
 
 
@@ -253,12 +253,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_command_binds_in_place_or_to_a_new_folder(bound, command):
-    code, out, err = command("--bundle", bound.bundle, "--checkpoint", bound.second)
+    code, out, err = command(bound.bundle, "--model", bound.second)
     assert (code, read_manifest(bound.bundle).source) == (0, "checkpoint 1.safetensors")
     assert f"{bound.bundle}: " in out and out.endswith(" MB of weights, fp32, checkpoint 1.safetensors\n")
     assert "See what is in it: actvar-trt inspect" in err
     new = bound.bundle.parent / "new"
-    code, out, err = command("--bundle", bound.bundle, "--random", "--out", new)
+    code, out, err = command(bound.bundle, "--random", "--out", new)
     assert (code, read_manifest(new).source) == (0, "random weights")
     assert "draws nothing that means anything" in err
     assert read_manifest(bound.bundle).source == "checkpoint 1.safetensors"
@@ -266,10 +266,10 @@ def test_the_command_binds_in_place_or_to_a_new_folder(bound, command):
 
 def test_the_command_says_that_a_router_is_random(bound, command):
     path = checkpoint(bound.first.parent / "dense.safetensors", vivid_model(ACTIVE.dense()))
-    code, out, err = command("--bundle", bound.bundle, "--checkpoint", path)
+    code, out, err = command(bound.bundle, "--model", path)
     assert (code, out) == (1, "")
     assert "--random-router draws them at random, which only shows size and speed" in err
-    code, out, err = command("--bundle", bound.bundle, "--checkpoint", path, "--random-router")
+    code, out, err = command(bound.bundle, "--model", path, "--random-router")
     assert code == 0
     assert "its router and selector are random, and only show size and speed" in err
 
@@ -278,14 +278,14 @@ def test_the_command_says_that_a_router_is_random(bound, command):
     ("options", "message"),
     [
         ((), "Give one of them"),
-        (("--random", "--checkpoint", "x.pth"), "Give one of them"),
-        (("--random", "--vqvae", "x.pth"), "--vqvae belongs to a --checkpoint"),
-        (("--random", "--bundle-rates"), "--bundle-rates belongs to a --checkpoint"),
+        (("--random", "--model", "x.pth"), "Give one of them"),
+        (("--random", "--vqvae", "x.pth"), "--vqvae belongs to a --model"),
+        (("--random", "--bundle-rates"), "--bundle-rates belongs to a --model"),
     ],
 )
 def test_the_command_refuses_options_that_contradict_each_other(bound, command, options, message):
     before = bound.contents()
-    code, out, err = command("--bundle", bound.bundle, *options)
+    code, out, err = command(bound.bundle, *options)
     assert (code, out) == (2, "")
     assert message in err
     assert bound.contents() == before

@@ -26,7 +26,7 @@ from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.cuda_memory import CudaMemory
 from actvar.runtime.backends.memory import HostMemory, HostStream, Memory, decode, encode
 from actvar.runtime.pictures import Order, Picture
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
 CONFIG = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
@@ -88,7 +88,7 @@ def orders(count: int, first: int = 0) -> list[Order]:
 
 
 def draw(engine: BufferedEngine, wanted: Sequence[Order], batch_size: int, seed: int = 7) -> list[Picture]:
-    return list(Pipeline(engine, batch_size).draw(wanted, SAMPLING, seed))
+    return list(GraphSource(engine, batch_size).draw(wanted, SAMPLING, seed))
 
 
 def assert_same(found: Sequence[Picture], wanted: Sequence[Picture]) -> None:
@@ -199,7 +199,7 @@ def test_two_lanes_draw_the_pictures_of_one(host: HostCuda, on_stream, loaded: B
 def test_a_launch_keeps_the_result_of_the_one_whose_places_it_takes(host: HostCuda, on_stream, manifest: Manifest):
     """Three launches on two lanes before any result is asked for: the first is fetched before it is overwritten."""
     engine = on_stream(2)
-    pipeline = Pipeline(engine)
+    pipeline = GraphSource(engine)
 
     def chain(graphs, given):
         return {"modulation": graphs.run("condition", given)["modulation"]}
@@ -285,10 +285,10 @@ def test_growth_forgets_what_was_recorded(host: HostCuda, on_stream, loaded: Buf
 
 def test_a_chain_with_other_outputs_has_a_recording_of_its_own(host: HostCuda, on_stream, loaded: BufferedEngine):
     """The decoder runs after every scale then, each time to another place."""
-    pipeline = Pipeline(on_stream(1), 2)
+    pipeline = GraphSource(on_stream(1), 2)
     for with_partials in (True, False, True, False, True, False, True):
         found = list(pipeline.draw(orders(2), SAMPLING, 7, with_partials))
-        wanted = list(Pipeline(loaded, 2).draw(orders(2), SAMPLING, 7, with_partials))
+        wanted = list(GraphSource(loaded, 2).draw(orders(2), SAMPLING, 7, with_partials))
         assert_same(found, wanted)
         for picture, same in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(np.stack(picture.partials or [0]), np.stack(same.partials or [0]))

@@ -94,7 +94,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_a_bundle_is_built_shown_and_told_in_figures(command, bundle):
     """The whole way, with real plans: a table on stdout, all else on stderr, and the same numbers in a file."""
-    done = command("--bundle", bundle, "--gpu-arch", "12.0,8.9", "--batch", "1:2:4", "--json", "figures.json")
+    done = command("--model", bundle, "--gpu-arch", "12.0,8.9", "--batch-range", "1:2:4", "--json", "figures.json")
     assert done.code == 0, done.err
     for graph in graph_names(MODEL):
         assert graph in done.out
@@ -104,14 +104,14 @@ def test_a_bundle_is_built_shown_and_told_in_figures(command, bundle):
     assert figures["plan_bytes"] == sum(plan.entry.bytes for plan in plans.plans.values())
     assert figures["plans"]["decoder"]["layers"] == sum(plans.plans["decoder"].layers.values())
     assert figures["options"]["batch"] == [1, 2, 4] and figures["model"]["depth"] == 1
-    assert figures["command"].startswith("actvar-trt build --bundle")
-    again = command("--bundle", bundle, "--gpu-arch", "8.9,12.0", "--batch", "1:2:4")
+    assert figures["command"].startswith("actvar-trt build --model")
+    again = command("--model", bundle, "--gpu-arch", "8.9,12.0", "--batch-range", "1:2:4")
     assert again.code == 0 and "builds for" not in again.err, "nothing was left to build"
 
 
 def test_options_reach_the_builder(command, bundle, asked):
     done = command(
-        "--bundle", bundle, "--scales", "2", "--jobs", "3", "--batch", "2:4:8", "--workspace", "512",
+        "--model", bundle, "--scales", "2", "--jobs", "3", "--batch-range", "2:4:8", "--workspace", "512",
         "--aux-streams", "0", "--gpu-arch", "8.9",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -124,15 +124,16 @@ def test_options_reach_the_builder(command, bundle, asked):
     [
         (["--depth", 1, "--fp16"], "actvar-d1-fp16", replace(PRESETS["d16"], depth=1, activation=Activation()), "fp16"),
         (["--depth", 1, "--dense"], "d1-fp32", replace(PRESETS["d16"], depth=1), "fp32"),
-        (["--depth", 1, "--bf16", "--token-rates", "0.5", "--active-scales", "10"], "actvar-d1-bf16",
+        (["--depth", 1, "--precision", "bf16", "--token-rates", "0.5", "--active-scales", "10"], "actvar-d1-bf16",
          replace(PRESETS["d16"], depth=1, activation=Activation(16, (10,), (0.5,), (0.75,))), "bf16"),
-        (["--preset", "mini"], "mini-fp32", PRESETS["mini"], "fp32"),
-        (["--preset", "mini", "--expert-rates", "0.5,0.25"], "mini-fp32",
+        (["--preset", "mini"], "actvar-mini-fp32", replace(PRESETS["mini"], activation=Activation()), "fp32"),
+        (["--preset", "mini", "--dense"], "mini-fp32", PRESETS["mini"], "fp32"),
+        (["--preset", "mini", "--expert-rates", "0.5,0.25"], "actvar-mini-fp32",
          replace(PRESETS["mini"], activation=Activation(expert_rates=(0.5, 0.25))), "fp32"),
     ],
 )  # fmt: skip
 def test_without_a_checkpoint_graphs_are_exported_without_weights(command, asked, arguments, folder, config, precision):
-    """--depth is the paper's ActVAR, a preset is dense as everywhere; precision and rates as named."""
+    """--depth and --preset are the paper's ActVAR, or the VAR; precision and rates as named."""
     done = command(*arguments)
     assert done.code == 0, done.err
     manifest = read_manifest(Path("bundles") / folder)
@@ -152,37 +153,37 @@ def test_a_depth_with_few_scales_is_active_at_the_last_two(command, asked):
 def test_a_bundle_that_is_there_is_not_exported_again(command, asked):
     """An export would take the plans with it."""
     command("--preset", "mini")
-    manifest = Path("bundles/mini-fp32/manifest.json")
+    manifest = Path("bundles/actvar-mini-fp32/manifest.json")
     before = manifest.stat().st_mtime_ns
     assert command("--preset", "mini").code == 0
     assert manifest.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("other", [["--token-rates", "0.5"], ["--fp16", "--bundle", "bundles/mini-fp32"]])
+@pytest.mark.parametrize("other", [["--token-rates", "0.5"], ["--fp16", "--out", "bundles/actvar-mini-fp32"]])
 def test_a_bundle_of_another_model_is_left_alone(command, asked, other):
     command("--preset", "mini")
-    before = Path("bundles/mini-fp32/manifest.json").read_bytes()
+    before = Path("bundles/actvar-mini-fp32/manifest.json").read_bytes()
     done = command("--preset", "mini", *other)
     assert done.code == 2 and "holds another model, or another precision" in done.err
-    assert Path("bundles/mini-fp32/manifest.json").read_bytes() == before
+    assert Path("bundles/actvar-mini-fp32/manifest.json").read_bytes() == before
 
 
 def test_a_checkpoint_is_exported_with_its_weights(command, asked):
     """And used as it is the next time; another checkpoint's weights are not replaced unasked."""
     for name, seed in (("one", 0), ("two", 1)):
         save_model(vivid_model(MODEL, seed), Path(f"{name}.safetensors"), torch.float32)
-    assert command("--checkpoint", "one.safetensors").code == 0
+    assert command("--model", "one.safetensors").code == 0
     manifest = read_manifest(Path("bundles/one-fp32"))
     assert manifest.model == MODEL and manifest.weights.entry and manifest.source == "checkpoint one.safetensors"
-    assert command("--checkpoint", "one.safetensors").code == 0
-    other = command("--checkpoint", "two.safetensors", "--bundle", "bundles/one-fp32")
+    assert command("--model", "one.safetensors").code == 0
+    other = command("--model", "two.safetensors", "--out", "bundles/one-fp32")
     assert other.code == 2 and "checkpoint one.safetensors" in other.err and "actvar-trt bind" in other.err
     assert read_manifest(Path("bundles/one-fp32")) == manifest
 
 
 def test_weights_reach_a_bundle_that_was_made_before_them(command, asked, bundle):
     save_model(vivid_model(MODEL), Path("one.safetensors"), torch.float32)
-    done = command("--checkpoint", "one.safetensors", "--bundle", bundle, "--fp16")
+    done = command("--model", "one.safetensors", "--out", bundle, "--fp16")
     assert done.code == 0, done.err
     assert read_manifest(bundle).weights.entry and "actvar-trt bind" not in done.err
 
@@ -190,18 +191,17 @@ def test_weights_reach_a_bundle_that_was_made_before_them(command, asked, bundle
 WRONG = [
     ([], "There is nothing to build"),
     (["--depth", 20, "--preset", "d20"], "--depth and --preset both name a model"),
-    (["--preset", "d20", "--checkpoint", "x.pth"], "--preset and --checkpoint both name a model"),
-    (["--vqvae", "x.pth", "--depth", 20], "--vqvae belongs to a --checkpoint"),
-    (["--checkpoint", "x.pth", "--patch-nums", "1,2"], "--patch-nums shapes"),
-    (["--preset", "d20", "--dense"], "--dense belongs to a --depth"),
+    (["--preset", "d20", "--model", "x.pth"], "--preset and --model both name a model"),
+    (["--vqvae", "x.pth", "--depth", 20], "--vqvae belongs to a checkpoint"),
+    (["--model", "x.pth", "--patch-nums", "1,2"], "--patch-nums shapes"),
+    (["--model", "x.pth", "--dense"], "--dense belongs to a --depth"),
     (["--depth", 20, "--dense", "--token-rates", "0.5"], "shape what is exported"),
-    (["--bundle", "x", "--experts", 4], "shape what is exported"),
-    (["--depth", 1, "--fp16", "--bf16"], "exclude each other"),
+    (["--depth", 1, "--fp16", "--precision", "bf16"], "exclude each other"),
     (["--depth", 0], "--depth"),
     (["--depth", 1, "--experts", 7], "experts must divide"),
     (["--depth", 1, "--token-rates", "much"], "--token-rates must be numbers"),
-    (["--depth", 1, "--batch", "8"], "--batch must be three numbers"),
-    (["--depth", 1, "--batch", "8:4:2"], "fewest:best:most"),
+    (["--depth", 1, "--batch-range", "8"], "--batch-range must be three numbers"),
+    (["--depth", 1, "--batch-range", "8:4:2"], "fewest:best:most"),
     (["--depth", 1, "--workspace", 0], "workspace must lie in"),
     (["--depth", 1, "--aux-streams", 65], "auxiliary streams must lie in"),
     (["--depth", 1, "--gpu-arch", "sm89"], "TensorRT-RTX builds for"),
@@ -223,11 +223,12 @@ def test_a_wrong_option_is_said_before_anything_is_written(command, asked, argum
     [
         (["--scales", "3"], "--scales must lie in 1..2, got 3"),
         (["--scales", "last"], "whole numbers"),
-        (["--bf16"], "is fp16. Leave --bf16 out"),
+        (["--precision", "bf16"], "is fp16. Leave --precision bf16 out"),
+        (["--experts", 4], "shape what is exported"),
     ],
 )
 def test_what_does_not_fit_the_bundle_is_said(command, asked, bundle, arguments, says):
-    done = command("--bundle", bundle, *arguments)
+    done = command("--model", bundle, *arguments)
     assert done.code == 2 and says in done.err and not asked
 
 
@@ -235,7 +236,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(command, asked):
     """With and without a model to export there."""
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("42")
-    for arguments in (["--bundle", "mine"], ["--bundle", "mine", "--depth", 1]):
+    for arguments in (["--model", "mine"], ["--out", "mine", "--depth", 1]):
         assert command(*arguments).code in (1, 2)
     assert [path.name for path in Path("mine").iterdir()] == ["thesis.txt"] and not asked
 
@@ -250,7 +251,7 @@ def test_without_tensorrt_graphs_are_exported_and_what_to_install_is_said(comman
 
 def test_tensorrt_without_a_gpu_says_what_would_work(command, asked, bundle, monkeypatch):
     monkeypatch.setattr(engine_library, "installed", lambda engine: engine == "tensorrt")
-    done = command("--bundle", bundle)
+    done = command("--model", bundle)
     assert done.code == 1 and "GPU at hand, and there is none" in done.err and "tensorrt-rtx" in done.err
 
 
@@ -265,14 +266,14 @@ def test_with_a_gpu_and_tensorrt_plans_are_for_that_gpu(command, asked, bundle, 
     monkeypatch.setattr(engine_library, "first_gpu", lambda: Gpu("NVIDIA L4", "8.9"))
     monkeypatch.setattr(engine_library, "installed", lambda engine: True)
     monkeypatch.setattr(engine_library, "load_engine", lambda engine: Library)
-    assert command("--bundle", bundle).code == 0
+    assert command("--model", bundle).code == 0
     assert asked[0].target == PlanTarget("tensorrt", "11.1.0.106", ("8.9",), "NVIDIA L4") and asked[0].jobs == 1
 
 
 def test_a_gpu_that_rtx_does_not_list_is_built_for_as_the_current_one(command, asked, bundle, monkeypatch):
     """Of Hopper TensorRT-RTX knows no name."""
     monkeypatch.setattr(engine_library, "first_gpu", lambda: Gpu("NVIDIA H100", "9.0"))
-    assert command("--bundle", bundle, "--engine", "tensorrt-rtx").code == 0
+    assert command("--model", bundle, "--engine", "tensorrt-rtx").code == 0
     assert asked[0].target.gpus == ("9.0",)
 
 
@@ -296,7 +297,7 @@ main()
 
 def test_a_bundle_that_is_there_needs_no_torch(bundle):
     """A build machine has ONNX and an engine library."""
-    arguments = ["build", "--bundle", str(bundle), "--scales", "1", "--gpu-arch", "8.9"]
+    arguments = ["build", "--model", str(bundle), "--scales", "1", "--gpu-arch", "8.9"]
     words = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -305,5 +306,5 @@ def test_a_bundle_that_is_there_needs_no_torch(bundle):
 
 def test_a_failure_of_the_engine_is_a_message_and_exit_code_1(command, bundle):
     """TensorRT-RTX has no fp32 matrix products for Turing: its log says so, and so do we."""
-    done = command("--bundle", bundle, "--gpu-arch", "7.5", "--scales", "1")
+    done = command("--model", bundle, "--gpu-arch", "7.5", "--scales", "1")
     assert done.code == 1 and "built no plan for scale_01" in done.err and "Turing" in done.err

@@ -34,7 +34,7 @@ class Build:
     def __init__(self, bundle: Path, mark: str) -> None:
         self.bundle, self.mark = bundle, f"ACTVAR_TEST_MARK={mark}".encode()
         command = "from actvar.cli.main import main; main()"
-        options = ["--bundle", str(bundle), "--gpu-arch", "8.9", "--batch", "1:2:4", "--jobs", "2"]
+        options = ["--model", str(bundle), "--gpu-arch", "8.9", "--batch-range", "1:2:4", "--jobs", "2"]
         environment, nowhere = {**os.environ, "ACTVAR_TEST_MARK": mark}, subprocess.DEVNULL
         words = [sys.executable, "-c", command, "build", *options]
         self.process = subprocess.Popen(words, env=environment, stdout=nowhere, stderr=nowhere)

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from small_models import small_config
 
-from actvar.bundle import manifest as bundles
-from actvar.bundle.contract import TensorSpec, contract, graph_names, scale_name
+from actvar.bundle.contract import Shape, TensorSpec, contract, graph_names, scale_name
 from actvar.bundle.json_form import MAX_JSON_BYTES, content_hash
 from actvar.bundle.manifest import (
     GraphSpec,
@@ -42,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
         (folder / name).write_bytes(name.encode() * 3)
         return hash_file(folder / name)
 
-    def tensors(shapes: dict[str, bundles.Shape]) -> tuple[TensorSpec, ...]:
+    def tensors(shapes: dict[str, Shape]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(name, TYPES.get(name, "float32"), shape) for name, shape in shapes.items())
 
     graphs = {
@@ -94,7 +93,7 @@ def test_a_bundle_may_wait_for_its_weights(folder: Path):
     (folder / "weights.bin").unlink()
     assert read_manifest(folder) == waiting
     verify(folder, waiting)
-    with pytest.raises(BundleError, match=r"no weights.*actvar-trt bind --bundle"):
+    with pytest.raises(BundleError, match=r"no weights.*actvar-trt bind .* --model"):
         require_weights(folder, waiting)
 
 

@@ -98,7 +98,7 @@ def pixels(path: str | Path) -> np.ndarray:
 
 def test_a_picture_is_written_and_its_place_is_said(command: Command, bundle: Path):
     """The path stands first on a line of stdout, for people and programs alike."""
-    run = command("generate", "--class", 4, "--bundle", bundle)
+    run = command("generate", "--class", 4, "--model", bundle)
     name = "actvar-004-brown-crescent-seed0-0.png"
     assert run.code == 0
     assert run.out == f"{name}: class 4 (brown-crescent), picture 0 of seed 0\n"
@@ -111,7 +111,7 @@ def test_the_third_of_five_is_the_third_of_three(command: Command, bundle: Path)
     for out, count, batch in (("a", 5, 1), ("b", 3, 1), ("c", 5, 2), ("d", 3, 3)):
         run = command(
             *("generate", "--class", 4, "--seed", 7, "--count", count, "--batch-size", batch),
-            *("--bundle", bundle, "--out", out),
+            *("--model", bundle, "--out", out),
         )
         assert run.code == 0 and len(files(Path(out))) == count
     third = [Path(out, "actvar-004-brown-crescent-seed7-2.png").read_bytes() for out in "abcd"]
@@ -121,9 +121,9 @@ def test_the_third_of_five_is_the_third_of_three(command: Command, bundle: Path)
 
 def test_a_class_may_be_named(command: Command, bundle: Path):
     """By number, name, or a name with blanks and capitals; asked for twice, it is drawn once."""
-    by_number = command("generate", "--class", 4, "--bundle", bundle, "--out", "a")
-    by_name = command("generate", "--class", "brown-crescent", "--bundle", bundle, "--out", "b")
-    loosely = command("generate", "--class", "Brown Crescent", "--class", 4, "--bundle", bundle, "--out", "c")
+    by_number = command("generate", "--class", 4, "--model", bundle, "--out", "a")
+    by_name = command("generate", "--class", "brown-crescent", "--model", bundle, "--out", "b")
+    loosely = command("generate", "--class", "Brown Crescent", "--class", 4, "--model", bundle, "--out", "c")
     assert by_number.code == by_name.code == loosely.code == 0
     assert files(Path("a")) == files(Path("b")) == files(Path("c"))
     assert len({path.read_bytes() for out in "abc" for path in Path(out).iterdir()}) == 1
@@ -132,17 +132,17 @@ def test_a_class_may_be_named(command: Command, bundle: Path):
 def test_out_may_be_a_file(command: Command, bundle: Path):
     """In a folder that is made for it; a picture that is there is replaced."""
     for seed in (0, 1):
-        run = command("generate", "--class", 1, "--bundle", bundle, "--seed", seed, "--out", "new/mine.png")
+        run = command("generate", "--class", 1, "--model", bundle, "--seed", seed, "--out", "new/mine.png")
         assert run.code == 0 and run.out.startswith("new/mine.png: ")
     assert files(Path("new")) == ["mine.png"]
-    command("generate", "--class", 1, "--bundle", bundle, "--seed", 1, "--out", "other")
+    command("generate", "--class", 1, "--model", bundle, "--seed", 1, "--out", "other")
     np.testing.assert_array_equal(pixels("new/mine.png"), pixels("other/actvar-001-green-disc-seed1-0.png"))
 
 
 def test_a_grid_holds_the_same_pictures(command: Command, bundle: Path):
     """One row for each class, in the order asked for."""
-    command("generate", "--class", 4, "--class", 1, "--count", 2, "--bundle", bundle, "--out", "single")
-    run = command("generate", "--class", 4, "--class", 1, "--count", 2, "--bundle", bundle, "--grid")
+    command("generate", "--class", 4, "--class", 1, "--count", 2, "--model", bundle, "--out", "single")
+    run = command("generate", "--class", 4, "--class", 1, "--count", 2, "--model", bundle, "--grid")
     assert run.out.startswith("actvar-grid-seed0.png: 4 pictures of class 4 (brown-crescent), 1 (green-disc)")
     assert files() == ["actvar-grid-seed0.png", "single"]
     grid = pixels("actvar-grid-seed0.png")
@@ -153,13 +153,13 @@ def test_a_grid_holds_the_same_pictures(command: Command, bundle: Path):
 
 def test_the_scales_are_shown_beside_the_picture(command: Command, bundle: Path):
     """A strip that ends with the picture; in a grid, a row of them for each picture."""
-    run = command("generate", "--class", 2, "--show-scales", "--bundle", bundle)
+    run = command("generate", "--class", 2, "--show-scales", "--model", bundle)
     name = "actvar-002-red-star-seed0-0"
     assert run.out.splitlines()[1] == f"{name}-scales.png: its {SCALES} scales"
     strip = pixels(f"{name}-scales.png")
     assert strip.shape == (SIDE, SCALES * SIDE + (SCALES - 1) * 2, 3)
     np.testing.assert_array_equal(strip[:, -SIDE:], pixels(f"{name}.png"))
-    command("generate", "--class", 2, "--count", 3, "--show-scales", "--grid", "--bundle", bundle, "--out", "grid.png")
+    command("generate", "--class", 2, "--count", 3, "--show-scales", "--grid", "--model", bundle, "--out", "grid.png")
     grid = pixels("grid.png")
     assert grid.shape == (3 * SIDE + 4, *strip.shape[1:])
     np.testing.assert_array_equal(grid[:SIDE], strip)
@@ -169,18 +169,18 @@ def test_sampling_options_change_the_picture(command: Command, bundle: Path):
     """Each reaches the graphs; the model's own values are the default."""
     changes = ([], ["--cfg", 4], ["--top-k", 2], ["--top-p", 0.3], ["--seed", 3])
     for i, change in enumerate(changes):
-        assert command("generate", "--class", 2, "--bundle", bundle, "--out", f"{i}.png", *change).code == 0
+        assert command("generate", "--class", 2, "--model", bundle, "--out", f"{i}.png", *change).code == 0
     assert len({Path(f"{i}.png").read_bytes() for i in range(len(changes))}) == len(changes)
     own = read_manifest(bundle).model.sampling
     said = ["--cfg", own.cfg, "--top-k", own.top_k, "--top-p", own.top_p]
-    command("generate", "--class", 2, "--bundle", bundle, "--out", "own.png", *said)
+    command("generate", "--class", 2, "--model", bundle, "--out", "own.png", *said)
     assert Path("own.png").read_bytes() == Path("0.png").read_bytes()
 
 
 def test_both_backends_draw_the_same_tokens(command: Command, checkpoint: Path):
     """A pixel may differ by one where rounding moved it over a border."""
     for backend in ("onnxruntime", "torch"):
-        run = command("generate", "--class", 2, "--checkpoint", checkpoint, "--backend", backend, "--out", backend)
+        run = command("generate", "--class", 2, "--model", checkpoint, "--backend", backend, "--out", backend)
         assert run.code == 0, run.err
     name = "actvar-002-red-star-seed0-0.png"
     difference = pixels(f"onnxruntime/{name}").astype(int) - pixels(f"torch/{name}")
@@ -190,9 +190,8 @@ def test_both_backends_draw_the_same_tokens(command: Command, checkpoint: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bundle", "b", "--checkpoint", "c"], "--bundle and --checkpoint"),
-        (["--bundle", "b", "--backend", "torch"], "--backend torch"),
-        (["--vqvae", "v"], "--vqvae belongs to a --checkpoint"),
+        (["--model", "{bundle}", "--backend", "torch"], "--backend torch"),
+        (["--vqvae", "v"], "--vqvae belongs to a checkpoint"),
         (["--seed", 2**64], "--seed must lie in"),
         (["--seed", -1], "--seed"),
         (["--batch-size", 0], "--batch-size"),
@@ -202,8 +201,10 @@ def test_both_backends_draw_the_same_tokens(command: Command, checkpoint: Path):
         (["--precision", "fp8"], "--precision"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused_at_once(command: Command, arguments: list, message: str):
-    run = command("generate", "--class", 1, *arguments)
+def test_options_that_do_not_go_together_are_refused_at_once(
+    command: Command, bundle: Path, arguments: list, message: str
+):
+    run = command("generate", "--class", 1, *(str(argument).format(bundle=bundle) for argument in arguments))
     assert (run.code, run.out) == (2, "")
     assert message in run.err and len(run.err.splitlines()) == 1
     assert files() == [] and not cache_folder().exists()
@@ -211,9 +212,9 @@ def test_options_that_do_not_go_together_are_refused_at_once(command: Command, a
 
 def test_a_model_without_names_wants_a_number(command: Command, tmp_path: Path):
     exporter.export_bundle(vivid_model(small_config()), tmp_path / "nameless", "fp32", "a test")
-    run = command("generate", "--class", "disc", "--bundle", tmp_path / "nameless")
+    run = command("generate", "--class", "disc", "--model", tmp_path / "nameless")
     assert run.code == 2 and "must be a number in 0..4" in run.err
-    run = command("generate", "--class", 3, "--bundle", tmp_path / "nameless")
+    run = command("generate", "--class", 3, "--model", tmp_path / "nameless")
     assert run.out.startswith("actvar-003-seed0-0.png: class 3, ")
 
 
@@ -222,10 +223,10 @@ def test_a_model_without_names_wants_a_number(command: Command, tmp_path: Path):
 
 def test_a_checkpoint_is_exported_once(command: Command, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     """The second use finds the bundle, also under another name of the same file."""
-    first = command("generate", "--class", 1, "--checkpoint", checkpoint, "--out", "a.png")
+    first = command("generate", "--class", 1, "--model", checkpoint, "--out", "a.png")
     assert first.code == 0 and "Exporting small.safetensors, once" in first.err
     monkeypatch.setattr(exporter, "export_bundle", None)
-    second = command("generate", "--class", 1, "--checkpoint", checkpoint, "--out", "b.png")
+    second = command("generate", "--class", 1, "--model", checkpoint, "--out", "b.png")
     assert second.code == 0 and "Exporting" not in second.err
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
@@ -233,10 +234,10 @@ def test_a_checkpoint_is_exported_once(command: Command, checkpoint: Path, monke
 def test_another_content_or_precision_is_another_bundle(command: Command, checkpoint: Path):
     """The name of a file says nothing about what is in it."""
     shutil.copy(checkpoint, "same.safetensors")
-    command("generate", "--class", 1, "--checkpoint", "same.safetensors")
+    command("generate", "--class", 1, "--model", "same.safetensors")
     save_model(vivid_model(MODEL, seed=1), Path("same.safetensors"), torch.float32)
-    command("generate", "--class", 1, "--checkpoint", "same.safetensors")
-    command("generate", "--class", 1, "--checkpoint", "same.safetensors", "--precision", "fp16")
+    command("generate", "--class", 1, "--model", "same.safetensors")
+    command("generate", "--class", 1, "--model", "same.safetensors", "--precision", "fp16")
     manifests = [read_manifest(path.parent) for path in cache_folder().glob("bundles/*/manifest.json")]
     assert len({manifest.weights.sha256 for manifest in manifests}) == len(manifests) == 3
     assert sorted(manifest.precision for manifest in manifests) == ["fp16", "fp32", "fp32"]
@@ -244,16 +245,16 @@ def test_another_content_or_precision_is_another_bundle(command: Command, checkp
 
 def test_a_damaged_copy_in_the_cache_is_made_anew(command: Command, checkpoint: Path):
     """It is only a copy: refusing it would leave a person with a folder to find and delete."""
-    command("generate", "--class", 1, "--checkpoint", checkpoint, "--out", "a.png")
+    command("generate", "--class", 1, "--model", checkpoint, "--out", "a.png")
     (weights,) = cache_folder().glob("bundles/*/weights.bin")
     weights.write_bytes(weights.read_bytes()[:-1])
-    run = command("generate", "--class", 1, "--checkpoint", checkpoint, "--out", "b.png")
+    run = command("generate", "--class", 1, "--model", checkpoint, "--out", "b.png")
     assert run.code == 0 and "making it anew" in run.err
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
 
 
 def test_an_unknown_class_is_told_before_the_export(command: Command, checkpoint: Path):
-    run = command("generate", "--class", "brown-cresent", "--checkpoint", checkpoint)
+    run = command("generate", "--class", "brown-cresent", "--model", checkpoint)
     assert run.code == 2 and "Did you mean brown-crescent" in run.err
     assert not list(cache_folder().rglob("manifest.json"))
 
@@ -270,22 +271,22 @@ def test_ctrl_c_in_the_first_export_leaves_a_clean_cache(command: Command, check
         return whole(model, folder, precision, source, stop)
 
     monkeypatch.setattr(exporter, "export_bundle", stopped)
-    run = command("generate", "--class", 1, "--checkpoint", checkpoint)
+    run = command("generate", "--class", 1, "--model", checkpoint)
     assert run.code == 130 and run.err.splitlines()[-1].startswith("Error: Stopped")
     assert files() == []
     assert [path for path in cache_folder().rglob("*") if path.is_file() and path.suffix != ".lock"] == []
     monkeypatch.setattr(exporter, "export_bundle", whole)
-    assert command("generate", "--class", 1, "--checkpoint", checkpoint).code == 0
+    assert command("generate", "--class", 1, "--model", checkpoint).code == 0
 
 
 def test_remains_of_a_killed_export_are_cleared(command: Command, checkpoint: Path):
     """Nothing runs when a process is killed: the next export of the same bundle tidies up."""
-    command("generate", "--class", 1, "--checkpoint", checkpoint)
+    command("generate", "--class", 1, "--model", checkpoint)
     (manifest,) = cache_folder().glob("bundles/*/manifest.json")
     remains = manifest.parent.with_name(f".{manifest.parent.name}.0123abcd.tmp")
     shutil.copytree(manifest.parent, remains)
     manifest.unlink()
-    assert command("generate", "--class", 1, "--checkpoint", checkpoint).code == 0
+    assert command("generate", "--class", 1, "--model", checkpoint).code == 0
     assert manifest.exists() and not remains.exists()
 
 
@@ -316,7 +317,7 @@ def test_two_processes_export_a_bundle_once(checkpoint: Path, tmp_path: Path, mo
 def test_a_cache_that_cannot_be_written_is_told(command: Command, checkpoint: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path / "file" / "below"))
-    run = command("generate", "--class", 1, "--checkpoint", checkpoint)
+    run = command("generate", "--class", 1, "--model", checkpoint)
     assert run.code == 1 and "The cache cannot be written" in run.err and "ACTVAR_CACHE" in run.err
 
 
@@ -355,15 +356,15 @@ def in_a_fresh_process(*arguments: object, before: str = "", cache: Path | None 
 
 def test_a_cached_model_is_drawn_without_torch_and_onnx(command: Command, checkpoint: Path):
     """The second `generate` must be quick, and must work where PyTorch is not installed."""
-    assert command("generate", "--class", 1, "--checkpoint", checkpoint).code == 0
-    said = in_a_fresh_process("generate", "--class", 1, "--checkpoint", checkpoint)
+    assert command("generate", "--class", 1, "--model", checkpoint).code == 0
+    said = in_a_fresh_process("generate", "--class", 1, "--model", checkpoint)
     assert "loaded [] code 0" in said
 
 
 def test_what_is_not_installed_is_named(command: Command, checkpoint: Path):
     """Which package, what for, and the command that installs it."""
     missing = "sys.modules.update(dict.fromkeys(['{}']))"  # None there makes an import fail as if it were not installed
-    said = in_a_fresh_process("generate", "--class", 1, "--checkpoint", checkpoint, before=missing.format("torch"))
+    said = in_a_fresh_process("generate", "--class", 1, "--model", checkpoint, before=missing.format("torch"))
     assert "pip install 'actvar-trt[export]'" in said and "code 1" in said and "Traceback" not in said
 
 
@@ -382,9 +383,7 @@ def test_a_missing_package_of_our_own_is_a_bug_and_shows_itself():
 
 def test_an_export_can_be_inspected_and_drawn_with(command: Command, checkpoint: Path):
     """Rates of a checkpoint may be changed on the way; one rate stands for all scales."""
-    run = command(
-        "export", "--checkpoint", checkpoint, "--out", "made", "--token-rates", "0.5", "--expert-rates", "0.5,1"
-    )
+    run = command("export", "--model", checkpoint, "--out", "made", "--token-rates", "0.5", "--expert-rates", "0.5,1")
     assert run.code == 0 and run.out.startswith("made: 6 graphs")
     assert read_manifest(Path("made")).model.activation == Activation(16, (3, 4), (0.5, 0.5), (0.5, 1.0))
     shown = command("inspect", "made").out
@@ -397,12 +396,12 @@ def test_an_export_can_be_inspected_and_drawn_with(command: Command, checkpoint:
         assert words in shown
     scale_4 = next(line for line in shown.splitlines() if "scale_04" in line)
     assert [cell.strip() for cell in scale_4.split("│")[3:6]] == ["25", "13", "16/16"]
-    assert command("generate", "--class", 1, "--bundle", "made").code == 0
+    assert command("generate", "--class", 1, "--model", "made").code == 0
 
 
 def test_an_export_without_a_checkpoint_says_that_it_is_random(command: Command):
     """Nobody is to wonder why the pictures show nothing; the bundle says so, too."""
-    run = command("export", "--preset", "mini", "--patch-nums", "1,2,3", "--out", "made", "--fp16")
+    run = command("export", "--preset", "mini", "--dense", "--patch-nums", "1,2,3", "--out", "made", "--fp16")
     assert run.code == 0 and "Random weights" in run.err
     manifest = read_manifest(Path("made"))
     assert manifest.source == "random weights, preset mini"
@@ -413,7 +412,7 @@ def test_an_export_without_a_checkpoint_says_that_it_is_random(command: Command)
 
 def test_a_dense_checkpoint_that_is_activated_says_that_its_router_is_random(command: Command, tmp_path: Path):
     save_model(vivid_model(small_config()), tmp_path / "dense.safetensors", torch.float32)
-    run = command("export", "--checkpoint", tmp_path / "dense.safetensors", "--experts", 8, "--out", "made")
+    run = command("export", "--model", tmp_path / "dense.safetensors", "--experts", 8, "--out", "made")
     assert run.code == 0 and "router and selector are random" in run.err
     assert read_manifest(Path("made")).model.activation == Activation(8, (3, 4), (0.75, 0.75), (0.75, 0.75))
 
@@ -421,10 +420,10 @@ def test_a_dense_checkpoint_that_is_activated_says_that_its_router_is_random(com
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--preset or from --checkpoint"),
-        (["--preset", "mini", "--checkpoint", "c"], "--preset or from --checkpoint"),
-        (["--checkpoint", "c", "--patch-nums", "1,2"], "a checkpoint has its own"),
-        (["--preset", "mini", "--vqvae", "v"], "--vqvae belongs to a --checkpoint"),
+        ([], "made from a --model, or from a --preset"),
+        (["--preset", "mini", "--model", "c"], "--preset and --model both name a model"),
+        (["--model", "c", "--patch-nums", "1,2"], "a model has its own"),
+        (["--preset", "mini", "--vqvae", "v"], "--vqvae belongs to a checkpoint"),
         (["--preset", "d17"], "--preset"),
         (["--preset", "mini", "--patch-nums", "1;2"], "--patch-nums must be whole numbers"),
         (["--preset", "mini", "--token-rates", "x"], "--token-rates must be numbers"),
@@ -450,7 +449,7 @@ def test_inspect_refuses_what_generate_refuses(command: Command, bundle: Path, t
 def test_doctor_says_what_is_there_and_how_to_get_more(command: Command, checkpoint: Path, monkeypatch):
     """Every engine is named, and what is missing comes with a way to install it."""
     monkeypatch.setenv(PLUGIN_VARIABLE, "")  # as if none was built here
-    command("generate", "--class", 1, "--checkpoint", checkpoint)
+    command("generate", "--class", 1, "--model", checkpoint)
     run = command("doctor")
     assert run.code == 0
 
@@ -468,10 +467,10 @@ def test_what_needs_a_gpu_says_so(command: Command, checkpoint: Path):
     """One line each, before anything is exported or built for a device that is not there."""
     if gpu():
         pytest.skip("there is a GPU")
-    drawn = command("generate", "--class", 1, "--checkpoint", checkpoint, "--backend", "tensorrt")
+    drawn = command("generate", "--class", 1, "--model", checkpoint, "--backend", "tensorrt")
     assert drawn.code == 1 and "Traceback" not in drawn.err
     assert "There is no NVIDIA driver here" in drawn.err or "TensorRT" in drawn.err
-    drawn = command("generate", "--class", 1, "--checkpoint", checkpoint, "--device", "cuda")
+    drawn = command("generate", "--class", 1, "--model", checkpoint, "--device", "cuda")
     assert drawn.code == 1 and "is built for the CPU alone" in drawn.err
 
 

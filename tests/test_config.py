@@ -25,6 +25,63 @@ def test_a_schedule_that_does_not_grow_from_1_is_refused(patch_nums):
         ScaleSchedule(patch_nums)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ScaleSchedule(tuple(range(1, 100))),
+        lambda: ScaleSchedule(tuple(range(1, 1_000_000))),
+        lambda: ScaleSchedule((1, 2, 513)),
+        lambda: ScaleSchedule((1, 10**400)),
+        lambda: ModelConfig(129),
+        lambda: ModelConfig(10**9),
+        lambda: ModelConfig(16, num_classes=10**18),
+        lambda: VQVAEConfig(ch_mult=(1,) * 17),
+        lambda: VQVAEConfig(ch_mult=(1, 1025)),
+        lambda: VQVAEConfig(num_res_blocks=65),
+        lambda: VQVAEConfig(vocab_size=10**12),
+        lambda: VQVAEConfig(ch=10**12, norm_groups=10**12),
+        lambda: Activation(scales=tuple(range(1, 10**6)), token_rates=(1.0,) * 10**6, expert_rates=(1.0,) * 10**6),
+    ],
+)
+def test_sizes_that_mean_endless_work_are_refused_at_once(make):
+    """A manifest or a checkpoint may claim any number; whatever counts to one of them must end."""
+    with pytest.raises(ValueError, match=r"at most|or below") as error:
+        make()
+    assert len(str(error.value)) < 1000
+
+
+def test_the_largest_models_that_people_might_train_are_allowed():
+    """1024 pixels, and a depth of 64: bounds are for files that lie."""
+    config = ModelConfig(64, ScaleSchedule((1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)), num_classes=21_841)
+    assert config.picture_size == 1024
+
+
+@pytest.mark.parametrize("text", ["1,2,4,8", "1_2_4_8", "1, 2, 4, 8", "1_2,4_8"])
+def test_patch_nums_are_read_with_commas_or_as_official_var_writes_them(text):
+    """Python takes 1_2_4_8 for 1248."""
+    assert ScaleSchedule.parse(text).patch_nums == (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1;2", r"whole numbers with commas between, such as 1,2,4,8; got '1;2'"),
+        ("", "whole numbers"),
+        ("1__2", "whole numbers"),
+        ("1,-2", "whole numbers"),
+        ("1,2.0", "whole numbers"),
+        ("1,٢", "whole numbers"),
+        ("1," + "9" * 5000, "whole numbers"),
+        ("1\x1b[2J", r"got '1\\x1b\[2J'"),
+        ("1248", "two or more numbers that start at 1"),
+        ("2,4", r"patch_nums must be two or more numbers that start at 1, got \(2, 4\)"),
+    ],
+)
+def test_a_text_that_is_no_patch_nums_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        ScaleSchedule.parse(text)
+
+
 def test_the_papers_rates_keep_127_of_169_192_of_256_and_12_of_16():
     """126.75 is rounded; 0.75 means three quarters of tokens and of experts."""
     config = ModelConfig(16, activation=Activation())

@@ -57,7 +57,7 @@ def data(tmp_path: Path) -> Path:
 def encode(data: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Command:
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(data.parent)
-    return in_process(monkeypatch, capsys, "encode", "--data", data, "--vqvae", checkpoint, "--batch", 4)
+    return in_process(monkeypatch, capsys, "encode", "--data", data, "--vqvae", checkpoint, "--batch-size", 4)
 
 
 def test_a_folder_becomes_its_tokens(encode: Command, data: Path, checkpoint: Path):

@@ -89,7 +89,7 @@ finally:
 
 def test_drawing_needs_no_torch(bundle: Path, tmp_path: Path):
     """Of a bundle that is not to be scored here: fifty machines may draw, and one look."""
-    options = ["--bundle", str(bundle), "--count", "4", "--npz", "all.npz", "--threads", "1"]
+    options = ["--model", str(bundle), "--count", "4", "--npz", "all.npz", "--threads", "1"]
     command = [sys.executable, "-c", DRAWN_WITHOUT, "evaluate", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
@@ -98,7 +98,7 @@ def test_drawing_needs_no_torch(bundle: Path, tmp_path: Path):
 
 def test_inception_that_is_missing_is_told_before_drawing(evaluate: Command, bundle: Path):
     """Hours of drawing must not end with it."""
-    code, out, err = evaluate("--bundle", bundle, "--reference", "x.npz", "--inception", "weights.pth")
+    code, out, err = evaluate("--model", bundle, "--reference", "x.npz", "--inception", "weights.pth")
     assert (code, out) == (1, "")
     assert "Error: weights.pth is missing, or no file. Fetch https://github.com/toshas/torch-fidelity/" in err
     assert not list(Path().iterdir())
@@ -111,11 +111,11 @@ def test_inception_that_is_missing_is_told_before_drawing(evaluate: Command, bun
         (["--count", 3], 2, "Invalid value for '--count'"),
         (["--cfg", -1], 2, "--cfg must be 0 or more"),
         (["--out", "/dev/null"], 1, "cannot be written"),
-        (["--backend", "torch"], 2, "--bundle names graphs"),
+        (["--backend", "torch"], 2, "is a bundle of graphs"),
     ],
 )
 def test_what_cannot_be_is_refused(evaluate: Command, bundle: Path, options: list[object], code: int, words: str):
-    found, out, err = evaluate("--bundle", bundle, *options)
+    found, out, err = evaluate("--model", bundle, *options)
     assert (found, out) == (code, "") and words in err and not list(Path().iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,9 +19,9 @@ from actvar.config import Activation
 from actvar.explain.choices import NOBODY, Choices, coverage, load, updates
 from actvar.explain.figures import chosen_figure, expert_colour, experts_figure, sequence_colour, tokens_figure
 from actvar.explain.page import CAPTIONS, page, png
-from actvar.explain.plots import batch_figure, load_colour
+from actvar.explain.plots import _plot, batch_figure, load_colour
 from actvar.explain.record import record_choices
-from actvar.export.graphs.per_scale import EXPERTS, KEPT
+from actvar.export.graphs.scale import EXPERTS, KEPT
 from actvar.export.parity.recording import record
 from actvar.generation import generate
 from actvar.models.selection import Router
@@ -216,6 +217,24 @@ def test_any_depth_can_be_drawn(blocks: int):
         assert 300 < image.width < 3000 and 200 < image.height < 5000
 
 
+def test_the_plot_of_a_batch_shows_what_was_counted():
+    """Line, band, bars and cells, each from its own count."""
+    batch = [invented(seed=seed) for seed in range(4)]
+    covered, often, loads = _plot(batch, "a title").axes
+    [mean, fixed], [band] = covered.lines, covered.collections
+    np.testing.assert_allclose(mean.get_ydata(), coverage(batch).mean(0))
+    np.testing.assert_allclose(fixed.get_ydata(), coverage(batch).mean(0)[0])
+    np.testing.assert_allclose(
+        [band.get_datalim(covered.transData).y0, band.get_datalim(covered.transData).y1],
+        [coverage(batch).min(), coverage(batch).max()],
+    )
+    np.testing.assert_allclose([bar.get_height() for bar in often.patches], updates(batch))
+    colours = np.asarray(loads.images[0].get_array())
+    shown = np.array([[load_colour(value) for value in of_block] for of_block in load(batch)])
+    assert (colours == shown).all()
+    assert [text.get_text() for text in loads.texts] == [f"{value:.2f}" for value in load(batch).flat]
+
+
 # ---- the page
 
 
@@ -283,8 +302,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_a_picture_is_explained(command: Command, checkpoints: Path):
     """Four figures and a page that shows the very same; the scale is the last that leaves something out."""
-    arguments = ("explain", "--class", "red-star", "--seed", 3, "--picture", 5, "--batch", 3, "--out", "made")
-    code, out, err = command(*arguments, "--checkpoint", checkpoints / "active.safetensors")
+    arguments = ("explain", "--class", "red-star", "--seed", 3, "--number", 5, "--count", 3, "--out", "made")
+    code, out, err = command(*arguments, "--model", checkpoints / "active.safetensors")
     assert code == 0, err
     stem = "actvar-002-red-star-seed3-5"
     names = [f"{stem}-{name}.png" for name in ("tokens", "experts", "chosen", "batch")]
@@ -308,9 +327,9 @@ def test_the_same_command_writes_the_same_bytes(command: Command, checkpoints: P
         4,
         "--scale",
         3,
-        "--batch",
+        "--count",
         1,
-        "--checkpoint",
+        "--model",
         checkpoints / "active.safetensors",
     )
     written = []
@@ -323,18 +342,34 @@ def test_the_same_command_writes_the_same_bytes(command: Command, checkpoints: P
     assert "actvar-trt explain --class 4 --scale 3" in text
 
 
+def test_without_matplotlib_all_but_the_plot_is_written(
+    command: Command, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What it takes to draw it is said once, and the page shows the three others."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = command("explain", "--class", 4, "--batch", 1, "--checkpoint", checkpoints / "active.safetensors")
+    assert code == 0 and err.count("No plot was drawn. The package matplotlib is needed") == 1
+    assert sorted(path.name.rpartition("-")[2] for path in Path().glob("*.png")) == [
+        "chosen.png",
+        "experts.png",
+        "tokens.png",
+    ]
+    [text] = [path.read_text() for path in Path().glob("*.html")]
+    assert sum(tag == "img" for tag, _ in assert_self_contained(text).tags) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--class", 1, "--checkpoint", "dense"), "dense.safetensors updates every token with all its weights"),
-        (("--class", 1, "--checkpoint", "active", "--scale", 2), "--scale 2 leaves nothing out .* does: 3, 4"),
-        (("--class", 1, "--checkpoint", "active", "--scale", 9), "--scale 9 leaves nothing out"),
-        (("--class", 5, "--checkpoint", "active"), "--class must lie in 0..4"),
-        (("--class", "red-sock", "--checkpoint", "active"), "--class 'red-sock' is unknown"),
-        (("--class", 1, "--vqvae", "active"), "--vqvae belongs to a --checkpoint"),
-        (("--class", 1, "--out", "one.png", "--checkpoint", "active"), "--out must be a folder"),
-        (("--class", 1, "--batch", 0, "--checkpoint", "active"), "--batch"),
-        (("--checkpoint", "active"), "--class"),
+        (("--class", 1, "--model", "dense"), "dense.safetensors updates every token with all its weights"),
+        (("--class", 1, "--model", "active", "--scale", 2), "--scale 2 leaves nothing out .* does: 3, 4"),
+        (("--class", 1, "--model", "active", "--scale", 9), "--scale 9 leaves nothing out"),
+        (("--class", 5, "--model", "active"), "--class must lie in 0..4"),
+        (("--class", "red-sock", "--model", "active"), "--class 'red-sock' is unknown"),
+        (("--class", 1, "--vqvae", "active"), "--vqvae belongs to a checkpoint"),
+        (("--class", 1, "--out", "one.png", "--model", "active"), "--out must be a folder"),
+        (("--class", 1, "--count", 0, "--model", "active"), "--count"),
+        (("--model", "active"), "--class"),
     ],
 )
 def test_what_cannot_be_explained_is_said(command: Command, checkpoints: Path, arguments: tuple, said: str):
@@ -348,5 +383,5 @@ def test_what_cannot_be_explained_is_said(command: Command, checkpoints: Path, a
 
 def test_a_missing_checkpoint_is_named(command: Command):
     """As by every other command."""
-    code, _, err = command("explain", "--class", 1, "--checkpoint", "nowhere.safetensors")
-    assert code == 1 and "nowhere.safetensors" in err
+    code, _, err = command("explain", "--class", 1, "--model", "nowhere.safetensors")
+    assert code == 2 and "nowhere.safetensors" in err

@@ -25,6 +25,9 @@ from actvar.export.graphs.sampler import resize_matrix
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.parity.recording import Recording, record
 from actvar.models.actvar import ActVAR
+from actvar.runtime.backends import ort
+from actvar.runtime.pictures import Order
+from actvar.runtime.pipeline import GraphSource
 
 SAMPLING = Sampling(cfg=2.0, top_k=30, top_p=0.9)
 CLASSES = (3, 0, 4)
@@ -37,6 +40,7 @@ CONFIGS = {
     "32 experts": small_config(activation=Activation(32, (4,), (0.75,), (0.5,))),
     "tokens alone": small_config(activation=Activation(4, (3,), (0.5,), (1.0,))),
     "experts alone": small_config(activation=Activation(4, (3,), (1.0,), (0.5,))),
+    "experts alone, everywhere": small_config(activation=Activation(4, (1, 2, 3, 4), (1.0,) * 4, (0.5,) * 4)),
     "all active": small_config(activation=Activation(4, (3, 4), (1.0, 1.0), (1.0, 1.0))),
     "shared AdaLN": small_config(activation=Activation(4, (4,), (0.5,), (0.5,)), shared_adaln=True),
     "two scales": small_config(patch_nums=(1, 3)),
@@ -102,6 +106,19 @@ def test_each_graph_gives_what_the_eager_model_gave_on_the_same_inputs(exported,
             tolerance = 0 if output.name in exact else 1e-4 if output.name in deep else 1e-5
             limit = tolerance * max(1, abs(wanted).max())
             np.testing.assert_allclose(result, wanted, rtol=0, atol=limit, err_msg=f"{graph}: {output.name}")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_graph_of_all_scales_draws_what_a_graph_for_each_draws(exported, name):
+    """One writer writes both; what it is told of sizes are numbers, or tables that are read at a scale's number."""
+    bundle = exported(name)
+    orders = [Order(class_id, 7 + class_id) for class_id in CLASSES]
+    drawn = {}
+    for graph in ("each", *bundle.manifest.scales):
+        pipeline = GraphSource(ort.load(bundle.folder, bundle.manifest, 1, scales=graph), 2)
+        drawn[graph] = np.concatenate([ids for p in pipeline.draw(orders, SAMPLING) for ids in p.token_ids])
+    for graph, token_ids in drawn.items():
+        np.testing.assert_array_equal(token_ids, drawn["each"], err_msg=graph)
 
 
 @pytest.mark.parametrize(

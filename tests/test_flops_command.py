@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import Command, in_process
 
-from actvar.cli.flops_report import rates_in_words
 from actvar.config import PRESETS, Activation
+from actvar.evaluation.flops_report import rates_in_words
 from actvar.evaluation.paper_savings import PAPER_ROWS, PaperRow, equation_12, savings
 from actvar.flops import decoder_work, scale_work, transformer_work
 
@@ -35,9 +35,9 @@ def counted(command: Command, *arguments: object) -> dict:
 # ---- a model
 
 
-def test_the_issues_own_call(command: Command):
+def test_rates_and_a_file_for_the_count(command: Command):
     """The rates by their short names, for two scales and for all."""
-    code, out, _ = command("flops", "--depth", 20, "--tokens", "0.75,0.75", "--experts", 0.75)
+    code, out, _ = command("flops", "--depth", 20, "--token-rates", "0.75,0.75", "--expert-rates", 0.75)
     assert code == 0
     assert out.startswith("ActVAR-d20: GFLOP of one picture by scale")
     assert out == command("flops")[1] == command("flops", "--preset", "d20", "--token-rates", 0.75)[1]
@@ -45,7 +45,7 @@ def test_the_issues_own_call(command: Command):
 
 def test_the_json_has_every_scale_and_part(command: Command):
     """Dense and active, with and without guidance and decoder, in whole operations."""
-    found = counted(command, "--preset", "d16", "--tokens", "0.5,0.25", "--experts", 0.5)
+    found = counted(command, "--preset", "d16", "--token-rates", "0.5,0.25", "--expert-rates", 0.5)
     active = replace(PRESETS["d16"], activation=Activation(16, (9, 10), (0.5, 0.25), (0.5, 0.5)))
     for guidance, rows in (("with_guidance", 2), ("without_guidance", 1)):
         of_guidance = found[guidance]
@@ -67,8 +67,8 @@ def test_the_json_has_every_scale_and_part(command: Command):
 
 def test_the_table_says_what_the_json_says(command: Command):
     """A scale with something left out has a second row, and its share of saved operations."""
-    found = counted(command, "--depth", 16, "--active-scales", 8, "--tokens", 0.25)
-    lines = command("flops", "--depth", 16, "--active-scales", 8, "--tokens", 0.25)[1].splitlines()
+    found = counted(command, "--depth", 16, "--active-scales", 8, "--token-rates", 0.25)
+    lines = command("flops", "--depth", 16, "--active-scales", 8, "--token-rates", 0.25)[1].splitlines()
     first = next(i for i, line in enumerate(lines) if line.split()[:2] == ["8", "dense"])
     dense, active = (sum(found["with_guidance"]["scales"][7][kind].values()) for kind in ("dense", "active"))
     assert lines[first].split()[-1] == f"{dense / 1e9:.3f}"
@@ -86,11 +86,11 @@ def test_any_depth_is_counted(command: Command):
     [
         (("--depth", 20, "--preset", "d20"), "--depth and --preset both name a model"),
         (("--depth", 0), "--depth"),
-        (("--tokens", "0.75,x"), "must be numbers with commas between"),
-        (("--tokens", "0.75,0.5,0.25"), "needs one rate for each"),
-        (("--tokens", 1.5), r"must lie in \(0, 1\]"),
-        (("--experts", 12), r"must lie in \(0, 1\]"),
-        (("--expert-count", 7), "must divide"),
+        (("--token-rates", "0.75,x"), "must be numbers with commas between"),
+        (("--token-rates", "0.75,0.5,0.25"), "needs one rate for each"),
+        (("--token-rates", 1.5), r"must lie in \(0, 1\]"),
+        (("--expert-rates", 12), r"must lie in \(0, 1\]"),
+        (("--experts", 7), "must divide"),
         (("--active-scales", 11), "must lie in 1..10"),
         (("--paper", "--depth", 20), "--paper counts the paper's own"),
         (("--json", "nowhere/flops.json"), "must be a file in a folder that is there"),
@@ -107,7 +107,7 @@ def test_a_wrong_option_is_named(command: Command, arguments: tuple, said: str):
 
 
 def test_every_row_of_the_papers_tables_is_there():
-    """Four rows of Table 1, five of Table 2, three of Table 3, two of Table 6, as shared/paper.md has them."""
+    """Four rows of Table 1, five of Table 2, three of Table 3, two of Table 6, as the paper has them."""
     assert [sum(row.table == table for row in PAPER_ROWS) for table in (1, 2, 3, 6)] == [4, 5, 3, 2]
     assert len(PAPER_ROWS) == 14
 

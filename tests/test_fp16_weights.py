@@ -17,7 +17,7 @@ from actvar.export.onnx_export import export_bundle
 from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import ort
 from actvar.runtime.pictures import Order
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
 
 PRECISION = "fp16-weights"
@@ -55,7 +55,7 @@ def rounded(model):
 
 def drawn(folder, manifest: Manifest, scales, sampling):
     orders = [Order(class_id, 7 + class_id) for class_id in range(4)]
-    return list(Pipeline(ort.load(folder, manifest, 1, scales=scales), 3).draw(orders, sampling))
+    return list(GraphSource(ort.load(folder, manifest, 1, scales=scales), 3).draw(orders, sampling))
 
 
 def test_the_matrices_of_the_blocks_are_held_in_fp16_and_all_else_is_fp32(folder):

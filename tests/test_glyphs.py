@@ -75,7 +75,7 @@ def test_seeds_and_indices_give_different_pictures():
 
 
 def test_class_88_is_the_brown_crescent():
-    """class_id = 10 * shape + colour; the command line and the issue speak of class 88 by this name."""
+    """class_id = 10 * shape + colour; the command line and the docs speak of class 88 by this name."""
     assert (SHAPES[8], COLOURS[8]) == ("crescent", "brown")
     assert CLASS_NAMES[88] == "brown-crescent"
     assert len(set(CLASS_NAMES)) == 100

@@ -1,4 +1,4 @@
-"""The command for a GPU machine, as far as it goes without one: pieces, the runner of steps, and the steps.
+"""The command for a GPU machine, as far as it goes without one: the runner of steps, and the steps.
 
 What only a GPU can do is done by the stand-ins of `gpu_on_host.py`, so that the steps' own code has run before there is
 a machine. Nothing here says anything about a GPU.
@@ -11,80 +11,32 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnxruntime
 import pytest
 from gpu_on_host import CAPABILITY, NAME, HostCuda, HostTensorRT, build_on_host
 from import_tree import ROOT
 from small_models import small_config, vivid_model
 
-from actvar.benchmarks.gpu import child, correctness, doubled, pieces, prepare, rtx_answer, summary, timings, ways
+from actvar.benchmarks import gpu_evidence
+from actvar.benchmarks.gpu import bundles as gpu_bundles
+from actvar.benchmarks.gpu import child, correctness, doubled, rtx_answer, summary, timings, ways
 from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped
 from actvar.benchmarks.gpu.drawing import drawn, orders, same_bytes
 from actvar.benchmarks.gpu.step_runner import Case, Run, Step, exit_code, run_steps
-from actvar.benchmarks.gpu.steps import STEPS
+from actvar.benchmarks.gpu.steps import BUNDLES, STEPS, chosen
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import Gpu, PlanManifest, PlanTarget, plan_folder
-from actvar.config import Activation
-from actvar.errors import BundleError
+from actvar.config import MINI, Activation
 from actvar.files import hash_file
 from actvar.runtime.backends import cuda_memory
 from actvar.runtime.machine import CACHE_VARIABLE
 
 GPU = Gpu(NAME, ".".join(map(str, CAPABILITY)))
-
-# ---- pieces
-
-
-@pytest.fixture
-def packed(tmp_path: Path) -> Path:
-    """A folder in pieces of 100 bytes."""
-    source, folder = tmp_path / "source", tmp_path / "pieces"
-    (source / "inner").mkdir(parents=True)
-    (source / "inner" / "large").write_bytes(bytes((i * i) % 251 for i in range(5000)))
-    (source / "small").write_text("text")
-    pieces.pack(source, folder, 100)
-    return folder
-
-
-def test_pieces_join_to_the_same_bytes(packed: Path, tmp_path: Path):
-    """No piece is larger than a call takes, and all together are the folder."""
-    made = sorted(packed.glob("piece_*"))
-    assert len(made) > 2 and all(0 < path.stat().st_size <= 100 for path in made)
-    pieces.unpack(packed, tmp_path / "joined")
-    for path in ("inner/large", "small"):
-        assert (tmp_path / "joined" / path).read_bytes() == (tmp_path / "source" / path).read_bytes()
-    assert not (packed / pieces.ARCHIVE_FILE).exists()
-
-
-@pytest.mark.parametrize("fault", ["altered", "cut", "missing"])
-def test_a_damaged_piece_is_refused_by_name(packed: Path, tmp_path: Path, fault: str):
-    """Found before anything is unpacked: a broken wheel would look like a GPU that does not work."""
-    piece = packed / "piece_02"
-    content = piece.read_bytes()
-    piece.unlink()
-    if fault != "missing":
-        piece.write_bytes(content[:-1] if fault == "cut" else bytes([content[0] ^ 1]) + content[1:])
-    with pytest.raises(BundleError, match="piece_02"):
-        pieces.unpack(packed, tmp_path / "joined")
-    assert not (tmp_path / "joined").exists()
-
-
-def test_a_manifest_that_leads_out_of_the_folder_is_refused(packed: Path, tmp_path: Path):
-    """It decides what is read."""
-    manifest = packed / pieces.MANIFEST_FILE
-    manifest.write_text(manifest.read_text().replace('"piece_01"', '"../piece_01"'))
-    with pytest.raises(BundleError, match="pieces"):
-        pieces.unpack(packed, tmp_path / "joined")
-
-
-def test_packing_again_leaves_no_piece_of_before(packed: Path, tmp_path: Path):
-    """They would travel, and cost the time of the machine."""
-    pieces.pack(tmp_path / "source", packed, 1 << 20)
-    assert [path.name for path in packed.glob("piece_*")] == ["piece_01"]
-
 
 # ---- the runner
 
@@ -150,6 +102,15 @@ def test_a_case_that_fails_crashes_or_hangs_does_not_end_the_others(run_of: Call
     assert exit_code(records) == 1
 
 
+def test_what_is_prepared_does_not_count_against_the_deadline(run_of: Callable[[float], Run]):
+    """It has its own limits, and the steps after it have all of their time."""
+    run = run_of(1.5)
+    records = run_steps([Step("first", (Case("hangs", 2),), counts=False), Step("second", (Case("good", 20),))], run)
+    (hung,), (good,) = (record["cases"] for record in records)
+    assert hung["state"] == "out of time" and hung["limit"] == 2
+    assert good["state"] == "done" and 1 <= good["limit"] <= 1.5
+
+
 def test_each_case_is_on_disk_before_the_next_begins(run_of: Callable[[float], Run]):
     """A machine may be taken away at any moment."""
     run = run_of(60)
@@ -190,48 +151,64 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_gpu_every_step_says_what_is_missing_and_nothing_is_invented(no_gpu: None, tmp_path: Path):
-    """Exit code 3, one JSON for each step, no figure in any."""
-    source = tmp_path / "source"
-    source.mkdir()
-    prepare.write_source(source)
-    pieces.pack(source, tmp_path / "folder", 1 << 20)
+    """Exit code 3, one JSON for each step, no figure in any, and no bundle is made for nothing."""
     script = ROOT / "benchmarks" / "gpu_evidence.py"
-    command = [sys.executable, str(script), "--run", str(tmp_path / "folder"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, str(script), "--out", str(tmp_path / "out"), "--bundles", str(tmp_path / "bundles")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 3, done.stdout + done.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "summary.json",
         *(f"{step.name}.json" for step in STEPS),
     }
-    steps = json.loads((tmp_path / "out" / "summary.json").read_bytes())["steps"]
-    cases = [case for step in steps for case in step["cases"]]
+    content = json.loads((tmp_path / "out" / "summary.json").read_bytes())
+    cases = [case for step in content["steps"] for case in step["cases"]]
     assert [case["case"] for case in cases] == [case.name for step in STEPS for case in step.cases]
     for case in cases:
         assert case["state"] == "skipped" and case["reason"] in done.stdout
         assert "seconds" not in case["findings"] and "copy_bytes_per_second" not in case["findings"]
+        assert str(tmp_path) not in case["command"]
     assert all("NVIDIA GPU" in case["reason"] for case in cases)
+    assert content["machine"]["cores"] and content["command"] == "python gpu_evidence.py --out out --bundles bundles"
+    assert list((tmp_path / "bundles").iterdir()) == []
 
 
-def test_a_damaged_folder_and_wrong_options_are_messages(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """No traceback: 1 for what cannot be used, 2 for a wrong option."""
-    from actvar.benchmarks.gpu.command import main
-
-    (packed / "piece_01").write_bytes(b"")
-    assert main("", ["--run", str(packed), "--out", str(tmp_path / "out")]) == 1
-    assert "piece_01" in capsys.readouterr().err
-    assert main("", ["--run", str(packed)]) == 2
-    assert main("", ["--prepare", str(tmp_path / "new"), "--pieces-mb", "0"]) == 2
-    assert main("", ["--run", str(packed), "--official-var", str(tmp_path / "none")]) == 2
+def test_the_steps_that_are_asked_for_are_run_and_no_others(no_gpu: None, tmp_path: Path):
+    """With the bundles that they need."""
+    options = ["--out", str(tmp_path), "--bundles", str(tmp_path / "bundles"), "--steps", "ort_cuda,machine"]
+    assert gpu_evidence.main(options) == 3
+    steps = json.loads((tmp_path / "summary.json").read_bytes())["steps"]
+    found = [(step["step"], [case["case"] for case in step["cases"]]) for step in steps]
+    assert found == [("bundles", ["mini-fp32"]), ("machine", ["machine"]), ("ort_cuda", ["fp32"])]
 
 
-def test_the_calls_bring_every_piece_and_run_at_the_last():
-    """They are copied by hand to a machine whose time is counted."""
-    folder = ROOT / ".gpu"
-    lines = list(prepare.calls(["piece_01", "piece_02"], pieces.MANIFEST_FILE, folder))
-    assert "info/exclude" in lines[0]
-    assert ".gpu/piece_01" in lines[1] and ".gpu/pieces.json" in lines[1] and "--run" not in lines[1]
-    assert ".gpu/piece_02" in lines[2] and "--run /tmp/gpu" in lines[2]
-    assert "outside of the checkout" in next(prepare.calls(["piece_01"], pieces.MANIFEST_FILE, Path("/elsewhere")))
+def test_every_step_has_its_code_and_every_bundle_is_made():
+    """A name that is mistyped would be found by a GPU alone."""
+    for step in STEPS:
+        module, _, function = (step.code or f"{step.name}:run").partition(":")
+        assert callable(getattr(import_module(f"actvar.benchmarks.gpu.{module}"), function))
+        assert {bundle for case in step.cases for bundle in case.bundles} <= {case.name for case in BUNDLES.cases}
+    assert chosen([]) == STEPS and chosen(["machine"]) == (STEPS[1],)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--steps", "machine,timing"], "No step is called 'timing'. There are bundles, machine, rtx_answer"),
+        (["--official-var", "none"], "--official-var none is no folder"),
+        (["--deadline", "0"], "--deadline must be more than 0 seconds"),
+    ],
+)
+def test_wrong_options_are_messages(tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], said: str):
+    """No traceback, and exit code 2."""
+    assert gpu_evidence.main(["--out", str(tmp_path / "out"), *options]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Exit code 1."""
+    (tmp_path / "file").write_text("")
+    assert gpu_evidence.main(["--out", str(tmp_path / "file")]) == 1
+    assert "file" in capsys.readouterr().err
 
 
 # ---- the steps, over stand-ins
@@ -239,10 +216,10 @@ def test_the_calls_bring_every_piece_and_run_at_the_last():
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What --prepare makes, of a model small enough for a test."""
+    """What the step of the bundles makes, of a model small enough for a test."""
     from actvar.export.onnx_export import export_bundle, export_graphs
 
-    folder = tmp_path_factory.mktemp("work") / "bundles"
+    folder = tmp_path_factory.mktemp("bundles")
     config = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
     for precision in ("fp32", "fp16"):
         export_bundle(vivid_model(config), folder / f"mini-{precision}", precision, "a test")
@@ -258,7 +235,7 @@ def places(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", stand_in)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr("gpu.case.first_gpu", lambda: GPU)
+    monkeypatch.setattr("actvar.benchmarks.gpu.case.first_gpu", lambda: GPU)
     monkeypatch.setattr(ways.Way, "target", target)
     monkeypatch.setattr(
         ways, "build_plans", lambda bundle, target, options, jobs: build_on_host(bundle, target, options)
@@ -272,9 +249,9 @@ def places(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pl
     monkeypatch.setattr(timings, "_taken_bytes", lambda: 0)
     out = tmp_path / "out"
     out.mkdir()
-    (tmp_path / "work").mkdir()
-    shutil.copytree(bundles, tmp_path / "work" / "bundles")
-    return Places(tmp_path / "work", out)
+    (tmp_path / "scratch").mkdir()
+    shutil.copytree(bundles, tmp_path / "bundles")
+    return Places(tmp_path / "bundles", tmp_path / "scratch", out)
 
 
 def target(way: ways.Way, gpu: Gpu | None = None) -> PlanTarget:
@@ -294,6 +271,26 @@ def answer_of(step: Any, case: str, places: Places) -> dict[str, Any]:
         name = step.__name__.rpartition(".")[2]
         (places.out / f"{name}.json").write_text(json.dumps({"cases": [{"case": case, "findings": findings}]}))
     return findings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mini-fp16", "d16-active-fp16"])
+def test_a_bundle_that_is_missing_is_made_and_then_left_alone(
+    places: Places, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Mini with weights, and with the plans that need no GPU; the presets without, as weights are bound later."""
+    built: list[tuple[str, ...]] = []
+    monkeypatch.setattr(gpu_bundles, "PRESETS", {"d16": MINI})
+    monkeypatch.setattr(gpu_bundles, "find_spec", bool)  # the stand-in has none
+    monkeypatch.setattr(gpu_bundles, "build_plans", lambda bundle, target, *_, jobs: built.append(target.gpus))
+    shutil.rmtree(places.bundle(name))
+    assert answer_of(gpu_bundles, name, places)["was_there"] is False
+    manifest = read_manifest(places.bundle(name))
+    assert manifest.precision == "fp16" and manifest.model.activation
+    assert (manifest.weights.sha256 is None) == (name != "mini-fp16")
+    assert built == ([("8.9",), ("8.0",), ("8.0", "8.9", "12.0")] if name == "mini-fp16" else [])
+    assert answer_of(gpu_bundles, name, places)["was_there"] is True
+    assert read_manifest(places.bundle(name)) == manifest
 
 
 def test_plans_for_other_gpus_are_tried_all_the_same(places: Places):
@@ -324,12 +321,12 @@ def test_a_library_that_refuses_its_plans_is_an_answer_in_its_words(places: Plac
         answer_of(correctness, "fp32", places)
 
 
-def test_plans_that_were_carried_are_not_built_again(places: Places):
-    """They are what was prepared; the answer says how many came along."""
+def test_plans_that_are_there_are_not_built_again(places: Places):
+    """They come with the bundle; the answer says how many were there."""
     way = ways.WAYS["sm80"]
     bundle = places.bundle("mini-fp16")
     build_on_host(bundle, way.target(GPU), ways.OPTIONS)
-    assert answer_of(rtx_answer, "sm80", places)["carried"] == list(read_manifest(bundle).graphs)
+    assert answer_of(rtx_answer, "sm80", places)["built_before"] == list(read_manifest(bundle).graphs)
 
 
 @pytest.mark.slow
@@ -360,7 +357,20 @@ def test_correctness_finds_an_engine_that_is_wrong(places: Places, monkeypatch: 
 
 
 def test_timings_are_of_both_batches_and_hold_the_share_outside(places: Places, monkeypatch: pytest.MonkeyPatch):
-    """Weights are bound there, and the floor is what the machine's copy and the manifest say."""
+    """On a clock by which a graph takes 1 ms and all else 0.1 ms; the floor is what copy and manifest say."""
+    now, compute = [0.0], onnxruntime.InferenceSession.run
+
+    def tick(seconds: float) -> float:
+        now[0] += seconds
+        return now[0]
+
+    def computed(*given: Any) -> Any:
+        tick(1e-3)
+        return compute(*given)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", computed)
+    clock = SimpleNamespace(perf_counter=lambda: tick(1e-4), monotonic=lambda: tick(1e-4))
+    monkeypatch.setattr(timings, "time", clock)
     monkeypatch.setattr(timings, "_BATCHES", (1, 2))
     monkeypatch.setattr(timings, "_REPEATS", {1: 3, 2: 2})
     (places.out / "machine.json").write_text(
@@ -373,6 +383,8 @@ def test_timings_are_of_both_batches_and_hold_the_share_outside(places: Places, 
         assert figures["seconds"]["count"] == repeats and figures["seconds"]["median"] > 0
         assert figures["share_outside_engines"] < 1 and figures["pictures_per_second"]["median"] > 0
     manifest = read_manifest(places.bundle("d16-active-fp16"))
+    graphs = len(manifest.graphs)
+    assert found["batch_1"]["share_outside_engines"] == pytest.approx(0.1 / (graphs + 0.1))
     read_bytes = sum(manifest.weights.tensors[n].length for g in manifest.graphs.values() for n in g.weights)
     assert found["weights_floor"] == {
         "bytes_read": read_bytes,
@@ -387,7 +399,7 @@ def test_a_doubled_engine_draws_the_same_pictures_with_twice_the_runs(places: Pl
     from actvar.runtime.backends import trt
     from actvar.runtime.sources import open_engines
 
-    bundle = ways.with_plans(places.bundle("mini-fp32"), ways.WAYS["current"], GPU, places.work / "doubled")
+    bundle = ways.with_plans(places.bundle("mini-fp32"), ways.WAYS["current"], GPU, places.scratch / "doubled")
     counted: list[str] = []
     run = trt.TrtExecutor.run
 

@@ -1,6 +1,6 @@
 """The reader of ONNX files without onnx: it finds every tensor that lies in another file, wherever a graph hides it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import onnx
@@ -8,11 +8,12 @@ import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from small_models import small_config, vivid_model
 
+from actvar.bundle.contract import BODY_OPERATORS, OPERATORS
+from actvar.bundle.graph_file import external_tensors
 from actvar.bundle.manifest import read_manifest
 from actvar.config import Activation
 from actvar.errors import BundleError
 from actvar.export.onnx_export import export_bundle
-from actvar.runtime.backends.graph_file import external_tensors
 
 
 def tensor(location: str = "weights.bin", offset: str = "8", length: str = "16", **more: str) -> TensorProto:
@@ -195,3 +196,88 @@ def nested(graph: bytes) -> bytes:
     attribute = b"\x32" + varint(len(graph)) + graph
     node = b"\x2a" + varint(len(attribute)) + attribute
     return b"\x0a" + varint(len(node)) + node
+
+
+# ---- what a graph is made of
+
+
+def test_every_export_is_made_of_the_operators_that_are_known_and_all_of_those_are_used(tmp_path: Path):
+    """In every precision that ONNX Runtime draws with; a list that is longer than need be would let others in."""
+    network = vivid_model(small_config(activation=Activation(4, (4,), (0.5,), (0.5,))))
+    in_graphs: set[str] = set()
+    in_bodies: set[str] = set()
+
+    def collect(nodes: Iterable[NodeProto], into: set[str]) -> None:
+        for node in nodes:
+            into.add(f"{node.domain}.{node.op_type}".removeprefix("."))
+            for attribute in node.attribute:
+                if attribute.type == AttributeProto.GRAPH:
+                    collect(attribute.g.node, into)
+
+    for precision in ("fp32", "fp16", "int8", "fp16-weights"):
+        export_bundle(network, tmp_path / precision, precision, "a test", debug=precision == "fp32")
+        for path in (tmp_path / precision).glob("*.onnx"):
+            external_tensors(path, "weights.bin")
+            whole = onnx.load(path, load_external_data=False)
+            collect(whole.graph.node, in_graphs)
+            for function in whole.functions:
+                collect(function.node, in_bodies)
+    assert in_graphs == OPERATORS
+    assert in_bodies == BODY_OPERATORS
+
+
+def node(kind: str, domain: str = "", **attributes: object) -> NodeProto:
+    return helper.make_node(kind, ["x"], ["y"], domain=domain, **attributes)
+
+
+def body(name: str, *nodes: NodeProto) -> ModelProto:
+    result = model()
+    result.functions.add(name=name, domain="actvar").node.extend(nodes)
+    return result
+
+
+def in_a_branch(inner: NodeProto) -> ModelProto:
+    return model(nodes=(node("If", then_branch=helper.make_graph([inner], "then", [], [])),))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (model(nodes=(node("Loop"),)), "Loop"),
+        (model(nodes=(node("Scan"),)), "Scan"),
+        (model(nodes=(node("Add", "somebody"),)), "somebody.Add"),
+        (in_a_branch(node("Loop")), "Loop"),
+        (body("ActVarRoutedFFN", node("Loop")), "Loop"),
+        (body("ActVarRoutedFFN", node("ActVarRoutedFFN", "actvar")), "actvar.ActVarRoutedFFN"),
+    ],
+    ids=["a loop", "a scan", "a domain", "in a branch", "in a body", "a body that calls itself"],
+)
+def test_an_operator_that_no_export_writes_is_refused(tmp_path: Path, content: ModelProto, named: str):
+    """A loop that never ends would draw for ever: the data decides how long it runs."""
+    with pytest.raises(BundleError, match=f"it holds the operator '{named}'"):
+        read(tmp_path, content)
+
+
+def test_a_name_that_is_given_twice_is_looked_at_twice(tmp_path: Path):
+    """Of a field that is there twice the last counts, and a reader may take the first."""
+    loop = NodeProto(op_type="Loop").SerializeToString() + NodeProto(op_type="Add").SerializeToString()
+    graph = b"\x0a" + bytes([len(loop)]) + loop
+    with pytest.raises(BundleError, match="'Loop'"):
+        read(tmp_path, b"\x3a" + bytes([len(graph)]) + graph)
+
+
+@pytest.mark.parametrize(
+    "constant",
+    [
+        TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[1 << 40]),
+        TensorProto(name="c", data_type=TensorProto.INT64, dims=[2], int64_data=[1, 1 << 25]),
+        helper.make_tensor("c", TensorProto.INT64, [1], [1 << 40]),
+        helper.make_tensor("c", TensorProto.INT64, [1], (1 << 40).to_bytes(8, "little"), raw=True),
+        helper.make_tensor("c", TensorProto.INT64, [1], [-(1 << 40)]),
+    ],
+    ids=["no values", "one of two", "one value", "raw", "negative"],
+)
+def test_a_constant_that_takes_all_memory_is_refused(tmp_path: Path, constant: TensorProto):
+    """By its own dimensions, or as the shape of what a graph makes by it."""
+    with pytest.raises(BundleError, match=r"it holds (a|the) constant"):
+        read(tmp_path, model(constant))

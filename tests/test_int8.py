@@ -12,6 +12,7 @@ import pytest
 import torch
 from cpu_alone import is_refused_elsewhere
 from onnx import numpy_helper
+from operator_references import best_first
 from small_models import small_config, vivid_model
 
 from actvar.bundle.contract import SCALES
@@ -21,12 +22,12 @@ from actvar.errors import BundleError, UsageError
 from actvar.export.binder import bind_random
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import GraphBuilder
-from actvar.export.graphs.transformer import chosen_experts, dense_ffn
+from actvar.export.graphs.experts import chosen_experts, dense_ffn
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import ort
 from actvar.runtime.pictures import Order
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
 
 RNG = np.random.default_rng(5)
@@ -143,7 +144,7 @@ def test_experts_add_what_each_token_chose(tmp_path, active):
     expected_MC = np.empty((rows, width))
     for m in range(rows):
         hidden_F = np.zeros(hidden)
-        for expert in np.argsort(-scores_MN[m])[:active]:
+        for expert in best_first(scores_MN[m])[:active]:
             own = slice(expert * each, (expert + 1) * each)
             hidden_E = reference(x_MC[m : m + 1], w1_IO[:, own], b1_O[own])[0]
             hidden_F[own] = 0.5 * hidden_E * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden_E + 0.044715 * hidden_E**3)))
@@ -211,7 +212,7 @@ def test_one_graph_for_all_scales_draws_what_a_graph_for_each_draws(model, folde
     manifest, orders = read_manifest(folder), [Order(class_id, 7 + class_id) for class_id in range(4)]
     drawn = []
     for scales in (SCALES, "each"):
-        pipeline = Pipeline(ort.load(folder, manifest, 1, scales=scales), 4)
+        pipeline = GraphSource(ort.load(folder, manifest, 1, scales=scales), 4)
         drawn.append([np.concatenate(p.token_ids) for p in pipeline.draw(orders, model.config.sampling)])
     np.testing.assert_array_equal(*drawn)
 

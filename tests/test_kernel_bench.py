@@ -19,6 +19,7 @@ from xml.dom import minidom
 
 import numpy as np
 import pytest
+from PIL import Image
 
 cuda_memory = pytest.importorskip("actvar.runtime.backends.cuda_memory", reason="needs cuda-bindings")
 
@@ -233,9 +234,10 @@ def test_the_report_holds_every_figure_once_and_draws_the_best():
     content = json.loads(report.to_json())
     assert [f["aim"] for f in content["routed"]] == [0.38] * 4 + [0.33] * 4
     assert {f["best"] for f in content["routed"]} == {1} and content["moved"][0]["ratio"] == 1.5
-    drawing = minidom.parseString(report.plot())
-    lines = drawing.getElementsByTagName("polyline")
-    assert len(lines) == 4 and sum(line.hasAttribute("stroke-dasharray") for line in lines) == 2
+    [axes] = report.plot().axes
+    lines = [line for line in axes.lines if list(line.get_xdata()) == [4096, 24576]]
+    assert len(lines) == 4 and sum(line.get_linestyle() == "--" for line in lines) == 2
+    assert all(list(line.get_ydata()) == [0.5, 0.5] for line in lines)
     assert [table.row_count for table in report.tables()] == [1, 8]
 
 
@@ -251,7 +253,7 @@ def run(*arguments: str) -> int:
     return int(stopped.value.code or 0)
 
 
-SMALL = ("--tokens", "3", "--presets", "mini", "--active", "16,4")
+SMALL = ("--token-counts", "3", "--presets", "mini", "--active-experts", "16,4")
 
 
 @pytest.mark.slow
@@ -265,6 +267,7 @@ def test_the_command_leaves_json_tables_and_a_drawing(host, monkeypatch, tmp_pat
     assert [(f["active"], f["routing"]) for f in content["routed"]] == [(4, "random"), (16, "random"), (4, "recorded")]
     assert "Routed FFN" in (out / "kernels.txt").read_text() and "Routed FFN" in capsys.readouterr().out
     minidom.parse(str(out / "kernels.svg"))
+    assert Image.open(out / "kernels.png").width > 600
 
 
 def test_without_a_gpu_the_command_says_so_and_leaves_nothing(tmp_path, capsys):
@@ -277,8 +280,8 @@ def test_without_a_gpu_the_command_says_so_and_leaves_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "code", "said"),
     [
-        ("--tokens", "0,5", 2, "--tokens must be numbers from 1 to"),
-        ("--active", "17", 2, "--active must be numbers from 1 to 16"),
+        ("--token-counts", "0,5", 2, "--token-counts must be numbers from 1 to"),
+        ("--active-experts", "17", 2, "--active-experts must be numbers from 1 to 16"),
         ("--presets", "d16,d17", 2, "No preset is called 'd17'"),
         ("--routing", "nothing.npy", 1, "nothing.npy cannot be read"),
         ("--routing", str(ROOT / "README.md"), 1, "is no .npy file"),
@@ -304,7 +307,7 @@ def test_scores_of_another_form_are_refused(content, tmp_path, capsys):
 def test_the_command_on_a_gpu(monkeypatch, tmp_path):
     """With the real cuBLASLt: every tactic computes what it does."""
     monkeypatch.setenv(PLUGIN_VARIABLE, str(kernel_library_path()))
-    assert run("--tokens", "254", "--presets", "d16", "--active", "16,12", "--out", str(tmp_path)) == 0
+    assert run("--token-counts", "254", "--presets", "d16", "--active-experts", "16,12", "--out", str(tmp_path)) == 0
     content = json.loads((tmp_path / "kernels.json").read_text())
     checked = next(f for f in content["routed"] if f["active"] == 16)
     assert checked["difference"] is not None and content["ceiling_operations_per_second"] > 1e12

@@ -36,8 +36,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("together")
     write_tokens(folder / "tokens", write_teacher(folder / "teacher.safetensors"))
     command = [
-        "train", "stage1", "--teacher", "teacher.safetensors", "--tokens", "tokens", "--out", "out", "--experts", "4",
-        "--active-scales", "2,3", "--batch", "8", "--steps", "3", "--parallel", "fsdp",
+        "train", "stage1", "--teacher", "teacher.safetensors", "--tokens-dir", "tokens", "--out", "out",
+        "--experts", "4", "--active-scales", "2,3", "--batch-size", "8", "--steps", "3", "--parallel", "fsdp",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", *LAUNCHER, str(TESTS / "team_worker.py"), str(folder), *command],

@@ -4,36 +4,14 @@ Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts, de hidde
 """
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import helper
+from operator_bodies import run_body
+from operator_references import REFERENCES
 
-from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, OPERATORS
+from actvar.export.operators.sparse import OPERATORS
 from actvar.models.experts import FFN
 from actvar.models.selection import token_gather, token_scatter, token_select, top_mask
-
-
-def run_body(name: str, inputs: list[np.ndarray], **attributes: int) -> np.ndarray:
-    """A model of one node, checked, and run by ONNX Runtime, which knows the operator by its body alone."""
-    operator = OPERATORS[name]
-    names = list(operator.inputs)
-    node = operator.node(names, "result", "node", **attributes)
-    values = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), [None] * x.ndim)
-        for n, x in zip(names, inputs, strict=True)
-    ]
-    dtype = np.dtype(np.int64) if name == "ActVarTokenSelect" else inputs[0].dtype
-    result = helper.make_tensor_value_info("result", helper.np_dtype_to_tensor_dtype(dtype), [None] * inputs[0].ndim)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    graph = helper.make_graph([node], "one_node", values, [result])
-    model = helper.make_model(graph, functions=[operator.function()], opset_imports=opsets, ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
 
 
 def scores(*shape: int, levels: int = 0, seed: int = 0) -> np.ndarray:
@@ -56,7 +34,7 @@ def test_select_keeps_the_best_in_ascending_order_and_the_lower_index_of_equals(
     given = scores(3, tokens, levels=levels)
     expected = [sorted(sorted(range(tokens), key=lambda i: (-row[i], i))[:keep]) for row in given]
     assert run_body("ActVarTokenSelect", [given], keep=keep).tolist() == expected
-    assert OPERATORS["ActVarTokenSelect"].reference(given, keep=keep).tolist() == expected
+    assert REFERENCES["ActVarTokenSelect"](given, keep=keep).tolist() == expected
     assert token_select(torch.from_numpy(given), keep).tolist() == expected
 
 
@@ -71,10 +49,10 @@ def test_gather_and_scatter_move_whole_tokens_of_their_own_row(dtype):
     for r, row in enumerate(indices):
         for k, i in enumerate(row):
             scattered[r, i] = updated[r, k]
-    gather, scatter = OPERATORS["ActVarTokenGather"], OPERATORS["ActVarTokenScatter"]
-    for result in (run_body(gather.name, [x, indices]), gather.reference(x, indices)):
+    gather, scatter = "ActVarTokenGather", "ActVarTokenScatter"
+    for result in (run_body(gather, [x, indices]), REFERENCES[gather](x, indices)):
         np.testing.assert_array_equal(result, kept)
-    for result in (run_body(scatter.name, [x, indices, updated]), scatter.reference(x, indices, updated)):
+    for result in (run_body(scatter, [x, indices, updated]), REFERENCES[scatter](x, indices, updated)):
         np.testing.assert_array_equal(result, scattered)
     tensors = [torch.from_numpy(array) for array in (x, indices, updated)]
     np.testing.assert_array_equal(token_gather(*tensors[:2]).numpy(), kept)
@@ -89,7 +67,7 @@ def test_routed_ffn_is_the_sum_of_each_tokens_best_experts(count, active, levels
     x, given = scores(2, 7, width, seed=2), scores(2, 7, count, levels=levels)
     w1, b1, w2, b2 = experts(count, each, width)
     result = run_body("ActVarRoutedFFN", [x, given, w1, b1, w2, b2], experts=count, active=active)
-    reference = OPERATORS["ActVarRoutedFFN"].reference(x, given, w1, b1, w2, b2, experts=count, active=active)
+    reference = REFERENCES["ActVarRoutedFFN"](x, given, w1, b1, w2, b2, experts=count, active=active)
     np.testing.assert_allclose(result, reference, rtol=0, atol=1e-6)
 
     ffn = FFN(width)
@@ -107,7 +85,7 @@ def test_an_expert_that_no_token_chose_adds_nothing():
     x, weights = scores(1, 5, 8, seed=3), experts(4, 6, 8)
     given = np.tile(np.array([0, 1, 2, 1], np.float32), (1, 5, 1))
     result = run_body("ActVarRoutedFFN", [x, given, *weights], experts=4, active=1)
-    reference = OPERATORS["ActVarRoutedFFN"].reference(x, given, *weights, experts=4, active=1)
+    reference = REFERENCES["ActVarRoutedFFN"](x, given, *weights, experts=4, active=1)
     np.testing.assert_allclose(result, reference, rtol=0, atol=1e-6)
 
 
@@ -117,7 +95,7 @@ def test_routed_ffn_in_fp16_adds_its_experts_up_in_fp32():
     given = scores(1, 6, 16, seed=5)
     result = run_body("ActVarRoutedFFN", [x, given, *weights], experts=16, active=12)
     assert result.dtype == np.float16
-    exact = OPERATORS["ActVarRoutedFFN"].reference(
+    exact = REFERENCES["ActVarRoutedFFN"](
         x.astype(np.float32), given, *(w.astype(np.float32) for w in weights), experts=16, active=12
     )
     np.testing.assert_allclose(result, exact, rtol=2e-3, atol=2e-3)

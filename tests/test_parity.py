@@ -31,7 +31,7 @@ from actvar.export.parity.runners import EngineGraphRunner
 from actvar.files import hash_file
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
 
 # Of few codes, so that no uniform number of these pictures lies within rounding of a boundary.
@@ -62,10 +62,10 @@ def bundles(model, tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module", params=[SCALES, MASKED_SCALES, "each"])
-def graphs(bundles, request) -> Pipeline:
+def graphs(bundles, request) -> GraphSource:
     """The fp32 bundle, opened to draw two pictures at a time; all scales by one graph, or each by its own."""
     folder = bundles("fp32")
-    return Pipeline(ort.load(folder, read_manifest(folder), threads=1, scales=request.param), 2)
+    return GraphSource(ort.load(folder, read_manifest(folder), threads=1, scales=request.param), 2)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_one_changed_weight_is_found_in_the_first_graph_that_reads_it(graph, mod
 
 
 @pytest.fixture(scope="module")
-def three_blocks(tmp_path_factory) -> tuple[ActVAR, Pipeline]:
+def three_blocks(tmp_path_factory) -> tuple[ActVAR, GraphSource]:
     """A model of four scales, the second and fourth of them active, and its graphs."""
     model, folder = vivid_model(replace(FOUR_SCALES, depth=3)), tmp_path_factory.mktemp("bundles") / "three"
     export_bundle(model, folder, "fp32", "random weights", debug=True)
@@ -293,7 +293,7 @@ def test_a_bundle_with_a_wrong_constant_ends_with_code_1_and_the_graphs_name(com
     export_bundle(vivid_model(FOUR_SCALES), bundle, "fp32", "random weights")
     change_constant(bundle, "scale_03", "bicubic_3_to_5")
     code, said = command(
-        "--bundle", bundle, "--checkpoint", small_checkpoint, "--pictures", 2, "--json", file, "--scales", "each"
+        "--bundle", bundle, "--model", small_checkpoint, "--count", 2, "--json", file, "--cpu-graph", "each"
     )
     assert code == 1
     assert "The first graph that departs is scale_03: next_f_hat:" in said
@@ -389,7 +389,7 @@ def test_batches_add_up():
 def test_a_right_checkpoint_ends_with_code_0_and_a_report(command, small_checkpoint, tmp_path):
     """What CI runs: nothing but a checkpoint, an exit code, and a report for a program."""
     file = tmp_path / "report.json"
-    code, said = command("--checkpoint", small_checkpoint, "--pictures", 3, "--batch-size", 2, "--json", file)
+    code, said = command("--model", small_checkpoint, "--count", 3, "--batch-size", 2, "--json", file)
     assert code == 0, said
     assert "Parity holds in fp32" in said
     assert "scale_04" in said and "logits" in said
@@ -401,16 +401,16 @@ def test_a_right_checkpoint_ends_with_code_0_and_a_report(command, small_checkpo
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--preset", "mini", "--checkpoint", "x.pth"], "--preset and --checkpoint both name a model"),
-        (["--vqvae", "x.pth"], "--vqvae belongs to a --checkpoint"),
-        (["--bundle", "x"], "--bundle is compared with the --checkpoint"),
-        (["--bundle", "x", "--checkpoint", "y", "--precision", "fp16"], "--precision is for an export"),
+        (["--preset", "mini", "--model", "x.pth"], "--preset and --model both name a model"),
+        (["--vqvae", "x.pth"], "--vqvae belongs to a checkpoint"),
+        (["--bundle", "x"], "--bundle is compared with the --model"),
+        (["--bundle", "x", "--model", "y", "--precision", "fp16"], "--precision is for an export"),
         (["--backend", "tensorrt", "--device", "cpu"], "--backend tensorrt needs a GPU"),
         (["--precision", "int8", "--backend", "tensorrt"], "--precision int8 is for ONNX Runtime on a CPU"),
         (["--precision", "int8", "--device", "cuda"], "Leave --device cuda out"),
         (["--precision", "fp16-weights", "--device", "cuda"], "--precision fp16-weights is for ONNX Runtime on a CPU"),
         (["--json", "no/such/folder/report.json"], "--json must be a file in a folder that is there"),
-        (["--pictures", "0"], "--pictures"),
+        (["--count", "0"], "--count"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_done(command, arguments, expected):
@@ -430,7 +430,7 @@ def test_engines_are_not_built_where_there_is_no_gpu_to_run_them(command, monkey
 
 def test_a_bundle_of_another_model_is_refused(command, small_checkpoint, bundles):
     """To compare them would be to report nonsense, graph by graph."""
-    code, said = command("--bundle", bundles("fp32"), "--checkpoint", small_checkpoint)
+    code, said = command("--bundle", bundles("fp32"), "--model", small_checkpoint)
     assert code == 2
     assert "is of another model than checkpoint small.safetensors" in said
 

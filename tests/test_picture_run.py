@@ -20,7 +20,7 @@ from command_line import Command, in_process
 from small_models import small_config, vivid_model
 
 from actvar.bundle.json_form import write_json
-from actvar.cli.shard_option import chosen_shard
+from actvar.cli.options import chosen_shard
 from actvar.errors import ActVARError, UsageError
 from actvar.evaluation import picture_run, picture_sets
 from actvar.evaluation.picture_run import PictureRun, RunSpec, open_run
@@ -62,7 +62,7 @@ def evaluate(
 
 
 def arguments(bundle: Path) -> tuple[object, ...]:
-    return "--bundle", bundle, "--threads", 1, "--batch-size", 8, "--count", COUNT
+    return "--model", bundle, "--threads", 1, "--batch-size", 8, "--count", COUNT
 
 
 def drawn(folder: Path) -> np.ndarray:
@@ -287,7 +287,7 @@ def test_a_run_of_another_model_is_refused(evaluate: Command, tmp_path: Path):
     """The same configuration and settings, and other weights."""
     export_bundle(vivid_model(small_config(), seed=1), tmp_path / "other", "fp32", "a test")
     evaluate("--out", "run", "--shard", "3/4")
-    code, _, err = evaluate("--out", "run", "--bundle", tmp_path / "other")
+    code, _, err = evaluate("--out", "run", "--model", tmp_path / "other")
     assert code == 1 and "run holds pictures of another run: weights is" in err
     assert sorted(path.name for path in Path("run").iterdir()) == [FILES[3], "run.json"]
 

@@ -16,14 +16,14 @@ from small_models import small_config, vivid_model
 from actvar.bundle.contract import MASKED_SCALES, SCALES
 from actvar.bundle.manifest import read_manifest, write_manifest
 from actvar.config import MINI, Activation, Sampling
-from actvar.errors import ActVARError, BundleError
+from actvar.errors import ActVARError, BundleError, UsageError
 from actvar.export.onnx_export import export_bundle
 from actvar.files import hash_file
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
 from actvar.runtime.backends.torch_eager import EagerSource
-from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pictures import Order, Picture, PictureSource, ScaleEnd
 from actvar.runtime.sources import open_graphs
 
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
@@ -117,9 +117,9 @@ def test_pictures_come_as_they_are_drawn(drawn):
     launches = []
     launch = source.engine.launch
 
-    def counted(name, chain, inputs, pictures):
+    def counted(name, chain, inputs, pictures, replayable):
         launches.append(pictures)
-        return launch(name, chain, inputs, pictures)
+        return launch(name, chain, inputs, pictures, replayable)
 
     source.engine.launch = counted  # type: ignore[method-assign]
     pictures = source.draw(ORDERS, SAMPLING)
@@ -143,6 +143,100 @@ def test_orders_are_taken_batch_by_batch(drawn):
     for number in range(8):
         assert next(pictures).order == Order(2, number)
         assert len(taken) == 3 * (number // 3 + 1)
+
+
+# ---- looking on while a batch is drawn
+
+
+@pytest.fixture(params=["fastest", "each", "eager"])
+def source(request: pytest.FixtureRequest, drawn) -> PictureSource:
+    """What draws, two pictures at a time where it can."""
+    model, folder = drawn("active")
+    return EagerSource(model) if request.param == "eager" else open_graphs(folder, 2, 1, scales=request.param)
+
+
+def test_every_scale_is_shown_and_no_picture_changes(source: PictureSource):
+    """The partial pictures of all of a batch, each equal to the one that is kept when partials are asked for."""
+    wanted, shown = list(source.draw(ORDERS, SAMPLING, 7, with_partials=True)), []
+    found = list(source.draw(ORDERS, SAMPLING, 7, on_scale_end=shown.append))
+    for picture, same in zip(found, wanted, strict=True):
+        assert picture.partials == ()
+        np.testing.assert_array_equal(picture.pixels_HW3, same.pixels_HW3)
+    partials: dict[Order, list[np.ndarray]] = {order: [] for order in ORDERS}
+    for end in shown:
+        assert end.scales == 4 and end.scale == len(partials[end.orders[0]]) + 1
+        for order, pixels_HW3 in zip(end.orders, end.pixels_BHW3, strict=True):
+            partials[order].append(pixels_HW3)
+    for same in wanted:
+        np.testing.assert_array_equal(np.stack(partials[same.order]), np.stack(same.partials))
+
+
+def test_a_scale_is_shown_before_the_next_one_runs(drawn):
+    """Whoever streams partial pictures must not get them all at the end."""
+    source, events = open_graphs(drawn("active")[1], 2, 1, scales="each"), []
+    executor = source.engine._lanes[0]._executor  # type: ignore[attr-defined]
+    run = executor.run
+
+    def watched(graph: str, *arguments: object) -> None:
+        if graph != "decoder":
+            events.append(graph)
+        run(graph, *arguments)
+
+    executor.run = watched
+    for _ in source.draw(ORDERS[:3], SAMPLING, on_scale_end=lambda end: events.append(f"shown {end.scale}")):
+        events.append("taken")
+    batch = ["condition", *(event for si in range(1, 5) for event in (f"scale_{si:02d}", f"shown {si}"))]
+    assert events == [*batch, "taken", "taken", *batch, "taken"]
+
+
+def test_the_eager_model_shows_a_scale_before_the_next_one(drawn, monkeypatch: pytest.MonkeyPatch):
+    """Seen from the model's own work."""
+    source, events = EagerSource(drawn("active")[0]), []
+    infer = source.network.var.infer
+
+    def watched(*arguments):
+        events.append("scale")
+        return infer(*arguments)
+
+    monkeypatch.setattr(source.network.var, "infer", watched)
+    list(source.draw(ORDERS[:1], SAMPLING, on_scale_end=lambda end: events.append("shown")))
+    assert events == ["scale", "shown"] * 4
+
+
+def test_who_looks_on_may_stop_the_drawing_and_may_not_draw(source: PictureSource):
+    """An error leaves through `draw`, and the source draws on as before; it would wait for itself for ever."""
+    wanted = list(source.draw(ORDERS, SAMPLING, 7))
+
+    def stop(end: ScaleEnd) -> None:
+        if end.scale == 2:
+            raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        list(source.draw(ORDERS, SAMPLING, 7, on_scale_end=stop))
+    with pytest.raises(UsageError, match="Draw when the callback is over"):
+        list(source.draw(ORDERS, SAMPLING, 7, on_scale_end=lambda end: list(source.draw(ORDERS[:1], SAMPLING))))
+    for picture, same in zip(source.draw(ORDERS, SAMPLING, 7), wanted, strict=True):
+        np.testing.assert_array_equal(picture.pixels_HW3, same.pixels_HW3)
+
+
+@pytest.mark.parametrize(
+    ("order", "seed", "message"),
+    [
+        (Order(-1, 0), 0, r"class must lie in 0\.\.4 for this model, got -1"),
+        (Order(5, 0), 0, "got 5"),
+        (Order(500, 0), 0, "got 500"),
+        (Order(0, -1), 0, "number must lie in"),
+        (Order(0, 2**64), 0, "number must lie in"),
+        (Order(0, 0), -1, "seed must lie in"),
+        (Order(0, 0), 2**64, "seed must lie in"),
+    ],
+)
+def test_what_the_model_cannot_draw_is_refused(source: PictureSource, order: Order, seed: int, message: str):
+    """A class beyond the table reads what lies behind it, and -1 its last row: a picture of something else."""
+    pictures = source.draw([ORDERS[0], ORDERS[1], order], SAMPLING, seed)
+    with pytest.raises(UsageError, match=message):
+        for _ in pictures:
+            pass
 
 
 def test_the_eager_source_draws_what_generate_draws(drawn):

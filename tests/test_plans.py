@@ -220,7 +220,7 @@ def test_plans_that_do_not_fit_are_refused_by_what_is_wrong(bundle, change, aske
     with pytest.raises(BundleError) as refused:
         use(bundle, **asked)
     assert says in str(refused.value) and str(plan_folder(bundle, TARGET)) in str(refused.value)
-    assert f"actvar-trt build --bundle {bundle}" in str(refused.value)
+    assert f"actvar-trt build --model {bundle}" in str(refused.value)
 
 
 def test_the_fault_of_the_closest_plans_is_named(bundle):

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from import_tree import ROOT
 from kernel_library import BFLOAT16, host_library, toolkit_headers
+from operator_references import REFERENCES
 from plugin_build import tensorrt_headers
 
-from actvar.export.operators.fused import ALL_OPERATORS, FUSED
-from actvar.export.operators.sparse import OPERATORS
+from actvar.export.operators.fused import ALL_OPERATORS
 
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, BFLOAT16: 7, np.dtype(np.int64): 8}  # nvinfer1::DataType
 ATTRIBUTES_STEP, TYPES_STEP, SHAPES_STEP, TACTIC_STEP = 2, 3, 6, 8
@@ -108,7 +108,7 @@ def ffn_inputs(dtype: type = np.float32) -> list[np.ndarray]:
 def test_select_gather_and_scatter_are_their_references():
     """Bitwise: each input arrives where the kernel expects it."""
     scores, x = random(3, 50), random(3, 50, 12, seed=1, dtype=np.float16)
-    indices = OPERATORS["ActVarTokenSelect"].reference(scores, keep=31)
+    indices = REFERENCES["ActVarTokenSelect"](scores, keep=31)
     updated = random(3, 31, 12, seed=2, dtype=np.float16)
     cases = {
         "ActVarTokenSelect": ([scores], {"keep": 31}),
@@ -116,7 +116,7 @@ def test_select_gather_and_scatter_are_their_references():
         "ActVarTokenScatter": ([x, indices, updated], {}),
     }
     for name, (inputs, attributes) in cases.items():
-        expected = OPERATORS[name].reference(*inputs, **attributes)
+        expected = REFERENCES[name](*inputs, **attributes)
         step, messages, result = run(name, inputs, expected, **attributes)
         assert (step, messages) == (0, "")
         np.testing.assert_array_equal(result, expected)
@@ -127,14 +127,14 @@ def test_fused_gather_and_scatter_are_their_references(dtype, to, atol):
     """Two outputs, of which one's type is an attribute; and an input whose type no other input has."""
     x, indices = random(3, 50, 12), np.sort(random(3, 50, seed=1).argsort(axis=1)[:, :31], axis=1)
     scale, shift = random(3, 1, 12, seed=2), random(3, 1, 12, seed=3)
-    expected = FUSED["ActVarTokenGatherNorm"].reference(x, indices, scale, shift, to=to)
+    expected = REFERENCES["ActVarTokenGatherNorm"](x, indices, scale, shift, to=to)
     step, messages, (kept, normed) = run_all("ActVarTokenGatherNorm", [x, indices, scale, shift], expected, to=to)
     assert (step, messages) == (0, "")
     np.testing.assert_array_equal(kept, expected[0])
     np.testing.assert_allclose(normed.astype(np.float32), expected[1].astype(np.float32), rtol=0, atol=atol)
 
     inputs = [x, indices, kept, scale, normed]
-    scattered = FUSED["ActVarTokenScatterGated"].reference(*inputs)
+    scattered = REFERENCES["ActVarTokenScatterGated"](*inputs)
     step, messages, result = run("ActVarTokenScatterGated", inputs, scattered)
     assert (step, messages) == (0, "")
     np.testing.assert_allclose(result, scattered, rtol=0, atol=2e-6)
@@ -155,9 +155,7 @@ def test_every_operator_of_ours_has_its_plugin_here():
 def test_routed_ffn_is_its_reference_under_every_tactic(dtype, tactic):
     """Tactic 0, which TensorRT knows as the default, and all that are offered; the workspace is what was asked for."""
     inputs = ffn_inputs(dtype)
-    exact = OPERATORS["ActVarRoutedFFN"].reference(
-        *(array.astype(np.float32) for array in inputs), experts=16, active=5
-    )
+    exact = REFERENCES["ActVarRoutedFFN"](*(array.astype(np.float32) for array in inputs), experts=16, active=5)
     step, messages, result = run("ActVarRoutedFFN", inputs, exact.astype(dtype), tactic, experts=16, active=5)
     assert (step, messages) == (0, "")
     np.testing.assert_allclose(result, exact, rtol=0, atol=1e-5 if dtype == np.float32 else 4e-3)

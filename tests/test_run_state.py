@@ -345,7 +345,7 @@ main()
 
 def stage_arguments(stage: int, out: Path) -> list[str]:
     common = [
-        "--teacher", "teacher.safetensors", "--tokens", "tokens", "--out", out, "--steps", STEPS, "--batch", 8,
+        "--teacher", "teacher.safetensors", "--tokens-dir", "tokens", "--out", out, "--steps", STEPS, "--batch-size", 8,
         "--accumulate", 2, "--average", 0.9, "--warmup", 5, "--save-every", 4,
     ]  # fmt: skip
     own = ["--experts", 4, "--active-scales", "2,3"] if stage == 1 else ["--student", "student.safetensors"]

@@ -6,36 +6,9 @@ Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts.
 """
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import helper
-
-from actvar.export.operators.lowering import lower
-from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, OPERATORS
-
-
-def run_static_body(name: str, inputs: list[np.ndarray], **attributes: int) -> np.ndarray:
-    """A model of one node, lowered, checked, and run."""
-    operator = OPERATORS[name]
-    names = list(operator.inputs)
-    node = operator.node(names, "result", "node", **attributes)
-    values = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
-        for n, x in zip(names, inputs, strict=True)
-    ]
-    dtype = np.dtype(np.int64) if name == "ActVarTokenSelect" else inputs[0].dtype
-    result = helper.make_tensor_value_info("result", helper.np_dtype_to_tensor_dtype(dtype), [None] * inputs[0].ndim)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    graph = helper.make_graph([node], "one_node", values, [result])
-    lowered = lower(helper.make_model(graph, functions=[operator.function()], opset_imports=opsets, ir_version=10))
-    assert lowered.bodies == {name: 1}
-    onnx.checker.check_model(lowered.model, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    content = lowered.model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
+from operator_bodies import run_static_body
+from operator_references import REFERENCES
 
 
 def scores(kind: str, *shape: int) -> np.ndarray:
@@ -62,7 +35,7 @@ TIES = ["distinct", "all equal", "many ties", "zeros of both signs", "ties and z
 def test_static_select_is_the_reference_with_ties_too(kind, tokens, keep):
     """The first TopK decides ties by index; the second must not bring the order of scores back."""
     given = scores(kind, 4, tokens)
-    expected = OPERATORS["ActVarTokenSelect"].reference(given, keep=keep)
+    expected = REFERENCES["ActVarTokenSelect"](given, keep=keep)
     assert run_static_body("ActVarTokenSelect", [given], keep=keep).tolist() == expected.tolist()
 
 
@@ -75,7 +48,7 @@ def test_static_gather_and_scatter_are_the_references(dtype, rows, tokens, keep)
     updated = rng.choice(np.array([-0.0, 0.0, 2.0]), size=(rows, keep, 6)).astype(dtype)
     indices = np.stack([rng.permutation(tokens)[:keep] for _ in range(rows)])
     for name, inputs in (("ActVarTokenGather", [x, indices]), ("ActVarTokenScatter", [x, indices, updated])):
-        result, expected = run_static_body(name, inputs), OPERATORS[name].reference(*inputs)
+        result, expected = run_static_body(name, inputs), REFERENCES[name](*inputs)
         assert (result.shape, result.dtype, result.tobytes()) == (expected.shape, expected.dtype, expected.tobytes())
 
 
@@ -89,7 +62,7 @@ def test_static_routed_ffn_is_the_reference_with_ties_too(kind, count, active):
     x, w1, b1, w2, b2 = ((rng.standard_normal(shape) / 3).astype(np.float32) for shape in shapes)
     inputs = [x, scores(kind, 2, 7, count), w1, b1, w2, b2 + 1]
     result = run_static_body("ActVarRoutedFFN", inputs, experts=count, active=active)
-    expected = OPERATORS["ActVarRoutedFFN"].reference(*inputs, experts=count, active=active)
+    expected = REFERENCES["ActVarRoutedFFN"](*inputs, experts=count, active=active)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
 
 
@@ -102,6 +75,6 @@ def test_static_routed_ffn_in_fp16_chooses_by_fp32_scores():
     inputs = [x, given, w1, b1, w2, np.zeros(4, np.float16)]
     result = run_static_body("ActVarRoutedFFN", inputs, experts=2, active=1)
     assert result.dtype == np.float16
-    reference = OPERATORS["ActVarRoutedFFN"].reference(*inputs, experts=2, active=1)
+    reference = REFERENCES["ActVarRoutedFFN"](*inputs, experts=2, active=1)
     np.testing.assert_allclose(result, reference, rtol=2e-3)
     assert result[0, 0, 0] > 4

@@ -48,7 +48,7 @@ def name(number: int) -> str:
 
 
 def arguments(bundle: Path, count: int, *more: object) -> list[str]:
-    given = ("generate", "--class", 2, "--bundle", bundle, "--threads", 1, "--count", count, *more)
+    given = ("generate", "--class", 2, "--model", bundle, "--threads", 1, "--count", count, *more)
     return [str(argument) for argument in given]
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -484,6 +485,19 @@ def test_the_page_is_written_from_what_is_done(command: Command):
     assert Path("page/study.md").exists() and Path("page/pictures/study-frechet.svg").exists()
 
 
+def test_a_page_without_matplotlib_says_what_it_lacks(command: Command, monkeypatch: pytest.MonkeyPatch):
+    """The tables and claims need none; a plot that is not drawn is not on the page."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_result(Path("cells"), made())
+    code, _, err = command("--report", "--results", "cells", "--doc", "page/study.md")
+    assert code == 0 and err.splitlines() == [
+        "No plot was drawn. The package matplotlib is needed to draw plots, and is not installed. "
+        "Install it with: pip install 'actvar-trt[plot]'"
+    ]
+    assert "## The claims" in Path("page/study.md").read_text() and ".svg" not in Path("page/study.md").read_text()
+    assert not Path("page/pictures").exists()
+
+
 def test_a_row_that_is_not_there_is_named(command: Command):
     """Before anything is loaded."""
     code, _, err = command("--only", "t10-10")
@@ -493,7 +507,7 @@ def test_a_row_that_is_not_there_is_named(command: Command):
 def test_a_folder_of_another_budget_is_refused_before_any_training(command: Command):
     """The message says which cell, and how to make it anew."""
     write_result(Path("benchmarks/results/study-mini"), made())
-    code, _, err = command("--batch", 3)
+    code, _, err = command("--batch-size", 3)
     assert code == 1 and f"--rerun {FULL}-seed0" in err and "budget.batch" in err
     assert not Path("runs").exists()
 

@@ -18,10 +18,10 @@ from actvar.data.store_plan import StorePlan, claim_folder
 from actvar.data.token_files import ChunkRecord, write_chunk
 from actvar.data.tokens import vqvae_hash
 
-STAGE1 = ("stage1", "--teacher", "teacher.safetensors", "--tokens", "tokens", "--out", "stage1", "--batch", 8,
+STAGE1 = ("stage1", "--teacher", "teacher.safetensors", "--tokens-dir", "tokens", "--out", "stage1", "--batch-size", 8,
           "--experts", 4, "--active-scales", "2,3", "--steps", 4)  # fmt: skip
-STAGE2 = ("stage2", "--student", "stage1", "--teacher", "teacher.safetensors", "--tokens", "tokens", "--out", "stage2",
-          "--batch", 8, "--steps", 4)  # fmt: skip
+STAGE2 = ("stage2", "--student", "stage1", "--teacher", "teacher.safetensors", "--tokens-dir", "tokens",
+          "--out", "stage2", "--batch-size", 8, "--steps", 4)  # fmt: skip
 
 
 @pytest.fixture
@@ -41,12 +41,12 @@ def test_two_stages_lead_from_a_var_to_a_picture(train: Command, monkeypatch: py
     for name, value in teacher.state_dict().items():
         assert torch.equal(first.state_dict()[name], value), name
     code, out, _ = train(*STAGE2)
-    assert code == 0 and "Wrote stage2/actvar.safetensors. Next: actvar-trt export --checkpoint stage2/actvar" in out
+    assert code == 0 and "Wrote stage2/actvar.safetensors. Next: actvar-trt export --model stage2/actvar" in out
     second = load_model(Path("stage2/actvar.safetensors"))
     for name, value in first.state_dict().items():
         chooses = ".router." in name or ".selector." in name
         assert torch.equal(second.state_dict()[name], value) == (chooses or name.startswith("vqvae.")), name
-    draw = in_process(monkeypatch, capsys, "generate", "--checkpoint", "stage2/actvar.safetensors")
+    draw = in_process(monkeypatch, capsys, "generate", "--model", "stage2/actvar.safetensors")
     assert draw("--class", 1, "--backend", "torch", "--out", "drawn")[0] == 0 and list(Path("drawn").glob("*.png"))
 
 
@@ -77,7 +77,7 @@ def test_official_files_are_teachers(train: Command):
         Path("official"), plan, plan.chunks[0],
         torch.arange(8 * 14).view(8, 14).remainder(48).numpy().astype("uint16"), ChunkRecord([6] * 8, []),
     )  # fmt: skip
-    given = ("--teacher", "var_d1.pth", "--vqvae", "vae.pth", "--tokens", "official")
+    given = ("--teacher", "var_d1.pth", "--vqvae", "vae.pth", "--tokens-dir", "official")
     assert train(*STAGE1, *given)[0] == 0 and train(*STAGE2, *given)[0] == 0
     made = load_model(Path("stage2/actvar.safetensors"))
     assert made.config.num_classes == 7 and vqvae_hash(made.vqvae) == vqvae_hash(load_vqvae(Path("vae.pth")).vqvae)
@@ -106,14 +106,14 @@ def test_stage_1_learns_what_it_is_asked_to(train: Command, given: tuple[str, st
         (("--experts", "7"), 2, "experts must divide the FFN's hidden width 256"),
         (("--token-choice", "random"), 2, "--token-choice"),
         (("--epochs", "1"), 2, "--epochs and --steps exclude each other"),
-        (("--batch", "25"), 1, "tokens holds 24 pictures, fewer than a batch of 25. Encode more"),
+        (("--batch-size", "25"), 1, "tokens holds 24 pictures, fewer than a batch of 25. Encode more"),
         (("--accumulate", "3"), 2, "batch of 8 pictures cannot be cut into 3 equal parts"),
         (("--average", "1"), 2, "--average"),
         (("--device", "tpu"), 2, "--device must be cpu, cuda"),
         (("--precision", "fp16"), 2, "--precision"),
         (("--parallel", "fsdp"), 2, "--parallel fsdp is for several processes, and this one is alone. Start"),
         (("--teacher", "missing.pth"), 1, "missing.pth does not exist"),
-        (("--tokens", "nowhere"), 1, "nowhere is no token store"),
+        (("--tokens-dir", "nowhere"), 1, "nowhere is no token store"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_it_begins(train: Command, arguments: tuple, code: int, message: str):

@@ -134,6 +134,22 @@ def test_nothing_is_bound_or_allocated_any_more_once_a_chain_is_recorded(host: H
     assert set(host.cuda.live) == blocks
 
 
+def test_partial_pictures_are_shown_in_the_middle_of_a_chain(host: HostTensorRT, bundle: Path):
+    """What is recorded cannot call back, so such a chain is run anew; the recorded ones go on as before."""
+    source, shown, pair = open_engines(bundle, 2), [], ORDERS[:2]
+    with_partials = draw(source, with_partials=True, orders=pair)
+    wanted = [replace(picture, partials=()) for picture in with_partials]
+    draw(source, orders=pair * 6)
+    launches = host.cuda.launches
+    assert launches > 0
+    assert_same_pictures(list(source.draw(pair, SAMPLING, 7, on_scale_end=shown.append)), wanted)
+    assert host.cuda.launches == launches
+    for i, picture in enumerate(with_partials):
+        np.testing.assert_array_equal(np.stack([end.pixels_BHW3[i] for end in shown]), np.stack(picture.partials))
+    assert_same_pictures(draw(source, orders=pair), wanted)
+    assert host.cuda.launches == launches + 1
+
+
 def test_contexts_are_bound_anew_and_not_made_anew_when_buffers_grow(host: HostTensorRT, bundle: Path):
     """A context takes memory of the GPU's: no more than one for each graph and size, whatever moved in between."""
     source = open_engines(bundle, 4)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actvar.errors import ActVARError, BundleError, shown
+from actvar.errors import ActVARError, BundleError, DamagedError, shown
 from actvar.files import FileEntry, opened, written_whole
 
 HASH_FIELD = "sha256"
@@ -84,7 +84,7 @@ class FormReader:
 
     path: Path
     advice: str
-    kind: type[ActVARError] = BundleError
+    kind: type[ActVARError] = DamagedError
     wrong: str = ""
     max_bytes: int = MAX_JSON_BYTES
 

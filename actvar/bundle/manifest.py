@@ -36,7 +36,7 @@ from actvar.bundle.contract import (
 )
 from actvar.bundle.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, write_json
 from actvar.config import ModelConfig
-from actvar.errors import BundleError
+from actvar.errors import BundleError, DamagedError
 from actvar.files import FileEntry, read_verified, require_size
 
 FORMAT, VERSION = "actvar-bundle", 5
@@ -190,7 +190,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder. Name a bundle: a folder that `actvar-trt export` wrote.")
     if not path.exists():
-        raise BundleError(f"{folder} holds no {MANIFEST_FILE}, so it is not a whole bundle. {EXPORT_AGAIN}")
+        raise DamagedError(f"{folder} holds no {MANIFEST_FILE}, so it is not a whole bundle. {EXPORT_AGAIN}")
     return _ManifestReader(path, EXPORT_AGAIN).manifest()
 
 
@@ -203,7 +203,7 @@ def require_weights(folder: Path, manifest: Manifest) -> None:
     if manifest.weights.entry is None:
         raise BundleError(
             f"{folder} has graphs and no weights: it was made before there was a checkpoint. "
-            f"Give it some: actvar-trt bind --bundle {folder} --checkpoint FILE."
+            f"Give it some: actvar-trt bind {folder} --model CHECKPOINT."
         )
 
 
@@ -267,7 +267,7 @@ class _ManifestReader(FormReader):
         try:
             config = ModelConfig.from_dict(data)
         except ValueError as error:
-            raise BundleError(f"{self.path}: model: {short(str(error), 300)}. {EXPORT_AGAIN}") from None
+            raise DamagedError(f"{self.path}: model: {short(str(error), 300)}. {EXPORT_AGAIN}") from None
         self.integer("the number of scales in model.patch_nums", len(config.schedule), 2, MAX_SCALES)
         return config
 

@@ -227,7 +227,7 @@ def usable_plans(
     Raises:
         BundleError: there is none. The message says what is wrong with the one that comes closest, and how to build.
     """
-    build = f"Build them with: actvar-trt build --bundle {bundle} --engine {engine}" + (
+    build = f"Build them with: actvar-trt build --model {bundle} --engine {engine}" + (
         f" --gpu-arch {gpu.capability}" if engine == "tensorrt-rtx" else ""
     )
     folders = sorted((bundle / PLANS_FOLDER).glob("*/"))

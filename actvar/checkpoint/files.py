@@ -5,34 +5,45 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from actvar.errors import ActVARError, BundleError, CheckpointError
+from actvar.checkpoint.shards import is_index, read_index
+from actvar.errors import ActVARError, BundleError, CheckpointError, shown
 from actvar.files import hash_file
+from actvar.scales import ScaleSchedule
 
 SHIPPED_MODELS = ("actvar-mini", "var-mini")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's file, and that of its VQVAE where the first does not hold one."""
+    """A model's file, and that of its VQVAE where the first does not hold one.
+
+    `schedule` are the token maps, for a file that does not tell them.
+    """
 
     path: Path
     vqvae: Path | None = None
+    schedule: ScaleSchedule | None = None
 
     def digest(self) -> str:
-        """SHA-256 over what the files hold.
+        """SHA-256 over what the files hold, and the token maps if they are given.
 
         Raises:
             CheckpointError: one is missing or cannot be read.
         """
         digest = hashlib.sha256()
-        for path in (self.path, self.vqvae):
-            if path is None:
-                continue
+        for path in (file for named in (self.path, self.vqvae) if named for file in _files_of(named)):
             try:
                 digest.update(hash_file(path.resolve()).sha256.encode())  # a download's cache holds links
-            except BundleError:
-                raise CheckpointError(f"{path} is not a file that can be read. Name a checkpoint.") from None
+            except (BundleError, OSError, ValueError):
+                raise CheckpointError(f"{shown(path)} is not a file that can be read. Name a checkpoint.") from None
+        if self.schedule:
+            digest.update(repr(self.schedule.patch_nums).encode())
         return digest.hexdigest()
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    """The file, and the shards of an index."""
+    return (path, *read_index(path).shards) if is_index(path) else (path,)
 
 
 def shipped_checkpoint(name: str) -> Checkpoint:
@@ -46,5 +57,5 @@ def shipped_checkpoint(name: str) -> Checkpoint:
     path = assets / f"{name.replace('-', '_')}.safetensors"
     for file in (path, with_vqvae):
         if not file.is_file():
-            raise ActVARError(f"{file} is missing, so there is no {name} here. Install again, or name a --checkpoint.")
+            raise ActVARError(f"{file} is missing, so there is no {name} here. Install again, or name another --model.")
     return Checkpoint(path, None if path == with_vqvae else with_vqvae)

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from actvar.checkpoint.official import derive_vqvae, networks, read_official, schedule_of, without_hits
+from actvar.checkpoint.networks import networks
+from actvar.checkpoint.official import derive_vqvae, read_official, require_same, schedule_of, without_hits
 from actvar.checkpoint.own import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import Activation, ModelConfig
-from actvar.errors import CheckpointError, UsageError
+from actvar.errors import CheckpointError, UsageError, shown
 from actvar.models.actvar import ActVAR, empty_model
 from actvar.models.var import fresh_scorers
 from actvar.models.vqvae import VQVAE
@@ -52,25 +53,34 @@ class StoredModel:
         return self._networks[network].read(own_name, copy)
 
 
-def open_model(path: Path, vqvae: Path | None = None, activation: Activation | None = None) -> StoredModel:
+def open_model(
+    path: Path,
+    vqvae: Path | None = None,
+    activation: Activation | None = None,
+    schedule: ScaleSchedule | None = None,
+) -> StoredModel:
     """Open a checkpoint: ours, official VAR's, or a self-trained official one. No values are read.
 
     Args:
-        path: `.safetensors` or `.pth`; what it holds is told by its content.
+        path: `.safetensors`, the `.index.json` of several, or `.pth`; what it holds is told by its content. Of an
+            official one that holds the weights and a moving average of them (`ema`, `model_ema`, …), the average is
+            read; `actvar.checkpoint.networks` lists the wrappings.
         vqvae: the file that holds the VQVAE, where the first holds none: `vae_ch160v4096z32.pth` for official files,
             another checkpoint of ours for ours.
         activation: makes an ActVAR of a dense checkpoint; its router and selector are drawn anew, small and always the
             same. Of an ActVAR it replaces scales and rates; the number of experts and the choices must stay.
+        schedule: the token maps of an official file that does not tell them (no `lvl_1L`); without it the standard
+            ones, or var_d36's, whichever has as many tokens.
 
     Raises:
         CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; see the message.
-        UsageError: the activation does not fit the model.
+        UsageError: the activation does not fit the model, or the file tells other token maps.
     """
     file = open_tensor_file(path)
     if is_own(file):
-        config, var_weights, vqvae_weights = read_own(file, vqvae)
+        config, var_weights, vqvae_weights = read_own(file, vqvae, schedule)
     else:
-        config, var_weights, vqvae_weights = read_official(file, vqvae)
+        config, var_weights, vqvae_weights = read_official(file, vqvae, schedule)
     is_dense = config.activation is None
     if activation:
         config = _activated(config, activation, path)
@@ -82,14 +92,19 @@ def open_model(path: Path, vqvae: Path | None = None, activation: Activation | N
     return StoredModel(config, fresh, {"var": var_weights, "vqvae": vqvae_weights})
 
 
-def load_model(path: Path, vqvae: Path | None = None, activation: Activation | None = None) -> ActVAR:
+def load_model(
+    path: Path,
+    vqvae: Path | None = None,
+    activation: Activation | None = None,
+    schedule: ScaleSchedule | None = None,
+) -> ActVAR:
     """Read a checkpoint into memory.
 
     Args and errors are those of `open_model`; a value that is not finite is refused, too.
 
     Returns: fp32, on the CPU, in evaluation mode, without gradients.
     """
-    stored = open_model(path, vqvae, activation)
+    stored = open_model(path, vqvae, activation, schedule)
     model = empty_model(stored.config)
     values = {name: stored.read(name, copy=True) for name in model.state_dict()}
     model.load_state_dict(values, strict=True, assign=True)
@@ -117,7 +132,7 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
 
     Raises:
         CheckpointError: the file is missing, unreadable, hostile, incomplete, or holds no VQVAE.
-        UsageError: the file does tell its token maps.
+        UsageError: the file tells other token maps.
     """
     file = open_tensor_file(path)
     own, num_classes = None, None
@@ -128,13 +143,15 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
     else:
         var, found = networks(file)
         if found is None:
-            raise CheckpointError(f"{path} holds no VQVAE. Name the official vae_ch160v4096z32.pth, or one of ours.")
+            raise CheckpointError(
+                f"{shown(path)} holds no VQVAE. Name the official vae_ch160v4096z32.pth, or one of ours."
+            )
         weights = without_hits(found)
         config = derive_vqvae(weights)
         if var:
-            own, num_classes = schedule_of(var), var.shape("class_emb.weight", 2)[0] - 1
-    if own and schedule:
-        raise UsageError(f"{path} has its own patch_nums, {own.patch_nums}. Leave --patch-nums out.")
+            own, num_classes = schedule_of(var, schedule), var.shape("class_emb.weight", 2)[0] - 1
+    if own:
+        require_same(path, own, schedule)
     schedule = own or schedule or ScaleSchedule()
     with torch.device("meta"):
         vqvae = VQVAE(config, schedule)
@@ -146,17 +163,17 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
 def _activated(config: ModelConfig, activation: Activation, path: Path) -> ModelConfig:
     if config.activation and config.activation.experts != activation.experts:
         raise CheckpointError(
-            f"{path} has a router for {config.activation.experts} experts, and {activation.experts} were asked for. "
-            "Ask for as many as it has, or start from a dense checkpoint."
+            f"{shown(path)} has a router for {config.activation.experts} experts, and {activation.experts} were asked "
+            "for. Ask for as many as it has, or start from a dense checkpoint."
         )
     for name in ("token_choice", "expert_choice") if config.activation else ():
         own, asked = getattr(config.activation, name), getattr(activation, name)
         if own != asked:
             raise CheckpointError(
-                f"{path} was trained with a {own} {name}, and a {asked} one was asked for. "
+                f"{shown(path)} was trained with a {own} {name}, and a {asked} one was asked for. "
                 f"Ask for the {name} that it has, or start from a dense checkpoint."
             )
     try:
         return replace(config, activation=activation)
     except ValueError as error:
-        raise UsageError(f"{path} cannot be activated so: {error}.") from None
+        raise UsageError(f"{shown(path)} cannot be activated so: {error}.") from None

@@ -1,4 +1,4 @@
-"""Checkpoints as official VAR lays them out: which file holds what, and what model the tensors are of.
+"""Checkpoints as official VAR lays them out: what model the tensors are of.
 
 The model's parameters bear the official names, so nothing is renamed. An official file has no configuration; it is read
 off the shapes. Loading is `actvar.checkpoint.model`'s.
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actvar.checkpoint.networks import networks
 from actvar.checkpoint.tensor_file import TensorFile, open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import HEAD_WIDTH, ModelConfig, VQVAEConfig
-from actvar.errors import CheckpointError
+from actvar.errors import CheckpointError, UsageError, shown
 from actvar.scales import LARGE_PATCH_NUMS, ScaleSchedule
 
 _SCHEDULES = {schedule.total: schedule for schedule in (ScaleSchedule(), ScaleSchedule(LARGE_PATCH_NUMS))}
@@ -25,59 +26,47 @@ _ORIGINAL = "Use the whole, original file."
 _ITS_VQVAE = "Give the VQVAE that it was trained with; the official one is vae_ch160v4096z32.pth."
 
 
-def read_official(file: TensorFile, vqvae: Path | None) -> tuple[ModelConfig, Weights, Weights]:
+def read_official(
+    file: TensorFile, vqvae: Path | None, schedule: ScaleSchedule | None = None
+) -> tuple[ModelConfig, Weights, Weights]:
     """The weights of VAR and VQVAE in official files, and the model that they make.
 
     Args:
         file: `var_d16.pth` and the like, which need `vqvae`; or a self-trained file, which nests both networks under
-            `trainer.var_wo_ddp` and `trainer.vae_local`.
+            `trainer.var_wo_ddp` and `trainer.vae_local`; in any of the wrappings that `networks` knows.
         vqvae: `vae_ch160v4096z32.pth`, or a self-trained file whose VQVAE is wanted.
+        schedule: the token maps, where VAR's file does not tell them.
 
     Returns: the configuration, VAR's weights, the VQVAE's; without the buffers that official files carry.
 
     Raises:
         CheckpointError: a file is not what it should be, or the two do not fit each other.
+        UsageError: the file tells other token maps.
     """
     var_weights, own_vqvae = networks(file)
     if var_weights is None:
         held = "a VQVAE and no VAR" if own_vqvae else f"no VAR (its first entries: {_first_names(file.content)})"
         raise CheckpointError(
-            f"{file.path} holds {held}. Name an official var_d*.pth, a self-trained file with trainer.var_wo_ddp, or a "
-            "checkpoint of this project's own."
+            f"{shown(file.path)} holds {held}. Name an official var_d*.pth, a self-trained file with "
+            "trainer.var_wo_ddp, or a checkpoint of this project's own."
         )
     if own_vqvae and vqvae:
-        raise CheckpointError(f"{file.path} holds a VQVAE of its own, and {vqvae} was given too. Leave the latter out.")
+        raise CheckpointError(
+            f"{shown(file.path)} holds a VQVAE of its own, and {shown(vqvae)} was given too. Leave the latter out."
+        )
     vqvae_weights = own_vqvae
     if vqvae:
         vqvae_weights = networks(open_tensor_file(vqvae))[1]
         if vqvae_weights is None:
-            raise CheckpointError(f"{vqvae} holds no VQVAE. {_ITS_VQVAE}")
+            raise CheckpointError(f"{shown(vqvae)} holds no VQVAE. {_ITS_VQVAE}")
     if vqvae_weights is None:
-        raise CheckpointError(f"{file.path} holds a VAR without its VQVAE. {_ITS_VQVAE}")
-    config = derive_config(var_weights, vqvae_weights, schedule_of(var_weights))
-    return config, _without_buffers(var_weights, _var_buffers(config)), without_hits(vqvae_weights)
-
-
-def networks(file: TensorFile) -> tuple[Weights | None, Weights | None]:
-    """VAR's and the VQVAE's weights, as far as a file has them."""
-    trainer = file.content.get("trainer", file.content)
-    prefix = "trainer." if "trainer" in file.content else ""
-    if isinstance(trainer, dict) and not trainer.keys().isdisjoint(("var_wo_ddp", "vae_local")):
-        var, vqvae = (
-            Weights.of(file.path, f"{prefix}{name}.", trainer[name]) if isinstance(trainer.get(name), dict) else None
-            for name in ("var_wo_ddp", "vae_local")
-        )
-        return var, vqvae
-    if any(name.startswith("blocks.") for name in file.content):
-        return Weights.of(file.path, "", file.content), None
-    if any(name.startswith("quantize.") for name in file.content):
-        return None, Weights.of(file.path, "", file.content)
-    return None, None
+        raise CheckpointError(f"{shown(file.path)} holds a VAR without its VQVAE. {_ITS_VQVAE}")
+    config = derive_config(var_weights, vqvae_weights, schedule_of(var_weights, schedule))
+    return config, _without_buffers(var_weights, config), without_hits(vqvae_weights)
 
 
 def _first_names(content: Mapping[str, Any]) -> str:
-    names = ", ".join(list(content)[:3])
-    return names[:100] or "none"
+    return shown(", ".join(list(content)[:3]), 100) or "none"
 
 
 # ---- the configuration
@@ -105,7 +94,7 @@ def derive_config(
     codes = (var.shape("head.weight", 2)[0], code_width)
     if codes != (vqvae_config.vocab_size, vqvae_config.z_channels):
         raise CheckpointError(
-            f"{var.path} predicts {codes[0]} codes of width {codes[1]}, but {vqvae.path} has "
+            f"{shown(var.path)} predicts {codes[0]} codes of width {codes[1]}, but {shown(vqvae.path)} has "
             f"{vqvae_config.vocab_size} of width {vqvae_config.z_channels}. {_ITS_VQVAE}"
         )
     total = var.shape("pos_1LC", 3)[1]
@@ -115,7 +104,10 @@ def derive_config(
     if labels < 2:
         raise var.wrong("class_emb.weight", "one row for each class and one for none", labels, _ORIGINAL)
     shared = "shared_ada_lin.1.weight" in var.tensors
-    return ModelConfig(depth, schedule, labels - 1, shared_adaln=shared, vqvae=vqvae_config)
+    try:
+        return ModelConfig(depth, schedule, labels - 1, shared_adaln=shared, vqvae=vqvae_config)
+    except ValueError as error:
+        raise CheckpointError(f"{shown(var.path)}: {error}. {_ORIGINAL}") from None
 
 
 def derive_vqvae(weights: Weights, norm_groups: int = VQVAEConfig.norm_groups) -> VQVAEConfig:
@@ -133,50 +125,81 @@ def derive_vqvae(weights: Weights, norm_groups: int = VQVAEConfig.norm_groups) -
         blocks = weights.count("encoder.down.0.block.")
         return VQVAEConfig(vocab_size, z_channels, ch, tuple(multiples), blocks, norm_groups)
     except ValueError as error:
-        raise CheckpointError(f"{weights.path}: {error}. {_ORIGINAL}") from None
+        raise CheckpointError(f"{shown(weights.path)}: {error}. {_ORIGINAL}") from None
 
 
-def schedule_of(var: Weights) -> ScaleSchedule:
-    """The scales of an official VAR: as `lvl_1L` numbers its tokens, else the known schedule of that many tokens."""
+def schedule_of(var: Weights, given: ScaleSchedule | None = None) -> ScaleSchedule:
+    """The scales of an official VAR: as `lvl_1L` numbers its tokens, else those given, else the known ones of so many.
+
+    Raises:
+        CheckpointError: no scales are told, or those given have another number of tokens.
+        UsageError: others are given than `lvl_1L` tells.
+    """
     total = var.shape("pos_1LC", 3)[1]
-    if "lvl_1L" not in var.tensors:
-        if total not in _SCHEDULES:
-            known = " or ".join(str(count) for count in _SCHEDULES)
-            raise var.wrong("pos_1LC", f"{known} tokens (or lvl_1L to tell their scales)", total, _ORIGINAL)
-        return _SCHEDULES[total]
-    counts = Counter(var.tensors["lvl_1L"].flatten().tolist())
+    if "lvl_1L" in var.tensors:
+        own = _numbered_scales(var, total)
+        require_same(var.path, own, given)
+        return own
+    if given and given.total != total:
+        maps = f"{given.total} tokens, as patch_nums {given.patch_nums} have"
+        raise var.wrong("pos_1LC", maps, total, "Give the patch_nums that it was trained with.")
+    if not given and total not in _SCHEDULES:
+        known = " or ".join(str(count) for count in _SCHEDULES)
+        advice = "Give the patch_nums that it was trained with (--patch-nums 1,2,4,8), or use the whole, original file."
+        raise var.wrong("pos_1LC", f"{known} tokens (or lvl_1L to tell their scales)", total, advice)
+    return given or _SCHEDULES[total]
+
+
+def require_same(path: Path, own: ScaleSchedule, given: ScaleSchedule | None) -> None:
+    """Make sure that nobody asks a file for other token maps than it tells.
+
+    Raises:
+        UsageError: somebody does.
+    """
+    if given and given != own:
+        raise UsageError(f"{shown(path)} has its own patch_nums, {own.patch_nums}. Leave --patch-nums out.")
+
+
+def _numbered_scales(var: Weights, total: int) -> ScaleSchedule:
+    expected = "the scale of each token, p*p tokens of every scale, with p growing from 1"
+    level = var.tensors["lvl_1L"]
+    if level.numel() > 4 * total:  # what is told wrongly is told below; this could be longer than all else in the file
+        raise var.wrong("lvl_1L", expected, "others", _ORIGINAL)
+    counts = Counter(level.flatten().tolist())
     try:
         return ScaleSchedule(tuple(round(counts[scale] ** 0.5) for scale in sorted(counts)))
     except ValueError:
-        expected = "the scale of each token, p*p tokens of every scale, with p growing from 1"
         raise var.wrong("lvl_1L", expected, "others", _ORIGINAL) from None
 
 
 # ---- the buffers: official files carry values that follow from the configuration
 
 
-def _var_buffers(config: ModelConfig) -> dict[str, Tensor]:
-    scales = range(len(config.schedule))
-    lvl_1L = torch.tensor([[si for si in scales for _ in range(config.schedule.tokens[si])]])
-    hidden_LL = lvl_1L > lvl_1L.T
-    return {
-        "lvl_1L": lvl_1L,
-        "attn_bias_for_masking": torch.zeros(hidden_LL.shape).masked_fill(hidden_LL, -torch.inf)[None, None],
-        **{f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.width) for i in range(config.depth)},
-    }
-
-
-def _without_buffers(var: Weights, buffers: Mapping[str, Tensor]) -> Weights:
+def _without_buffers(var: Weights, config: ModelConfig) -> Weights:
     """Check the buffers that are there, and leave them out."""
-    for name, expected in buffers.items():
+    tokens = config.schedule.total
+    shapes: dict[str, tuple[int, ...]] = {"lvl_1L": (1, tokens), "attn_bias_for_masking": (1, 1, tokens, tokens)}
+    shapes |= {f"blocks.{i}.attn.zero_k_bias": (config.width,) for i in range(config.depth)}
+    for name, shape in shapes.items():
         if name not in var.tensors:
             continue
         found = var.tensors[name]
-        if found.shape != expected.shape:
-            raise var.wrong(name, f"the shape {list(expected.shape)}", list(found.shape), _ORIGINAL)
+        if found.shape != shape:
+            raise var.wrong(name, f"the shape {list(shape)}", list(found.shape), _ORIGINAL)
+        expected = _buffer(name, config)  # made for a file that has it, and so is as large itself
         if not torch.equal(found.to(expected.dtype), expected):
             raise var.wrong(name, "the values that follow from patch_nums and width", "others", _ORIGINAL)
-    return var.without(buffers.keys())
+    return var.without(shapes.keys())
+
+
+def _buffer(name: str, config: ModelConfig) -> Tensor:
+    if name.endswith("zero_k_bias"):
+        return torch.zeros(config.width)
+    lvl_1L = torch.arange(len(config.schedule)).repeat_interleave(torch.tensor(config.schedule.tokens))[None]
+    if name == "lvl_1L":
+        return lvl_1L
+    hidden_LL = lvl_1L > lvl_1L.T
+    return torch.zeros(hidden_LL.shape).masked_fill(hidden_LL, -torch.inf)[None, None]
 
 
 def without_hits(vqvae: Weights) -> Weights:

@@ -13,14 +13,15 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from actvar.checkpoint.official import derive_config, derive_vqvae
+from actvar.checkpoint.official import derive_config, derive_vqvae, require_same
 from actvar.checkpoint.tensor_file import TensorFile, open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import ModelConfig
-from actvar.errors import CheckpointError
+from actvar.errors import CheckpointError, shown
 from actvar.files import written_whole
 from actvar.models.actvar import ActVAR
 from actvar.models.var import is_scorer
+from actvar.scales import ScaleSchedule
 
 FORMAT, VERSION = "actvar-checkpoint", "1"
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -49,7 +50,7 @@ def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, wi
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"{path} was not written: {name} holds NaN, infinity or a value too large for {tensor.dtype}. "
+                f"{shown(path)} was not written: {name} holds NaN, infinity or a value too large for {tensor.dtype}. "
                 "Save an earlier state of the training, or in fp32."
             )
     config = json.dumps(model.config.to_dict(), sort_keys=True, allow_nan=False)
@@ -58,7 +59,7 @@ def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, wi
         with written_whole(path) as file:
             _write_safetensors(file, tensors, metadata)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose another folder.") from None
+        raise CheckpointError(f"{shown(path)} cannot be written: {error.strerror}. Choose another folder.") from None
 
 
 def _stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -100,28 +101,36 @@ def read_own_vqvae(file: TensorFile) -> tuple[ModelConfig, Weights]:
     weights = _part(_file_with_vqvae(file, None), _VQVAE)
     config = derive_vqvae(weights, said.vqvae.norm_groups)
     if said.vqvae != config:
-        raise CheckpointError(f"{file.path}: vqvae: expected {said.vqvae}, found tensors of {config}. Write it again.")
+        raise CheckpointError(
+            f"{shown(file.path)}: vqvae: expected {said.vqvae}, found tensors of {config}. Write it again."
+        )
     return said, weights
 
 
-def read_own(file: TensorFile, vqvae_path: Path | None) -> tuple[ModelConfig, Weights, Weights]:
+def read_own(
+    file: TensorFile, vqvae_path: Path | None, schedule: ScaleSchedule | None = None
+) -> tuple[ModelConfig, Weights, Weights]:
     """The configuration in the metadata, VAR's weights and the VQVAE's, held against each other.
 
     Args:
         file: for which `is_own` holds.
         vqvae_path: another checkpoint of ours with its VQVAE, where it holds none.
+        schedule: the token maps that somebody takes it to have.
 
     Raises:
         CheckpointError: a file is not what it should be, or they do not fit each other.
+        UsageError: its token maps are others.
     """
     config = own_config(file)
+    require_same(file.path, config.schedule, schedule)
     var, vqvae = _part(file, _VAR), _part(_file_with_vqvae(file, vqvae_path), _VQVAE)
     derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
     for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
         said, found = getattr(config, field), getattr(derived, field)
         if said != found:
             raise CheckpointError(
-                f"{file.path}: {field}: expected {said}, as its metadata say, found tensors of {found}. Write it again."
+                f"{shown(file.path)}: {field}: expected {said}, as its metadata say, found tensors of {found}. "
+                "Write it again."
             )
     return config, var, vqvae
 
@@ -130,15 +139,20 @@ def own_config(file: TensorFile) -> ModelConfig:
     """The configuration in the metadata of a checkpoint of ours, which holds nothing but the two networks."""
     if file.metadata.get("version") != VERSION:
         raise CheckpointError(
-            f"{file.path} has the format's version {file.metadata.get('version')!r}, this program reads {VERSION!r}. "
+            f"{shown(file.path)} has the format's version '{shown(file.metadata.get('version'), 40)}', "
+            f"this program reads '{VERSION}'. "
             "Update the program, or write the checkpoint again."
         )
     try:
         config = ModelConfig.from_dict(json.loads(file.metadata.get("config", "")))
     except (ValueError, ArithmeticError, RecursionError) as error:
-        raise CheckpointError(f"{file.path}: the metadata's configuration: {error}. Write the file again.") from None
+        raise CheckpointError(
+            f"{shown(file.path)}: the metadata's configuration: {shown(error)}. Write the file again."
+        ) from None
     if other := next((name for name in file.content if not name.startswith((_VAR, _VQVAE))), None):
-        raise CheckpointError(f"{file.path}: {other}: expected names in var or vqvae, found another. Write it again.")
+        raise CheckpointError(
+            f"{shown(file.path)}: {shown(other)}: expected names in var or vqvae, found another. Write it again."
+        )
     return config
 
 
@@ -147,15 +161,15 @@ def _file_with_vqvae(file: TensorFile, vqvae_path: Path | None) -> TensorFile:
     has_vqvae = any(name.startswith(_VQVAE) for name in file.content)
     if has_vqvae and vqvae_path:
         raise CheckpointError(
-            f"{file.path} holds a VQVAE of its own, and {vqvae_path} was given too. Leave the latter out."
+            f"{shown(file.path)} holds a VQVAE of its own, and {shown(vqvae_path)} was given too. Leave the latter out."
         )
     if has_vqvae:
         return file
     if vqvae_path is None:
-        raise CheckpointError(f"{file.path} holds no VQVAE. Name a checkpoint that holds its VQVAE, too.")
+        raise CheckpointError(f"{shown(file.path)} holds no VQVAE. Name a checkpoint that holds its VQVAE, too.")
     other = open_tensor_file(vqvae_path)
     if not is_own(other) or not any(name.startswith(_VQVAE) for name in other.content):
-        raise CheckpointError(f"{vqvae_path}: expected a checkpoint of ours with a VQVAE. Name another file.")
+        raise CheckpointError(f"{shown(vqvae_path)}: expected a checkpoint of ours with a VQVAE. Name another file.")
     return other
 
 

@@ -1,23 +1,24 @@
 """A file of named tensors, safetensors or PyTorch's own, opened so that nothing in it can run.
 
-Knows the two formats and how each may be broken or hostile; what the tensors are called and mean is the caller's.
+Knows the formats and how each may be broken or hostile; what the tensors are called and mean is the caller's.
 """
 
-import pickle
-import re
 import stat
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
-from actvar.errors import CheckpointError
+from actvar.checkpoint.lookalikes import HEAD, lookalike
+from actvar.checkpoint.refusals import first_line, is_out_of_memory, no_checkpoint, too_little_memory, unreadable
+from actvar.checkpoint.shards import is_index, read_index
+from actvar.checkpoint.torch_file import ZIP_MAGIC, read_torch_file
+from actvar.errors import CheckpointError, shown
 
-_ZIP_MAGIC = b"PK\x03\x04"
+MAX_TENSORS = 100_000
+_NAME_ONE = "Name a checkpoint: a .safetensors or .pth file"
 
 
 @dataclass(frozen=True)
@@ -33,79 +34,103 @@ class TensorFile:
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """Open a safetensors file or a PyTorch checkpoint; which of them it is, its first bytes tell.
+    """Open a safetensors file, the `.index.json` of several, or a PyTorch checkpoint; its first bytes tell which.
 
     Raises:
-        CheckpointError: there is no such file, it cannot be read, is cut short, is something else, or holds a pickle
-            that wants more than tensors and plain values (which is refused, not run).
+        CheckpointError: there is no such file, it cannot be read, is cut short, is something else (and then it says
+            what), holds a tensor that is not a plain one, or a pickle that wants more than tensors and plain values
+            (which is refused, not run).
     """
     require_file(path)
+    if is_index(path):
+        return _open_shards(path)
     try:
         with path.open("rb") as file:
-            head = file.read(9)
+            head = file.read(HEAD)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
-    if path.suffix == ".safetensors" or head[8:] == b"{":  # 8 bytes of length, then JSON
-        return _open_safetensors(path)
-    return _open_pytorch(path, mmap=head.startswith(_ZIP_MAGIC))
+        raise unreadable(path, error) from None
+    if found := lookalike(path, head):
+        raise no_checkpoint(path, *found)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":  # 8 bytes of length, then JSON
+        return _open_safetensors(path, head)
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise CheckpointError(
+            f"{shown(path)} holds {type(content).__name__} where a checkpoint has tensors by name. "
+            "Name a .safetensors or .pth file of a VAR or ActVAR."
+        )
+    return TensorFile(path, content, {})
 
 
 def require_file(path: Path) -> None:
     """Make sure that a path names a file.
 
     Raises:
-        CheckpointError: it names nothing, a folder, or a device.
+        CheckpointError: it names nothing, a folder, or a device; or the name is none that a library can be given.
     """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist. Name a checkpoint: a .safetensors or .pth file.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Check its name and permissions.") from None
+        raise CheckpointError(f"{shown(path)} does not exist. {_NAME_ONE}.") from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(f"{shown(path)} is a folder. {_NAME_ONE}{_checkpoints_in(path)}.")
     if not stat.S_ISREG(mode):
-        found = "a folder" if stat.S_ISDIR(mode) else "no plain file"
-        raise CheckpointError(f"{path} is {found}. Name a checkpoint: a .safetensors or .pth file.")
+        raise CheckpointError(f"{shown(path)} is no plain file. {_NAME_ONE}.")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # neither PyTorch nor safetensors can open it
+        raise CheckpointError(f"{shown(path)} has a name that is not UTF-8. Rename the file or its folder.") from None
 
 
-def _open_safetensors(path: Path) -> TensorFile:
+def _checkpoints_in(folder: Path) -> str:
+    """The checkpoints that a folder holds, for a message: an index before its shards."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return ""
+    found = [name for name in names if name.endswith(".index.json")]
+    found = found or [name for name in names if name.endswith((".safetensors", ".pth", ".pt", ".ckpt"))]
+    return f", such as its {shown(found[0])}" if found else ""
+
+
+def _open_safetensors(path: Path, head: bytes = b"") -> TensorFile:
     try:
         with safe_open(path, framework="pt") as file:
-            return TensorFile(path, {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+            names = file.keys()
+            if len(names) > MAX_TENSORS:
+                raise no_checkpoint(path, f"has {len(names)} tensors, which no checkpoint has", "Name another file.")
+            return TensorFile(path, {name: file.get_tensor(name) for name in names}, file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise too_little_memory(path) from None
+        is_torch = head.startswith((ZIP_MAGIC, b"\x80\x02"))
+        advice = "It begins as PyTorch's files do: give it a name that ends with .pth." if is_torch else ""
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({_first_line(error)}): expected a header and all the bytes that "
-            "it lists. Fetch or write it again."
+            f"{shown(path)} is not a whole safetensors file ({first_line(error)}): expected a header and all the bytes "
+            f"that it lists. {advice or 'Fetch or write it again.'}"
         ) from None
 
 
-def _open_pytorch(path: Path, mmap: bool) -> TensorFile:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickle protocols: what cannot be read is refused below
-            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        asked = f"beside tensors it asks for {wanted[1]}, which could run code, and" if wanted else "what it holds"
+def _open_shards(path: Path) -> TensorFile:
+    """All the tensors of the files that an index names; each must be where the index says, and nowhere else."""
+    index = read_index(path)
+    content: dict[str, Any] = {}
+    for shard in index.shards:
+        require_file(shard)
+        for name, tensor in _open_safetensors(shard).content.items():
+            if index.file_of.get(name) != shard:
+                raise CheckpointError(
+                    f"{shown(shard)} holds {shown(name)}, which {shown(path.name)} does not say. "
+                    "Fetch the whole model again."
+                )
+            content[name] = tensor
+        if len(content) > MAX_TENSORS:
+            raise no_checkpoint(path, f"has over {MAX_TENSORS} tensors, which no checkpoint has", "Name another file.")
+    if missing := next((name for name in index.file_of if name not in content), None):
         raise CheckpointError(
-            f"{path} is refused: {asked} was not run, and only tensors written by torch.save are read. "
-            "Use a file that holds tensors only, from a source that you trust."
-        ) from None
-    except Exception as error:  # of a broken file, torch.load may raise anything
-        raise _not_a_checkpoint(path, error) from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(
-            f"{path} holds {type(content).__name__} where a checkpoint has tensors by name. "
-            "Name a .safetensors or .pth file of a VAR or ActVAR."
+            f"{shown(index.file_of[missing])} lacks {shown(missing)}, which {shown(path.name)} says it holds. "
+            "Fetch the whole model again."
         )
     return TensorFile(path, content, {})
-
-
-def _not_a_checkpoint(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be read as a checkpoint ({_first_line(error)}): it is cut short, damaged, or something else. "
-        "Fetch it again, or name a .safetensors or .pth file."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0].partition(". ")[0].strip(" .")[:120] or type(error).__name__

@@ -4,49 +4,69 @@ Knows how to hold them to a module's names and shapes and to say what does not f
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from actvar.errors import CheckpointError
+from actvar.checkpoint.refusals import damaged, is_out_of_memory, odd_tensor, too_little_memory
+from actvar.errors import CheckpointError, shown
 
 _WHOLE = "Use the whole, original file."
 
 
+# Types that `.to(torch.float32)` knows. Complex numbers, packed halves of bytes and the like are no weights.
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """Tensors under the model's names. `path` and `prefix` say where in which file they stand."""
+    """Tensors under the model's names. `path` and `prefix` say where in which file they stand.
+
+    `note` is a sentence that ends every message: which of several networks was taken.
+    """
 
     path: Path
     prefix: str
     tensors: Mapping[str, Tensor]
+    note: str = ""
 
     @classmethod
-    def of(cls, path: Path, prefix: str, content: Mapping[Any, Any]) -> "Weights":
-        """Take a state dictionary.
+    def of(cls, path: Path, prefix: str, content: Mapping[Any, Any], note: str = "") -> "Weights":
+        """Take a state dictionary: the one place where a tensor is looked at before anything is done with it.
+
+        Gradients are left behind, so that a parameter is as good as its values.
 
         Raises:
-            CheckpointError: something in it is not a plain tensor with a name.
+            CheckpointError: something in it is not a plain tensor with a name, or they are larger together than the
+                memory that they are views of.
         """
+        tensors: dict[str, Tensor] = {}
         for name, value in content.items():
             if not isinstance(name, str) or not isinstance(value, Tensor):
                 raise CheckpointError(
-                    f"{path}: {prefix}{name}: expected a tensor, found {type(value).__name__}. "
-                    "Use a file that holds one network's state and nothing else."
+                    f"{shown(path)}: {prefix}{shown(name)}: expected a tensor, found {type(value).__name__}. "
+                    f"Use a file that holds one network's state and nothing else.{note}"
                 )
             if not _is_plain(value):
-                raise CheckpointError(
-                    f"{path}: {prefix}{name}: expected a dense tensor with all its values, found {_describe(value)}. "
-                    "Write the checkpoint again with plain tensors."
-                )
-        return cls(path, prefix, content)
+                raise odd_tensor(path, prefix + name, _describe(value))
+            tensors[name] = value.detach()
+        own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
+        if sum(t.nbytes for t in tensors.values()) > sum(own.values()):
+            raise CheckpointError(
+                f"{shown(path)}: {prefix.rstrip('.') or 'its state'}: expected tensors that each have values of their "
+                f"own, found some that share them. Write the checkpoint again with every tensor cloned.{note}"
+            )
+        return cls(path, prefix, tensors, note)
 
     def wrong(self, name: str, expected: object, found: object, advice: str) -> CheckpointError:
         """The error that says what does not fit."""
-        return CheckpointError(f"{self.path}: {self.prefix}{name}: expected {expected}, found {found}. {advice}")
+        return CheckpointError(
+            f"{shown(self.path)}: {self.prefix}{shown(name)}: expected {expected}, found {found}. {advice}{self.note}"
+        )
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
         """The shape of a tensor that must be there, with this many dimensions."""
@@ -64,7 +84,7 @@ class Weights:
 
     def without(self, names: Collection[str]) -> "Weights":
         """All but these."""
-        return Weights(self.path, self.prefix, {name: t for name, t in self.tensors.items() if name not in names})
+        return replace(self, tensors={name: t for name, t in self.tensors.items() if name not in names})
 
     def require(self, expected: Mapping[str, Sequence[int]], what: str) -> None:
         """Make sure that these tensors are there, and no others.
@@ -87,7 +107,7 @@ class Weights:
             raise self.wrong(name, "no such tensor", found, whole)
         for name, shape in expected.items():
             tensor = self.tensors[name]
-            if list(tensor.shape) != list(shape) or not tensor.is_floating_point():
+            if list(tensor.shape) != list(shape) or tensor.dtype not in _FLOATS:
                 raise self.wrong(name, f"floating point of the shape {list(shape)}", _describe(tensor), whole)
 
     def read(self, name: str, copy: bool = False) -> Tensor:
@@ -98,9 +118,12 @@ class Weights:
             copy: into memory of its own, as the file may be changed once it has been read. Otherwise fp32 stays mapped.
 
         Raises:
-            CheckpointError: a value is not finite.
+            CheckpointError: a value is not finite, or there is no memory for it.
         """
-        tensor = self.tensors[name].to(torch.float32, copy=copy).contiguous()
+        try:
+            tensor = self.tensors[name].to(torch.float32, copy=copy).contiguous()
+        except (RuntimeError, MemoryError) as error:
+            raise (too_little_memory(self.path) if is_out_of_memory(error) else damaged(self.path, error)) from None
         if not torch.isfinite(tensor.sum()):  # a quick look: masks would be as large as the tensor
             wrong = int((~torch.isfinite(tensor)).sum())
             if wrong:
@@ -110,13 +133,23 @@ class Weights:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether its values are all there: a view with stride 0 may claim any size, and be far larger than its file."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+    """Whether its values are all there as they stand, in a type that weights have.
+
+    A view with stride 0 may claim any size, and be far larger than its file.
+    """
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        return False
+    if tensor.device.type != "cpu" or tensor.dtype not in _FLOATS + _INTEGERS or tensor.is_neg():
         return False
     return 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _describe(tensor: Tensor) -> str:
+    """Type, layout and shape; and what else makes a tensor odd."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"a tensor of the sub-class {shown(type(tensor).__name__)}"
     kind = str(tensor.dtype).removeprefix("torch.")
     layout = "" if tensor.layout == torch.strided else f" {str(tensor.layout).removeprefix('torch.')}"
-    return f"{kind}{layout} of the shape {list(tensor.shape)}"
+    sign = ", its values with the other sign," if tensor.dtype in _FLOATS and tensor.is_neg() else ""
+    place = "" if tensor.device.type == "cpu" else f" on the device {tensor.device.type}"
+    return f"{kind}{layout}{place}{sign} of the shape {list(tensor.shape)}"

@@ -101,13 +101,13 @@ def list_pictures(root: Path, split: Split, num_classes: int) -> PictureFolders:
             kinds = {entry.name: entry.is_dir() for entry in entries}
         classes = sorted(name for name, is_folder in kinds.items() if is_folder)
         _require_classes(folder, classes, num_classes)
-        below = [_pictures_of(folder / name) for name in classes]
+        per_class = [_pictures_of(folder / name) for name in classes]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}. Check its permissions.") from None
-    names = [os.path.join(name, inner) for name, found in zip(classes, below, strict=True) for inner in found.names]
-    class_ids = [class_id for class_id, found in enumerate(below) for _ in found.names]
-    beside = len(kinds) - len(classes) + sum(each.other_files for each in below)
-    tell_passed_over(folder, FoundPictures(names, beside, sum(each.same_folders for each in below)))
+    names = [os.path.join(name, inner) for name, below in zip(classes, per_class, strict=True) for inner in below.names]
+    class_ids = [class_id for class_id, below in enumerate(per_class) for _ in below.names]
+    beside = len(kinds) - len(classes) + sum(below.other_files for below in per_class)
+    tell_passed_over(folder, FoundPictures(names, beside, sum(below.same_folders for below in per_class)))
     return PictureFolders(folder, names, class_ids, tuple(map(shown, classes)))
 
 

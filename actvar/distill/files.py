@@ -68,7 +68,7 @@ def open_tokens(folder: Path, teacher: ActVAR, batch: int) -> TokenStore:
     if len(store) < batch:
         raise DataError(
             f"{folder} holds {len(store)} pictures, fewer than a batch of {batch}. Encode more, or take a smaller "
-            "--batch."
+            "--batch-size."
         )
     return store
 

@@ -1,6 +1,6 @@
 """What an ActVAR chose, as figures: the paper's Figures 5 and 6 for any picture.
 
-Knows `actvar.explain.choices` and colours. What a batch adds up to is `explain_plots`'s.
+Knows `actvar.explain.choices` and colours. What a batch adds up to is `actvar.explain.plots`'s.
 
 Letters in shapes: H height and W width of a picture, L tokens of the scale, D blocks, N experts, T the best few of
 them.

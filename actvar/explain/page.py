@@ -1,6 +1,6 @@
 """An explanation as one HTML file that needs nothing else: its pictures are inside, and a browser may load no others.
 
-Knows HTML; what it shows is drawn by `explain_figures` and `explain_plots`. All text is escaped.
+Knows HTML; what it shows is drawn by `actvar.explain.figures` and `plots`. All text is escaped.
 """
 
 import io

@@ -4,32 +4,29 @@ Knows Pillow and nothing of what is shown. Pillow's own font has Latin letters a
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
 INK, FAINT, PAPER = "#1f2933", "#7b8794", "#ffffff"
 TITLE, LABEL, SMALL = 30, 20, 15
-Colour: TypeAlias = str | tuple[int, int, int]
 _LONGEST = 160  # characters of one line
 
 
-def words(text: str, size: int = LABEL, colour: str = INK, ground: Colour = PAPER) -> Image.Image:
+def words(text: str, size: int = LABEL, colour: str = INK) -> Image.Image:
     """One line of text, as high as any line of this size."""
     plain = "".join(c for c in text.encode("ascii", "replace").decode() if c.isprintable())[:_LONGEST]
     font = ImageFont.load_default(size)
     width = max(1, round(font.getlength(plain)) + 1)
-    line = Image.new("RGB", (width, round(size * 1.35)), ground)
+    line = Image.new("RGB", (width, round(size * 1.35)), PAPER)
     ImageDraw.Draw(line).text((0, 0), plain, font=font, fill=colour)
     return line
 
 
-def box(text: str, width: int, height: int = 0, colour: str = INK, ground: Colour = PAPER) -> Image.Image:
-    """A line of text in an area of its own, so that rows of such are columns; centred where the area is coloured."""
-    line = words(text, LABEL, colour, ground)
-    area = Image.new("RGB", (width, height or line.height), ground)
-    left = 0 if ground == PAPER else (width - line.width) // 2
-    area.paste(line, (left, (area.height - line.height) // 2 + (0 if ground == PAPER else 1)))
+def box(text: str, width: int, height: int = 0) -> Image.Image:
+    """A line of text in an area of its own, so that rows of such are columns."""
+    line = words(text)
+    area = Image.new("RGB", (width, height or line.height), PAPER)
+    area.paste(line, (0, (area.height - line.height) // 2))
     return area
 
 

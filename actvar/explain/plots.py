@@ -1,62 +1,41 @@
-"""What an ActVAR's choices add up to over a batch, as plots: coverage of tokens, and load of experts.
+"""What an ActVAR's choices add up to over a batch, as a plot: coverage of tokens, and load of experts.
 
-The figures are `actvar.explain.choices`'s. Lines are drawn large and made smaller, as Pillow's own have steps.
+The numbers are `actvar.explain.choices`'s.
 
 Letters in shapes: D blocks, N experts.
 """
 
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from actvar.explain.choices import Choices, coverage, load, updates
-from actvar.explain.panels import FAINT, INK, PAPER, SMALL, below, beside, box, figure, words
+from actvar.plotting import BLUE, FAINT, INK, new_figure, rendered
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 620, 340, 64, 30, 28
-_FINE = 3  # pixels drawn for each that is shown
-_MEAN, _SPREAD, _GRID = "#1f5fa8", "#cfe0f3", "#e4e7eb"
-_CELL, _DARK = 64, 400  # of the table of loads: a column's width, and the sum of a colour that wants white figures
-_FEW = 9  # columns that have room for figures
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH, _HEAD, _CURVES, _BLOCK, _AROUND = 11.0, 0.7, 3.6, 0.3, 1.1  # inches; a block is a row of the table of loads
+_FEW, _MANY = 9, 24  # columns that have room for a percentage, and for a load
+_TICKS = 12  # numbers below an axis, at most
+_BAND = "#cfe0f3"
 _OVER, _UNDER = (178, 62, 40), (36, 92, 160)
 _FULL_COLOUR = 1.0  # of a load's distance from 1, in doublings
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """A plot's frame: blocks to the right, shares upwards."""
-
-    columns: int
-    top: float
-
-    @property
-    def ticks(self) -> tuple[float, ...]:
-        """Where there are lines."""
-        return tuple(self.top * quarter / 4 for quarter in range(5))
-
-    def x(self, column: float) -> float:
-        """Pixels, for a column's middle."""
-        return _LEFT + (column + 0.5) * (_WIDTH - _LEFT) / self.columns
-
-    def y(self, share: float) -> float:
-        """Pixels."""
-        return _HEIGHT - _BOTTOM - share / self.top * (_HEIGHT - _BOTTOM - _TOP)
+_DARK = 400  # the sum of a colour that wants white figures
 
 
 def batch_figure(batch: Sequence[Choices], title: str) -> Image.Image:
-    """Coverage by depth, how often tokens are updated, and each block's load of its experts."""
-    some = batch[0]
-    note = f"Scale {some.scale}, {some.side}x{some.side} tokens, {len(batch)} pictures of classes spread over all."
-    parts = []
-    if some.skips_tokens:
-        covered = below([words("tokens updated by this block or one before it"), _coverage(batch)], 10)
-        often = below([words("tokens by the number of blocks that updated them"), _updates(batch)], 10)
-        parts.append(beside([covered, often], 40))
-    if some.rests_experts:
-        heading = words("tokens that each expert was given, as a multiple of its fair share (1 is balanced)")
-        parts.append(below([heading, _loads(batch)], 10))
-    return figure(title, note, parts)
+    """Coverage by depth, how often tokens are updated, and each block's load of its experts.
+
+    Raises:
+        NoPlots: matplotlib is not installed.
+    """
+    file = io.BytesIO(rendered(lambda: _plot(batch, title), "png")[0])
+    return Image.open(file).convert("RGB")
 
 
 def load_colour(multiple: float) -> tuple[int, int, int]:
@@ -67,87 +46,77 @@ def load_colour(multiple: float) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _coverage(batch: Sequence[Choices]) -> Image.Image:
-    """Mean, least and most of the pictures, and what one selection for all blocks would cover."""
-    found = coverage(batch)  # [pictures, D]
-    blocks = found.shape[1]
-    axes = _Axes(blocks, 1.0)
-    image, draw = _canvas(axes)
-    least, most, mean = found.min(0), found.max(0), found.mean(0)
-    upper = [_fine(axes.x(i), axes.y(value)) for i, value in enumerate(most)]
-    lower = [_fine(axes.x(i), axes.y(value)) for i, value in enumerate(least)]
-    line = [_fine(axes.x(i), axes.y(value)) for i, value in enumerate(mean)]
-    if blocks > 1:
-        draw.polygon([*upper, *reversed(lower)], fill=_SPREAD)
-        draw.line(line, fill=_MEAN, width=3 * _FINE)
-    fixed = axes.y(mean[0])
-    for left in range(_LEFT, _WIDTH, 14):
-        draw.line((_fine(left, fixed), _fine(left + 7, fixed)), fill=FAINT, width=2 * _FINE)
-    for x, y in line:
-        draw.ellipse((x - 5 * _FINE, y - 5 * _FINE, x + 5 * _FINE, y + 5 * _FINE), fill=_MEAN)
-    plot = _finished(image, axes, first=1)
-    for i in range(blocks) if blocks <= _FEW else (0, blocks - 1):
-        _write(plot, f"{mean[i]:.1%}", axes.x(i), axes.y(mean[i]) + 10, _MEAN)
-    key = (
-        (INK, "blocks"),
-        (_MEAN, "mean"),
-        (FAINT, "band: least to most"),
-        (FAINT, "dashes: the first block's tokens throughout"),
-    )
-    return below([plot, beside([words(text, SMALL, colour) for colour, text in key])])
+def _plot(batch: Sequence[Choices], title: str) -> "Figure":
+    some = batch[0]
+    heights = [_CURVES] if some.skips_tokens else []
+    heights += [_BLOCK * some.kept_DL.shape[0] + _AROUND] if some.rests_experts else []
+    heights = heights or [_AROUND]
+    figure = new_figure(_WIDTH, _HEAD + sum(heights))
+    note = f"Scale {some.scale}, {some.side}×{some.side} tokens, {len(batch)} pictures of classes spread over all."
+    figure.suptitle(f"{' '.join(title.split())}\n{note}", x=0.01, ha="left")
+    parts = iter(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+    if some.skips_tokens:
+        covered, often = next(parts).subplots(1, 2)
+        _coverage(covered, coverage(batch))
+        _updates(often, updates(batch))
+    if some.rests_experts:
+        _loads(next(parts).subplots(), load(batch))
+    return figure
 
 
-def _updates(batch: Sequence[Choices]) -> Image.Image:
-    """A bar for each number of blocks."""
-    shares = updates(batch)
-    axes = _Axes(len(shares), float(np.ceil(shares.max() * 10) / 10))
-    image, draw = _canvas(axes)
-    half = 0.36 * (_WIDTH - _LEFT) / len(shares)
-    for n, share in enumerate(shares):
-        draw.rectangle((_fine(axes.x(n) - half, axes.y(share)), _fine(axes.x(n) + half, axes.y(0))), fill=_MEAN)
-    plot = _finished(image, axes, first=0)
-    for n, share in enumerate(shares) if len(shares) <= _FEW else ():
-        _write(plot, f"{share:.1%}", axes.x(n), axes.y(share) - 22, INK)
-    return below([plot, words("blocks", SMALL)])
+def _coverage(axes: "Axes", shares: np.ndarray) -> None:
+    """Mean, least and most of the pictures, [pictures, D], and what one selection for all blocks would cover."""
+    blocks, mean = np.arange(1, shares.shape[1] + 1), shares.mean(0)
+    axes.fill_between(blocks, shares.min(0), shares.max(0), color=_BAND, label="least to most")
+    axes.plot(blocks, mean, "o-", color=BLUE, linewidth=2, label="mean of the pictures")
+    axes.axhline(mean[0], color=FAINT, linestyle="--", label="the first block's tokens throughout")
+    if len(blocks) <= _FEW:
+        for block, share in zip(blocks, mean, strict=True):
+            axes.annotate(
+                f"{share:.1%}", (block, share), (0, -9), textcoords="offset points", ha="center", va="top", color=BLUE
+            )
+    axes.set_title("Tokens updated by this block or one before it")
+    axes.set_xlabel("block")
+    axes.legend()
+    _percentages(axes, 1.0, list(blocks))
 
 
-def _loads(batch: Sequence[Choices]) -> Image.Image:
+def _updates(axes: "Axes", shares: np.ndarray) -> None:
+    """A bar for each number of blocks, [D + 1]."""
+    bars = axes.bar(range(len(shares)), shares, 0.72, color=BLUE)
+    if len(shares) <= _FEW:
+        axes.bar_label(bars, [f"{share:.1%}" for share in shares], padding=2)
+    axes.set_title("Tokens by the number of blocks that updated them")
+    axes.set_xlabel("blocks")
+    _percentages(axes, float(np.ceil(shares.max() * 10) / 10), list(range(len(shares))))
+
+
+def _loads(axes: "Axes", loads_DN: np.ndarray) -> None:
     """A row for each block, a column for each expert."""
-    loads_DN = load(batch)
-    rows = [beside([box("expert", _CELL * 2), *(box(str(n + 1), _CELL) for n in range(loads_DN.shape[1]))], 2)]
-    for i, loads_N in enumerate(loads_DN):
-        colours = [load_colour(float(value)) for value in loads_N]
-        cells = [
-            box(f"{value:.2f}", _CELL, _CELL // 2, PAPER if sum(colour) < _DARK else INK, colour)
-            for value, colour in zip(loads_N, colours, strict=True)
-        ]
-        rows.append(beside([box(f"block {i + 1}", _CELL * 2, _CELL // 2), *cells], 2))
-    return below(rows, 2)
+    blocks, experts = loads_DN.shape
+    colours_DN3 = np.array([[load_colour(float(value)) for value in loads_N] for loads_N in loads_DN], np.uint8)
+    axes.imshow(colours_DN3, aspect="auto")
+    for (block, expert), value in np.ndenumerate(loads_DN) if experts <= _MANY else ():
+        ink = "white" if colours_DN3[block, expert].sum(dtype=int) < _DARK else INK
+        axes.text(expert, block, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=9)
+    axes.set_xticks(*_numbered(list(range(experts)), 1, _MANY))
+    axes.set_yticks(range(blocks), [f"block {i + 1}" for i in range(blocks)])
+    axes.set_title("Tokens that each expert was given, as a multiple of its fair share (1 is balanced)")
+    axes.set_xlabel("expert; blue: less than its share, red: more, in full colour at half and at twice of it")
+    axes.spines[:].set_visible(False)
 
 
-def _canvas(axes: _Axes) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """A plot's area with its grid, in fine pixels."""
-    image = Image.new("RGB", (_WIDTH * _FINE, _HEIGHT * _FINE), PAPER)
-    draw = ImageDraw.Draw(image)
-    for share in axes.ticks:
-        draw.line((_fine(_LEFT, axes.y(share)), _fine(_WIDTH, axes.y(share))), fill=_GRID, width=_FINE)
-    return image, draw
+def _percentages(axes: "Axes", top: float, columns: list[int]) -> None:
+    """Shares upwards from 0 to `top`, and the columns' numbers."""
+    ticks = [top * quarter / 4 for quarter in range(5)]
+    axes.set_yticks(ticks, [f"{share * 100:g}%" for share in ticks])
+    axes.set_ylim(0, 1.08 * top)
+    axes.set_xlim(columns[0] - 0.5, columns[-1] + 0.5)
+    axes.set_xticks(*_numbered(columns, 0, _TICKS))
+    axes.grid(axis="y")
 
 
-def _finished(image: Image.Image, axes: _Axes, first: int) -> Image.Image:
-    """The plot at its size, with shares at the left and the columns' numbers, from `first`, below."""
-    plot = image.resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS)
-    for share in axes.ticks:
-        plot.paste(words(f"{share * 100:g}%", SMALL, FAINT), (0, round(axes.y(share)) - 10))
-    for i in range(0, axes.columns, -(-axes.columns // 12)):
-        _write(plot, str(i + first), axes.x(i), _HEIGHT - _BOTTOM + 8, FAINT)
-    return plot
-
-
-def _write(plot: Image.Image, text: str, middle: float, top: float, colour: str) -> None:
-    label = words(text, SMALL, colour)
-    plot.paste(label, (round(min(middle - label.width / 2, _WIDTH - label.width)), max(0, round(top))))
-
-
-def _fine(x: float, y: float) -> tuple[float, float]:
-    return x * _FINE, y * _FINE
+def _numbered(columns: list[int], first: int, most: int) -> tuple[list[int], list[str]]:
+    """Every so manyth column, so that there are no more than `most`, and what is written there."""
+    chosen = columns[:: -(-len(columns) // most)]
+    return chosen, [str(column + first) for column in chosen]

@@ -14,7 +14,7 @@ from actvar.config import ModelConfig, Sampling
 from actvar.explain.choices import NOBODY, Choices
 from actvar.generation import Generation, generate
 from actvar.models.actvar import ActVAR
-from actvar.models.selection import top_mask
+from actvar.models.selection import best_first, top_mask
 
 BEST = 3
 """Experts that are ranked for each token; the paper's Figure 5 shows as many."""
@@ -49,7 +49,7 @@ def record_choices(
     if si in routing:
         for i, of_block in enumerate(routers):
             scores_KN = of_block[routing.index(si)][_CONDITIONAL]
-            order_KN = scores_KN.sort(descending=True, stable=True).indices  # ties as `top_mask` has them
+            _, order_KN = best_first(scores_KN)
             used_DLN[i, kept_DL[i]] = top_mask(scores_KN, config.active_experts(si)).cpu().numpy()
             best_DLT[i, kept_DL[i]] = order_KN[:, : best_DLT.shape[2]].cpu().numpy()
     return made, Choices(si + 1, config.schedule.patch_nums[si], kept_DL, used_DLN, best_DLT)

@@ -56,19 +56,25 @@ class Selection:
     experts_RKA: Tensor | None = None
 
 
-def token_select(scores_RL: Tensor, keep: int) -> Tensor:
-    """Places of the `keep` highest scores of every row, ascending: RL -> RK int64.
+def best_first(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores along the last dimension in falling order, and their places before: what "the K best" means.
 
     Equal scores: the lower place first. NaN counts as largest, -0 equals +0.
     """
-    order_RL = scores_RL.sort(dim=-1, descending=True, stable=True).indices
-    return order_RL[:, :keep].sort(dim=-1).values
+    values, places = scores.sort(dim=-1, descending=True, stable=True)
+    return values, places
+
+
+def token_select(scores_RL: Tensor, keep: int) -> Tensor:
+    """Places of each row's `keep` best scores, as `best_first` has them, ascending: RL -> RK int64."""
+    _, places_RL = best_first(scores_RL)
+    return places_RL[:, :keep].sort(dim=-1).values
 
 
 def top_mask(scores: Tensor, keep: int) -> Tensor:
-    """Bool mask of the `keep` highest scores along the last dimension, with the order of `token_select`."""
-    order = scores.sort(dim=-1, descending=True, stable=True).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :keep], True)
+    """Bool mask of the `keep` best scores along the last dimension, as `best_first` has them."""
+    _, places = best_first(scores)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, places[..., :keep], True)
 
 
 def token_gather(x_RLC: Tensor, indices_RK: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`docs/study.md`: the tables, the claims and how they were come by, written from finished cells. Plain Python."""
+"""`docs/study.md`: the tables, the claims and how they were found, written from finished cells. Plain Python."""
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -33,7 +33,7 @@ def page(results: Sequence[Result], command: str, plots: Sequence[str], others: 
     Args:
         results: finished cells of one study.
         command: what makes the missing ones.
-        plots: names of the drawings in pictures/ beside the page.
+        plots: names of the plots in pictures/ beside the page.
         others: cells of the same study but for the steps of stage 2.
     """
     figures = Figures(results)
@@ -113,7 +113,7 @@ def _key() -> str:
     return (
         "*FID* and *IS* are the paper's, of VAR-d20 on ImageNet. *Fréchet* is the distance of drawn pictures to real "
         "ones in the features of the Glyphs-100 classifier, *L_f* the held-out KL to the teacher; lower is better in "
-        "both. *class* the share of pictures that the classifier gives the class they were drawn for. ± is the "
+        "both. *class* is the share of pictures that the classifier gives the class they were drawn for. ± is the "
         "standard deviation over seeds. *Saved* is the share of the transformer's operations as the paper counts them "
         "([paper-notes](paper-notes.md), Sec. 4); at mini scale the head and the embeddings weigh more than at d20."
     )
@@ -146,13 +146,13 @@ def _labels(figures: Figures) -> str:
     text = (
         "### Other labels\n\n"
         "A question of our own. The paper ranks experts by how near each one's output alone comes to the whole FFN's "
-        "(before Eq. 5), and tokens by how much the block changes them (before Eq. 10). Here experts are left out one "
-        "after the other, each time the one whose absence takes the sum of the others least far from the whole; and "
-        "tokens are ranked by how much their final logits change without what the block did to them.\n\n"
-        "All rows but *label-printed* are taught by a sharp label with α = 1 in place of the label as printed (Eqs. "
-        "5-6, 10-11) with α = 0.05 (Eq. 19). The printed one takes the softmax twice, so that it is nearly even: of "
-        "192 tokens of 256, one that is to be kept has 1.005 times the share of one that is not, in the geometric "
-        "mean, and of 12 experts of 16, 1.09 times."
+        "(before Eq. 5), and tokens by how much the block changes them (before Eq. 10). The third row leaves experts "
+        "out one after the other, each time the one that the sum of the others misses least. The fourth ranks tokens "
+        "by how much their final logits change without what the block did to them.\n\n"
+        "All rows but the second are taught by a sharp label with α = 1 in place of the label as printed (Eqs. "
+        "5-6, 10-11) with α = 0.05 (Eq. 19). The printed one takes the softmax twice, so it is nearly even. Where 192 "
+        "of 256 tokens are kept, a kept one has 1.005 times the share of another, in the geometric mean; where 12 of "
+        "16 experts are, 1.09 times."
     )
     return f"{text}\n\n{_rows(figures, (FULL, 'label-printed', 'label-together', 'label-logits'))}"
 
@@ -165,8 +165,8 @@ def _rows(figures: Figures, names: Iterable[str]) -> str:
 def _against(figures: Figures) -> str:
     text = (
         "### VAR-mini beside it\n\n"
-        "VAR-mini has not been trained to its end, so any further training improves it. What leaving out costs is told "
-        "by its second row: the same steps of stage 2 with nothing left out."
+        "VAR-mini has not been trained to its end, so any further training improves it. Its second row tells what "
+        "leaving out costs: the same steps of stage 2 with nothing left out."
     )
     return f"{text}\n\n{_rows(figures, (DENSE, TRAINED_ON, FULL))}"
 

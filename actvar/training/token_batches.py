@@ -78,6 +78,6 @@ class TokenBatches:
         if pictures % shares:
             raise UsageError(
                 f"A batch of {pictures} pictures cannot be cut into {shares} equal parts (processes: {self.team.size}, "
-                f"--accumulate {self.settings.accumulate}). Take a --batch that can."
+                f"--accumulate {self.settings.accumulate}). Take a --batch-size that can."
             )
         return shares

@@ -1,0 +1,1 @@
+"""What only a GPU can show: the steps of `benchmarks/gpu_evidence.py`."""

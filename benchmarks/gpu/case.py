@@ -24,18 +24,20 @@ class Places:
     """Where things lie.
 
     Args:
-        work: what was prepared, unpacked.
+        bundles: those that the steps need.
+        scratch: for what nobody needs afterwards.
         out: the JSON of the steps so far.
         official_var: a checkout of official VAR, if there is one.
     """
 
-    work: Path
+    bundles: Path
+    scratch: Path
     out: Path
     official_var: Path | None = None
 
     def bundle(self, name: str) -> Path:
-        """A bundle that was prepared."""
-        return self.work / "bundles" / name
+        """A bundle of this name, which the step `bundles` makes."""
+        return self.bundles / name
 
     def findings(self, step: str) -> dict[str, dict[str, Any]]:
         """What the cases of an earlier step found, by case."""

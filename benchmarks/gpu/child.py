@@ -1,8 +1,8 @@
 """The process of one case: runs it if all that it needs is here, and leaves its answer as far as it has come.
 
-    python -m gpu.child STEP CASE --answer FILE --work FOLDER --out FOLDER [--official-var FOLDER]
+    python -m actvar.benchmarks.gpu.child STEP CASE --answer FILE --bundles FOLDER --scratch FOLDER --out FOLDER
 
-Every step is a module of its own with `run(case, places, report)`, imported once its packages were found.
+Every step is a function of a case, its places and its report, imported once its packages were found.
 """
 
 import argparse
@@ -24,15 +24,18 @@ def main() -> None:
     parser.add_argument("step")
     parser.add_argument("case")
     parser.add_argument("--answer", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--bundles", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--official-var", type=Path)
     given = parser.parse_args()
-    report, places = Report(given.answer), Places(given.work, given.out, given.official_var)
+    report, places = Report(given.answer), Places(given.bundles, given.scratch, given.out, given.official_var)
     try:
-        (case,) = (case for step in STEPS if step.name == given.step for case in step.cases if case.name == given.case)
+        (step,) = (step for step in STEPS if step.name == given.step)
+        (case,) = (case for case in step.cases if case.name == given.case)
         require(case, places)
-        import_module(f"actvar.benchmarks.gpu.{given.step}").run(case.name, places, report)
+        module, _, function = (step.code or f"{step.name}:run").partition(":")
+        getattr(import_module(f"actvar.benchmarks.gpu.{module}"), function)(case.name, places, report)
         report.end(DONE)
     except Skipped as skipped:
         report.end(SKIPPED, reason=str(skipped))

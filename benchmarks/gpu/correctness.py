@@ -1,13 +1,15 @@
-"""Step: the mini model on this GPU, token by token against ONNX Runtime and graph by graph against PyTorch.
+"""Steps: the mini model on this GPU, by TensorRT and by ONNX Runtime's CUDA provider.
 
-Also whether anything depends on how a picture is drawn: recorded or not, beside another batch or alone, or which time.
+Token by token against ONNX Runtime on the CPU. By TensorRT also graph by graph against PyTorch, and whether anything
+depends on how a picture is drawn: recorded or not, beside another batch or alone, or which time.
 """
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
-from actvar.benchmarks.gpu.case import Departure, Places, Report, the_gpu
+from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped, the_gpu
 from actvar.benchmarks.gpu.drawing import agreement, all_equal, drawn, orders, same_bytes
 from actvar.benchmarks.gpu.ways import way_that_ran, with_plans
 from actvar.bundle.manifest import read_manifest
@@ -15,7 +17,7 @@ from actvar.checkpoint.files import shipped_checkpoint
 from actvar.checkpoint.model import load_model
 from actvar.export.parity.check import check_parity
 from actvar.runtime.backends import trt
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_engines, open_graphs
 
 _BATCH, _PICTURES, _REPEATS = 4, 8, 20
@@ -24,7 +26,7 @@ _BATCH, _PICTURES, _REPEATS = 4, 8, 20
 def run(case: str, places: Places, report: Report) -> None:
     """Compare in one precision."""
     gpu, way = the_gpu(), way_that_ran(places)
-    bundle = with_plans(places.bundle(f"mini-{case}"), way, gpu, places.work / "correctness")
+    bundle = with_plans(places.bundle(f"mini-{case}"), way, gpu, places.scratch / "correctness")
     report.add(engine=way.engine, built_for=list(way.target(gpu).gpus))
     engines = open_engines(bundle, _BATCH)
     faults = [*_chain(case, engines, bundle, report), *_stays_the_same(engines, bundle, report)]
@@ -36,7 +38,7 @@ def run(case: str, places: Places, report: Report) -> None:
         raise Departure(" ".join(faults))
 
 
-def _chain(case: str, engines: Pipeline, bundle: Path, report: Report) -> list[str]:
+def _chain(case: str, engines: GraphSource, bundle: Path, report: Report) -> list[str]:
     """Whole pictures: in fp32 every token must be ONNX Runtime's; in fp16 one early flip changes all after it."""
     graphs = open_graphs(bundle, _BATCH, threads=0)
     what = orders(graphs.model, _PICTURES)
@@ -45,7 +47,7 @@ def _chain(case: str, engines: Pipeline, bundle: Path, report: Report) -> list[s
     return ["Whole pictures draw other tokens than ONNX Runtime's."] if case == "fp32" and not all_equal(found) else []
 
 
-def _stays_the_same(engines: Pipeline, bundle: Path, report: Report) -> list[str]:
+def _stays_the_same(engines: GraphSource, bundle: Path, report: Report) -> list[str]:
     """The same bytes, twenty times; a lane's first two chains are run, and recorded from then on."""
     what = orders(engines.model, _PICTURES)
     fresh = replace(engines, engine=trt.load(bundle, read_manifest(bundle), _BATCH))
@@ -61,3 +63,23 @@ def _stays_the_same(engines: Pipeline, bundle: Path, report: Report) -> list[str
     if not same_bytes(drawn(one_lane, what), times[0]):
         faults.append("Two lanes do not draw what one draws.")
     return faults
+
+
+def cuda_provider(case: str, places: Places, report: Report) -> None:
+    """Compare whole pictures in fp32."""
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # CUDA's libraries, from the packages that PyTorch brought
+    report.add(onnxruntime=onnxruntime.__version__, providers=onnxruntime.get_available_providers())
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise Skipped("ONNX Runtime has no CUDA provider here. Install onnxruntime-gpu in place of onnxruntime.")
+    graphs, on_gpu = (open_graphs(places.bundle(f"mini-{case}"), _BATCH, 0, device) for device in ("cpu", "cuda"))
+    what = orders(graphs.model, _PICTURES)
+    began = time.monotonic()
+    pictures = drawn(on_gpu, what)
+    report.add(opened_and_drawn_seconds=round(time.monotonic() - began, 2))
+    found = agreement(pictures, drawn(graphs, what))
+    report.add(chain=found)
+    if not all_equal(found):
+        raise Departure("Whole pictures draw other tokens on the GPU than on the CPU.")

@@ -46,13 +46,15 @@ class DoubledEngine:
         """See `Engine`."""
         return self._engine.kv_cache(pictures)
 
-    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> Launched:
+    def launch(
+        self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int, replayable: bool = True
+    ) -> Launched:
         """See `Engine`; a chain of another name, as its steps are others."""
 
         def twice(graphs: GraphRunner, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             return chain(_Doubled(graphs), given)
 
-        return self._engine.launch(f"{name}, every graph twice", twice, inputs, pictures)
+        return self._engine.launch(f"{name}, every graph twice", twice, inputs, pictures, replayable)
 
 
 class _Doubled:
@@ -67,3 +69,6 @@ class _Doubled:
 
     def kv_cache(self, pictures: int) -> KVCache:
         return self._graphs.kv_cache(pictures)
+
+    def download(self, tensor: Tensor) -> np.ndarray:
+        return self._graphs.download(tensor)

@@ -1,10 +1,7 @@
-"""Step: what machine this is, and how fast its GPU copies memory."""
+"""Step: what its tools say of the GPU, and how fast it copies memory."""
 
-import os
-import platform
 import shutil
 import subprocess
-from pathlib import Path
 from statistics import median
 
 from actvar.benchmarks.gpu.case import Places, Report, Skipped
@@ -16,7 +13,6 @@ _COPIES = 20
 
 def run(case: str, places: Places, report: Report) -> None:
     """Ask the machine."""
-    report.add(system=platform.platform(), cores=os.cpu_count(), cpu=_cpu(), memory=_host_memory())
     if not shutil.which("nvidia-smi"):
         raise Skipped("There is no nvidia-smi, and so no NVIDIA GPU.")
     report.add(nvidia_smi=_said("nvidia-smi"), gpu=_said("nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"))
@@ -54,12 +50,3 @@ def _copy_speed() -> float:
 def _said(*command: str) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     return (done.stdout + done.stderr).strip().splitlines()
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "unknown")
-
-
-def _host_memory() -> str:
-    return Path("/proc/meminfo").read_text().splitlines()[0].partition(":")[2].strip()

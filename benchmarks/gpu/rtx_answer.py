@@ -28,7 +28,7 @@ def run(case: str, places: Places, report: Report) -> None:
     way = WAYS[case]
     gpu, said = the_gpu(), _listen()
     report.add(gpu=gpu.name, capability=gpu.capability, said=said)
-    bundle = copy_of(places.bundle(ANSWERED), way, gpu, places.work / "ways" / case)
+    bundle = copy_of(places.bundle(ANSWERED), way, gpu, places.scratch / "ways" / case)
     target = plan_folder(bundle, way.target(gpu))
     before = read_plans(target).plans if (target / MANIFEST_FILE).exists() else {}
     began = time.monotonic()
@@ -38,7 +38,7 @@ def run(case: str, places: Places, report: Report) -> None:
         report.add(runs=False, not_built=str(error))
         return
     report.add(built_for=list(plans.target.gpus), version=plans.target.version)
-    report.add(carried=[graph for graph, spec in plans.plans.items() if before.get(graph) == spec])
+    report.add(built_before=[graph for graph, spec in plans.plans.items() if before.get(graph) == spec])
     report.add(built_here_seconds=round(time.monotonic() - began, 2))
     if not _all_load(EngineLibrary(way.engine, import_module(way.module)), folder, plans, report):
         report.add(runs=False)

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from actvar.files import written_whole
+from actvar.provenance import typed
 
 DONE, SKIPPED, FAILED, OUT_OF_TIME = "done", "skipped", "failed", "out of time"
 SUMMARY_FILE = "summary.json"
@@ -38,10 +40,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Step:
-    """A question, answered by one or more cases."""
+    """A question, answered by one or more cases.
+
+    `code` is module:function of what answers it, NAME:run if left out; `counts` says whether against the deadline.
+    """
 
     name: str
     cases: tuple[Case, ...]
+    code: str = ""
+    counts: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Run:
         scratch: for logs and answers.
         out: for the JSON of each step, and the summary.
         header: what every JSON begins with.
-        deadline: of the whole, on `time.monotonic`.
+        deadline: of all steps that count, on `time.monotonic`; it moves by what the others take.
         tell: is given a line for each case.
     """
 
@@ -78,14 +85,16 @@ def run_steps(steps: Iterable[Step], run: Run) -> list[dict[str, Any]]:
         OSError: nothing can be written.
     """
     records: list[dict[str, Any]] = []
+    deadline = run.deadline
     for step in steps:
-        cases: list[dict[str, Any]] = []
+        began, cases = time.monotonic(), list[dict[str, Any]]()
         records.append({"step": step.name, "cases": cases})
         for case in step.cases:
-            cases.append(_run_case(step, case, run))
+            cases.append(_run_case(step, case, run, deadline if step.counts else inf))
             _write(run.out / f"{step.name}.json", {**run.header, **records[-1]})
             _write(run.out / SUMMARY_FILE, {**run.header, "steps": records})
             run.tell(line(step.name, cases[-1]))
+        deadline += 0.0 if step.counts else time.monotonic() - began
     return records
 
 
@@ -104,8 +113,8 @@ def exit_code(records: Iterable[Mapping[str, Any]]) -> int:
     return 3 if SKIPPED in states else 0
 
 
-def _run_case(step: Step, case: Case, run: Run) -> dict[str, Any]:
-    left = run.deadline - time.monotonic()
+def _run_case(step: Step, case: Case, run: Run, deadline: float) -> dict[str, Any]:
+    left = deadline - time.monotonic()
     limit = round(min(case.limit, left), 1)
     record: dict[str, Any] = {"case": case.name, "state": SKIPPED, "seconds": 0.0, "limit": limit}
     if limit < _LEAST:
@@ -116,7 +125,7 @@ def _run_case(step: Step, case: Case, run: Run) -> dict[str, Any]:
     command = list(run.command(step, case, answer_file))
     began = time.monotonic()
     code = _wait(command, log, limit, run)
-    record |= {"seconds": round(time.monotonic() - began, 3), "command": " ".join(command)}
+    record |= {"seconds": round(time.monotonic() - began, 3), "command": typed(command, run.folder)}
     answer = _answer(answer_file)
     if answer.get("state") in (DONE, SKIPPED):
         return {**record, **answer}

@@ -19,12 +19,11 @@ from actvar.benchmarks.gpu.steps import COMPILED, LATENCY_BATCH, OURS, THROUGHPU
 from actvar.bundle.manifest import Manifest
 from actvar.config import PRESETS
 from actvar.errors import ActVARError
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 
 _BATCHES = (LATENCY_BATCH, THROUGHPUT_BATCH)
 _REPEATS = {LATENCY_BATCH: 30, THROUGHPUT_BATCH: 5}
 _STREAMED_BATCHES, _STREAMS = 4, 3
-_COMPILED_VARIANTS = 1024  # torch.compile gives a function up after 8, and every scale is one
 _GRAPHS_UNTIL_RECORDED = 2  # chains of one lane before it replays
 
 
@@ -47,7 +46,7 @@ def _engines(preset: str, who: str, places: Places, report: Report) -> None:
 
     gpu, way = the_gpu(), way_that_ran(places)
     began = time.monotonic()
-    bundle = with_plans(places.bundle(f"{preset}-{who}-fp16"), way, gpu, places.work / "timings")
+    bundle = with_plans(places.bundle(f"{preset}-{who}-fp16"), way, gpu, places.scratch / "timings")
     plans_built = time.monotonic()
     manifest = bind_random(bundle)
     report.add(engine=way.engine, built_for=list(way.target(gpu).gpus), jobs=os.cpu_count())
@@ -71,12 +70,12 @@ def _taken_bytes() -> int:
     return int(total - free)
 
 
-def _timed(engines: Pipeline, batch: int) -> dict[str, Any]:
+def _timed(engines: GraphSource, batch: int) -> dict[str, Any]:
     """One batch at a time; with every graph doubled, for the share outside; then several under way."""
     what = orders(engines.model, batch)
     sampling, lanes = engines.model.sampling, engines.engine.lanes
 
-    def draw_with(source: Pipeline, batches: int) -> Callable[[], None]:
+    def draw_with(source: GraphSource, batches: int) -> Callable[[], None]:
         def draw() -> None:
             for _ in source.draw(what * batches, sampling, SEED):
                 pass
@@ -141,8 +140,9 @@ def compile_official() -> None:
 
     import torch
 
-    torch._dynamo.config.recompile_limit = _COMPILED_VARIANTS
-    torch._dynamo.config.accumulated_recompile_limit = _COMPILED_VARIANTS
+    from actvar.benchmarks.pictures.peers import allow_a_variant_for_each_scale
+
+    allow_a_variant_for_each_scale()
     # It does nothing but in training, and each block's own rate would make each block compile anew.
     sys.modules["models.helpers"].DropPath.forward = lambda module, x: x
     for module, name in (("models.basic_var", "AdaLNSelfAttn"), ("models.basic_vae", "Decoder")):

@@ -60,7 +60,7 @@ WAYS = {
 """By name, those first that are taken first where several run."""
 
 AHEAD = ("sm89", "sm80", "default")
-"""Those that need no GPU to be built."""
+"""Those that need no GPU to be built: made with the bundle whose plans are tried."""
 
 
 def way_that_ran(places: Places) -> Way:

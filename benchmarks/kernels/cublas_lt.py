@@ -18,7 +18,7 @@ from actvar.runtime.backends.memory import Block
 
 # Of cublasLt.h and library_types.h.
 _FP32, _FP16, _SUMS_IN_FP32 = 0, 2, 68
-_AS_IS, _TRANSPOSED = 0, 1
+_TRANSPOSED = 1
 _TRANSPOSE_A, _EPILOGUE, _BIAS_POINTER = 3, 7, 8
 _MOST_WORKSPACE = 1
 _NO_EPILOGUE, _BIAS, _GELU_BIAS = 1, 4, 36

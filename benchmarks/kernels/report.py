@@ -1,16 +1,21 @@
-"""What the kernels' benchmark found: tables for a person, JSON for a program, a drawing. Ratios come first."""
+"""What the kernels' benchmark found: tables for a person, JSON for a program, a plot. Ratios come first."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import log
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
 from actvar.benchmarks.kernels.cases import RECORDED, Moved, Routed
+from actvar.plotting import FAINT, SERIES, new_figure
 from actvar.runtime.machine import Machine
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMAT, VERSION = "actvar-kernel-bench", 1
 COPY_AIM = 1.3
@@ -18,8 +23,8 @@ FFN_AIMS = {(12, 4096): 0.87, (12, 24576): 0.82, (4, 4096): 0.38, (4, 24576): 0.
 """Of the routed FFN's time as a multiple of the dense one's, by active experts and tokens; 1 for all others."""
 
 _MICRO, _TERA = 1e6, 1e-12
-_PANEL, _LEFT, _TOP, _GAP = 300, 60, 40, 60
-_COLOURS = ("#1f5fa8", "#d98032", "#5b8c5a", "#8a4f9e")
+_PANEL, _FRAME = 3.2, 1.6  # inches: a panel's width and height, and what is around them
+_MARKERS = "osD^"
 
 
 @dataclass(frozen=True)
@@ -86,19 +91,23 @@ class KernelReport:
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
-    def plot(self) -> str:
-        """SVG: the best tactic beside the dense FFN over the number of tokens, a panel for each number of experts."""
+    def plot(self) -> "Figure":
+        """The best tactic beside the dense FFN over the number of tokens, a panel for each number of active experts.
+
+        Raises:
+            NoPlots: matplotlib is not installed.
+        """
         panels = sorted({figures.active for figures in self.routed})
-        width = _LEFT + len(panels) * (_PANEL + _GAP)
-        height = _TOP + _PANEL + 2 * _GAP
-        style = 'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
-        parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" {style}']
-        for i, active in enumerate(panels):
-            parts += _panel([f for f in self.routed if f.active == active], active, _LEFT + i * (_PANEL + _GAP))
-        parts.append(
-            _text(10, height - 12, f"{self.title}. Best tactic; dashed: recorded masks; grey: as long as dense")
-        )
-        return "\n".join([*parts, "</svg>", ""])
+        figure = new_figure(_PANEL * max(len(panels), 2), _PANEL + _FRAME)
+        rows = figure.subplots(1, max(len(panels), 1), sharey=True, squeeze=False)
+        for axes, active in zip(rows[0], panels, strict=False):
+            _panel(axes, [f for f in self.routed if f.active == active], active)
+        highest = max((min(figures.ratios.values()) for figures in self.routed), default=0.0)
+        rows[0][0].set_ylim(0, max(1.2, 1.05 * highest))
+        rows[0][0].set_ylabel("time of the best tactic,\nas a multiple of the dense FFN's")
+        figure.suptitle(self.title, x=0.01, ha="left", fontsize=8, color=FAINT)
+        figure.legend(*_legend(rows[0]), loc="outside lower center", ncols=4)
+        return figure
 
 
 def _routed_to_json(figures: Routed) -> dict[str, Any]:
@@ -111,38 +120,33 @@ def _routed_to_json(figures: Routed) -> dict[str, Any]:
     }
 
 
-def _panel(routed: Sequence[Routed], active: int, left: int) -> Iterator[str]:
+def _panel(axes: "Axes", routed: Sequence[Routed], active: int) -> None:
     """Lines of ratios, one for each width and kind of masks."""
-    tokens = sorted({figures.tokens for figures in routed})
-    top = max(1.2, *(min(figures.ratios.values()) for figures in routed))
-    span = log(tokens[-1] / tokens[0]) or 1.0
-
-    def place(figures: Routed) -> tuple[float, float]:
-        across = log(figures.tokens / tokens[0]) / span
-        return left + across * _PANEL, _TOP + _PANEL * (1 - min(figures.ratios.values()) / top)
-
-    yield _text(left, _TOP - 16, f"{active} active experts")
-    yield f'<rect x="{left}" y="{_TOP}" width="{_PANEL}" height="{_PANEL}" fill="none" stroke="#222"/>'
-    equal = _TOP + _PANEL * (1 - 1 / top)
-    yield f'<line x1="{left}" x2="{left + _PANEL}" y1="{equal:.1f}" y2="{equal:.1f}" stroke="#9aa5b1"/>'
-    yield _text(left - 28, equal + 4, "1.0")
-    for count in tokens:
-        yield _text(left + log(count / tokens[0]) / span * _PANEL - 14, _TOP + _PANEL + 18, str(count))
-    lines = sorted({(figures.width, figures.routing) for figures in routed})
-    widths = sorted({width for width, _ in lines})
-    for width, routing in lines:
-        colour = _COLOURS[widths.index(width) % len(_COLOURS)]
+    widths = sorted({figures.width for figures in routed})
+    for width, routing in sorted({(figures.width, figures.routing) for figures in routed}):
         chosen = sorted((f for f in routed if (f.width, f.routing) == (width, routing)), key=lambda f: f.tokens)
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, chosen))
-        dashes = ' stroke-dasharray="5,4"' if routing == RECORDED else ""
-        yield f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
-    for i, width in enumerate(widths):
-        label = f'<tspan fill="{_COLOURS[i % len(_COLOURS)]}">C = {width}</tspan>'
-        yield f'<text x="{left + 8}" y="{_TOP + _PANEL - 10 - 16 * i}">{label}</text>'
+        axes.plot(
+            [figures.tokens for figures in chosen],
+            [min(figures.ratios.values()) for figures in chosen],
+            color=SERIES[widths.index(width) % len(SERIES)],
+            marker=_MARKERS[widths.index(width) % len(_MARKERS)],
+            linestyle="--" if routing == RECORDED else "-",
+            label=f"C = {width}, {routing} masks",
+        )
+    axes.axhline(1, color=FAINT, linewidth=0.8, linestyle=":")
+    tokens = sorted({figures.tokens for figures in routed})
+    axes.set_xscale("log")
+    axes.set_xticks(tokens, list(map(str, tokens)), rotation=45, ha="right", rotation_mode="anchor")
+    axes.minorticks_off()
+    axes.grid()
+    axes.set_title(f"{active} active experts")
+    axes.set_xlabel("tokens")
 
 
-def _text(left: float, top: float, text: str) -> str:
-    return f'<text x="{left:.1f}" y="{top:.1f}">{text}</text>'
+def _legend(rows: Iterable["Axes"]) -> tuple[list["Artist"], list[str]]:
+    """Every line's name once; 16 active experts have no recorded masks."""
+    named = {name: line for axes in rows for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    return list(named.values()), list(named)
 
 
 def _table(title: str, *headings: str) -> Table:

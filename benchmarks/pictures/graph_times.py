@@ -15,7 +15,7 @@ from actvar.bundle.contract import TensorSpec
 from actvar.bundle.manifest import Manifest
 from actvar.runtime.backends.protocol import Chain, Engine, KVCache, Tensor
 from actvar.runtime.pictures import Order
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 
 
 class Lap(NamedTuple):
@@ -49,7 +49,7 @@ class Drawer(Protocol):
 class GraphDrawer:
     """Draws with the graphs of a bundle; see `Drawer`."""
 
-    def __init__(self, source: Pipeline):
+    def __init__(self, source: GraphSource):
         self._source = source
 
     def draw(self, first: int, pictures: int, looked_into: bool) -> list[Lap]:
@@ -102,7 +102,9 @@ class TimedEngine:
         """See `Engine`."""
         return self._engine.kv_cache(pictures)
 
-    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> "_Done":
+    def launch(
+        self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int, replayable: bool = True
+    ) -> "_Done":
         """See `Engine`. The chain is over when this returns."""
         made = chain(self, {input_name: self.upload(array) for input_name, array in inputs.items()})
         return _Done({output_name: self.download(tensor) for output_name, tensor in made.items()})

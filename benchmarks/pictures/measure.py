@@ -1,6 +1,6 @@
 """Who is faster: contestants that take turns at drawing the same batches, on the same machine, in the same minutes.
 
-Knows whose turn it is and what to make of the times; processes are `bench_process`'s, words `bench_report`'s. A machine
+Knows whose turn it is and what to make of the times; processes are `process.py`'s, words `report.py`'s. A machine
 is never quite itself, so no time stands alone: every contestant draws once in every round, each round begins with
 another one, and ratios are taken within a round.
 

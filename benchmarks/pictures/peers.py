@@ -28,7 +28,7 @@ from actvar.generation import generate
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.image import to_bytes
 
-_GRAPHS_OF_COMPILED = 1024  # torch.compile gives a function up after 8 variants, and every scale is one
+_COMPILED_VARIANTS = 1024  # torch.compile gives a function up after 8, and every scale is one
 
 Draw: TypeAlias = Callable[[list[int], int], Tensor]
 """Classes and the first picture's number to pictures in [0, 1], B3HW."""
@@ -114,8 +114,7 @@ def open_network(checkpoint: Path, compiled: bool, where: Where) -> TorchDrawer:
     network = load_model(checkpoint).to(where.device)
     var, vqvae = network.var, network.vqvae
     if compiled:
-        torch._dynamo.config.recompile_limit = _GRAPHS_OF_COMPILED
-        torch._dynamo.config.accumulated_recompile_limit = _GRAPHS_OF_COMPILED
+        allow_a_variant_for_each_scale()
         for block in var.blocks:
             block.infer = torch.compile(block.infer)  # type: ignore[method-assign]
         vqvae.decode = torch.compile(vqvae.decode)  # type: ignore[method-assign]
@@ -129,6 +128,12 @@ def open_network(checkpoint: Path, compiled: bool, where: Where) -> TorchDrawer:
         return generate(network, class_ids, network.config.sampling, 0, numbers).pictures_B3HW
 
     return TorchDrawer(draw, network.config.num_classes, clock, where)
+
+
+def allow_a_variant_for_each_scale() -> None:
+    """Of every function that torch.compile compiles in this process."""
+    torch._dynamo.config.recompile_limit = _COMPILED_VARIANTS
+    torch._dynamo.config.accumulated_recompile_limit = _COMPILED_VARIANTS
 
 
 # ---- official VAR

@@ -1,92 +1,105 @@
-"""A benchmark as a drawing: SVG text, written by hand, as two sets of bars need no library.
+"""A benchmark as a plot.
 
 Above, for each batch size, how long each contestant takes beside its baseline, with quartiles. Below, where the time of
 the smallest batch goes.
 """
 
-from collections.abc import Iterator
-from xml.sax.saxutils import escape
+from textwrap import fill
+from typing import TYPE_CHECKING
 
 from actvar.benchmarks.pictures.measure import Measured, Spread
 from actvar.benchmarks.pictures.report import BenchReport
+from actvar.plotting import BLUE, FAINT, GREEN, GREY, INK, ORANGE, Colour, new_figure, shades
 
-_WIDTH, _LEFT, _RIGHT = 900, 260, 90
-_ROW, _BAR, _GAP = 20, 14, 34
-_STRONG, _PLAIN, _LINE = "#1f5fa8", "#9aa5b1", "#222"
-_DECODER, _CONDITION, _OUTSIDE = "#d98032", "#5b8c5a", "#d0d0d0"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-
-def plot(report: BenchReport) -> str:
-    """The whole drawing."""
-    parts: list[str] = []
-    top = _GAP
-    for batch in report.plan.batches:
-        parts += _heading(top, f"batch {batch}: time as a multiple of the baseline's (median and quartiles)")
-        found = {id(figures): report.ratio(figures, batch) for figures in report.measured}
-        longest = max(spread.upper for spread in found.values())
-        for figures in report.measured:
-            top += _ROW
-            parts += _ratio_bar(top, figures, found[id(figures)], longest)
-        top += _GAP
-    first = report.plan.batches[0]
-    parts += _heading(top, f"batch {first}: where the time goes, in seconds (medians)")
-    totals = [Spread.of([drawn.seconds for drawn in figures.looked_into[first]]).median for figures in report.measured]
-    for figures, total in zip(report.measured, totals, strict=True):
-        top += _ROW
-        parts += _stacked_bar(top, figures, first, total, max(totals))
-    top += _GAP
-    parts += [_text(_LEFT, top, "green: condition, blue: scales, first to last, orange: decoder, grey: outside")]
-    parts += [_text(10, top + _ROW, report.title)]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{top + 2 * _ROW}"'
-    style = 'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
-    return "\n".join([f"{head} {style}", *parts, "</svg>", ""])
+_WIDTH, _ROW, _FRAME = 9.0, 0.3, 1.0  # inches: of the whole, of a bar, and of what is around the bars of a panel
+_ROOM = 1.12  # of the longest bar, for the number behind it
+_LINE = 140  # letters of the title
+_GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # of a number, over the baseline's line
 
 
-def _ratio_bar(top: int, figures: Measured, ratio: Spread, longest: float) -> Iterator[str]:
-    yield from _label(top, figures)
-    colour = _STRONG if figures.contestant.kind == "graphs" else _PLAIN
-    yield _bar(_LEFT, top, _length(ratio.median, longest), colour)
-    lower, upper, middle = _length(ratio.lower, longest), _length(ratio.upper, longest), top + _BAR / 2
-    ends = f'x1="{_LEFT + lower:.1f}" x2="{_LEFT + upper:.1f}" y1="{middle}" y2="{middle}"'
-    yield f'<line {ends} stroke="{_LINE}" stroke-width="2"/>'
-    yield _text(_LEFT + upper + 6, top, f"{ratio.median:.3f}")
+def plot(report: BenchReport) -> "Figure":
+    """The whole plot.
+
+    Raises:
+        NoPlots: matplotlib is not installed.
+    """
+    panels = len(report.plan.batches) + 1
+    figure = new_figure(_WIDTH, panels * (_ROW * len(report.measured) + _FRAME) + _FRAME)
+    *ratios, parts = figure.subplots(panels, 1, squeeze=False)[:, 0]
+    for axes, batch in zip(ratios, report.plan.batches, strict=True):
+        _ratios(axes, report, batch)
+    _parts(parts, report)
+    figure.suptitle(fill(report.title, _LINE), x=0.01, ha="left", fontsize=8, color=FAINT)
+    figure.legend(loc="outside lower right", ncols=5)
+    return figure
 
 
-def _stacked_bar(top: int, figures: Measured, batch: int, total: float, longest: float) -> Iterator[str]:
-    yield from _label(top, figures)
-    draws, left = figures.looked_into[batch], float(_LEFT)
+def _ratios(axes: "Axes", report: BenchReport, batch: int) -> None:
+    """A bar for each contestant, and its quartiles."""
+    spreads = [report.ratio(figures, batch) for figures in report.measured]
+    colours = [BLUE if figures.contestant.kind == "graphs" else GREY for figures in report.measured]
+    whiskers = [[s.median - s.lower for s in spreads], [s.upper - s.median for s in spreads]]
+    axes.barh(range(len(spreads)), [s.median for s in spreads], 0.7, color=colours)
+    axes.errorbar([s.median for s in spreads], range(len(spreads)), xerr=whiskers, fmt="none", ecolor=INK, capsize=3)
+    axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=":")
+    for place, spread in enumerate(spreads):
+        _number(axes, spread.upper, place, spread.median)
+    axes.set_xlim(0, _ROOM * max(1.0, *(s.upper for s in spreads)))
+    _frame(axes, report, f"Batch {batch}: time beside the baseline", "multiple of the baseline's time, with quartiles")
+
+
+def _parts(axes: "Axes", report: BenchReport) -> None:
+    """For each contestant the graphs of a batch, one behind the other, and what is outside of them."""
+    batch, totals = report.plan.batches[0], []
+    for place, figures in enumerate(report.measured):
+        end = 0.0
+        for seconds, colour in _medians(figures, batch):
+            axes.barh(place, max(seconds, 0.0), 0.7, left=end, color=colour)
+            end += max(seconds, 0.0)
+        totals.append(Spread.of([drawn.seconds for drawn in figures.looked_into[batch]]).median)
+        _number(axes, end, place, totals[-1])
+    axes.set_xlim(0, _ROOM * max(totals))
+    first, last = shades(2)
+    named: dict[str, Colour] = {
+        "condition": GREEN,
+        "first scale": first,
+        "last scale": last,
+        "decoder": ORANGE,
+        "outside": GREY,
+    }
+    for name, colour in named.items():  # a bar of no length brings its name into the legend
+        axes.barh(0, 0, color=colour, label=name)
+    _frame(axes, report, f"Batch {batch}: where the time goes", "seconds (medians)")
+
+
+def _medians(figures: Measured, batch: int) -> list[tuple[float, Colour]]:
+    """Seconds of every graph and of what is outside, with their colours."""
+    draws = figures.looked_into[batch]
     graphs = list(draws[0].graphs)
     scales = [graph for graph in graphs if graph.startswith("scale")]
-    medians = {graph: Spread.of([drawn.graphs[graph] for drawn in draws]).median for graph in graphs}
-    medians["outside"] = Spread.of([drawn.outside for drawn in draws]).median
-    for graph, seconds in medians.items():
-        if graph in scales:
-            shade = 85 - 50 * scales.index(graph) // max(len(scales) - 1, 1)
-            colour = f"hsl(212,65%,{shade}%)"
-        else:
-            colour = {"condition": _CONDITION, "decoder": _DECODER}.get(graph, _OUTSIDE)
-        length = _length(max(seconds, 0), longest)
-        yield _bar(left, top, length, colour, f"{graph}: {seconds * 1e3:.1f} ms")
-        left += length
-    yield _text(left + 6, top, f"{total:.3f}")
+    colours: dict[str, Colour] = {
+        "condition": GREEN,
+        "decoder": ORANGE,
+        **dict(zip(scales, shades(len(scales)), strict=True)),
+    }
+    medians = [(Spread.of([drawn.graphs[graph] for drawn in draws]).median, colours[graph]) for graph in graphs]
+    return [*medians, (Spread.of([drawn.outside for drawn in draws]).median, GREY)]
 
 
-def _length(value: float, longest: float) -> float:
-    return value / longest * (_WIDTH - _LEFT - _RIGHT)
+def _number(axes: "Axes", end: float, place: int, value: float) -> None:
+    axes.annotate(
+        f"{value:.3f}", (end, place), (6, 0), textcoords="offset points", va="center", fontsize=9, bbox=_GROUND
+    )
 
 
-def _bar(left: float, top: int, length: float, colour: str, title: str = "") -> str:
-    shape = f'<rect x="{left:.1f}" y="{top}" width="{length:.1f}" height="{_BAR}" fill="{colour}"'
-    return f"{shape}><title>{escape(title)}</title></rect>" if title else f"{shape}/>"
-
-
-def _heading(top: int, text: str) -> Iterator[str]:
-    yield f'<text x="10" y="{top + _BAR - 3}" font-weight="bold">{escape(text)}</text>'
-
-
-def _label(top: int, figures: Measured) -> Iterator[str]:
-    yield _text(10, top, f"{figures.contestant.name}, {figures.contestant.precision}")
-
-
-def _text(left: float, top: int, text: str) -> str:
-    return f'<text x="{left:.1f}" y="{top + _BAR - 3}">{escape(text)}</text>'
+def _frame(axes: "Axes", report: BenchReport, title: str, unit: str) -> None:
+    names = [f"{figures.contestant.name}, {figures.contestant.precision}" for figures in report.measured]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x")
+    axes.set_title(title)
+    axes.set_xlabel(unit)

@@ -1,7 +1,7 @@
 """A contestant of a benchmark as a process of its own, seen from the one that gives the commands.
 
 A process each, so that allocators, thread pools and whatever a library does to its process disturb nobody else. They
-speak in lines of JSON: see `bench_worker`.
+speak in lines of JSON: see `worker.py`.
 """
 
 import json
@@ -60,7 +60,7 @@ def command_seconds(contestant: Contestant, setting: Setting) -> float:
     Raises:
         ActVARError: it failed.
     """
-    options = ["--class", "0", "--bundle", str(contestant.path), "--backend", contestant.backend]
+    options = ["--class", "0", "--model", str(contestant.path), "--backend", contestant.backend]
     options += ["--device", setting.device, "--threads", str(setting.threads), "--out", str(setting.scratch / "0.png")]
     command = [sys.executable, "-c", "from actvar.cli.main import main; main()", "generate", *options]
     began = time.perf_counter()

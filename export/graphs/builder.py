@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from actvar.bundle.contract import TensorSpec
 from actvar.bundle.manifest import WEIGHTS_FILE, StoredTensor
-from actvar.export.graphs.precision import SHORT
 from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, OPERATORS
 
 OPSET = 20
@@ -34,6 +33,9 @@ _ONNX_TYPES = {
     "int8": TensorProto.INT8,
     "uint8": TensorProto.UINT8,
 }
+
+SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""What people call the types."""
 
 Branch: TypeAlias = Callable[[], Sequence[str]]
 
@@ -54,7 +56,8 @@ class GraphBuilder:
         self.weights: dict[str, StoredTensor] = {}
         self._stored, self._compute = weights, compute
         self._nodes: list[onnx.NodeProto] = []
-        self._widened: dict[str, onnx.NodeProto] = {}
+        self._ahead: list[onnx.NodeProto] = []
+        self._widened: dict[str, str] = {}
         self._initializers: dict[str, TensorProto] = {}
         self._taken: dict[str, int] = {}
         self._scope: tuple[str, ...] = ()
@@ -69,6 +72,19 @@ class GraphBuilder:
             yield
         finally:
             self._scope = outer
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Put the nodes inside before all others, out of any scope: they may be wanted in a branch, and outside of it.
+
+        They may read inputs, weights and constants, and each other.
+        """
+        outside = self._nodes, self._scope
+        self._nodes, self._scope = self._ahead, ()
+        try:
+            yield
+        finally:
+            self._nodes, self._scope = outside
 
     # ---- nodes
 
@@ -103,23 +119,28 @@ class GraphBuilder:
         return outputs
 
     def choose(
-        self, condition: str, then: Branch, otherwise: Branch, dtypes: Sequence[str], name: str
-    ) -> tuple[str, ...]:
-        """Add an `If`.
+        self, condition: str | bool, then: Branch, otherwise: Branch, dtypes: Sequence[str], name: str
+    ) -> Sequence[str]:
+        """Add an `If`, or one of the two alone, where it is known which.
 
         Args:
-            condition: a bool without dimensions.
+            condition: a bool without dimensions, or what it is.
             then, otherwise: each adds its own nodes, which may read any value from before, and returns the names of as
-                many values that it made as there are `dtypes`.
+                many values as there are `dtypes`.
             dtypes: of the results.
             name: within the scope.
 
         Returns: the results' names.
         """
+        if isinstance(condition, bool):
+            return then() if condition else otherwise()
         branches = {}
         for attribute, write in (("then_branch", then), ("else_branch", otherwise)):
             outer, self._nodes = self._nodes, []
-            results = write()
+            results: list[str] = []
+            for result in write():  # a branch gives what its own nodes make, and each value once
+                own = any(result in node.output for node in self._nodes) and result not in results
+                results.append(result if own else self.op("Identity", result))
             nodes, self._nodes = self._nodes, outer
             typed = zip(results, dtypes, strict=True)
             made = [helper.make_tensor_value_info(result, _ONNX_TYPES[dtype], None) for result, dtype in typed]
@@ -172,10 +193,10 @@ class GraphBuilder:
             self._initializers[name] = external_tensor(name, read)
         if read.dtype != "float16" or self._compute != "float32":
             return name
-        if name not in self._widened:  # before all other nodes, as a branch may be the first that reads it
-            wide = f"{name}/to_fp32"
-            self._widened[name] = helper.make_node("Cast", [name], [wide], name=wide, to=TensorProto.FLOAT)
-        return self._widened[name].output[0]
+        if name not in self._widened:
+            with self.ahead():
+                self._widened[name] = self.op("Cast", name, to=TensorProto.FLOAT, name=f"{name}/to_fp32")
+        return self._widened[name]
 
     def shape(self, weight: str) -> tuple[int, ...]:
         """Of a tensor of the weights file."""
@@ -218,7 +239,7 @@ class GraphBuilder:
     def build(self) -> onnx.ModelProto:
         """The model, with the function bodies of our operators that it uses."""
         graph = helper.make_graph(
-            [*self._widened.values(), *self._nodes],
+            [*self._ahead, *self._nodes],
             self.name,
             [_value_info(spec) for spec in self.inputs],
             [_value_info(spec) for spec in self.outputs],

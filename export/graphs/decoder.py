@@ -1,7 +1,7 @@
 """The VQVAE's decoder as ONNX nodes: the counterpart of `VQVAE.decode`.
 
-Precision of an fp16 or bf16 graph: convolutions and attention in fp16 (see `precision.DECODER`), norms and softmax in
-fp32.
+Precision of an fp16 or bf16 graph: convolutions and attention in fp16 (see `weights_file.DECODER_TYPES`), norms and
+softmax in fp32.
 
 Letters in shapes: B pictures, C channels, H side of a map, E code width, W = H * H, G groups of n values.
 """

@@ -28,8 +28,8 @@ from torch import Tensor
 from actvar.bundle.contract import TensorSpec
 from actvar.bundle.manifest import StoredTensor
 from actvar.export.graphs.builder import external_tensor
+from actvar.export.graphs.bundle import build_graph
 from actvar.export.graphs.decoder import FIRST_CONVOLUTION, LAST_CONVOLUTION
-from actvar.export.graphs.per_scale import build_graph
 from actvar.export.graphs.weights_file import WeightsFile
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR

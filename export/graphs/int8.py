@@ -15,8 +15,6 @@ for C to C; 3 for 2 rows, where reading the weights is the work.
 Letters in shapes: M tokens, I values into a layer, O out of it.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,36 +41,18 @@ def whole_numbers(weight_IO: Tensor) -> Tensor:
     return (weight_IO / column_scales(weight_IO)).round().to(torch.int8)
 
 
-@dataclass(frozen=True)
-class QuantizedRows:
-    """Tokens: uint8 values [M, I] around 128, and what each row is multiplied with, [M, 1]."""
-
-    values_MI: str
-    scale_M1: str
-
-
-def quantized_rows(b: GraphBuilder, x_MI: str) -> QuantizedRows:
-    """Every token by its own scale."""
-    last = b.ints(-1)
+def quantized_linear(b: GraphBuilder, x_MI: str, layer: str, name: str) -> str:
+    """x W + b of a layer that is stored in int8; in fp32, every token by its own scale."""
+    weight_IO, scale_O, last = b.weight(f"{layer}.{VALUES}"), b.weight(f"{layer}.{SCALES}"), b.ints(-1)
     highest_M1 = b.op("ReduceMax", x_MI, last, keepdims=1, name="highest")
     lowest_M1 = b.op("Neg", b.op("ReduceMin", x_MI, last, keepdims=1, name="lowest"))
     largest_M1 = b.op("Max", highest_M1, lowest_M1, b.scalar(_LEAST), name="largest")
     scale_M1 = b.op("Mul", largest_M1, b.scalar(1 / _LARGEST_ACTIVATION), name="row_scale")
     scale_M = b.reshape(scale_M1, -1)
     zero_M = b.op("Expand", b.constant("uint8_zero_1", np.array([_ZERO], np.uint8)), b.op("Shape", scale_M))
-    return QuantizedRows(b.op("QuantizeLinear", x_MI, scale_M, zero_M, axis=0, name="rows"), scale_M1)
-
-
-def quantized_product(b: GraphBuilder, rows: QuantizedRows, weight_IO: str, scale_O: str, name: str) -> str:
-    """x W, [M, O] in fp32."""
+    rows_MI = b.op("QuantizeLinear", x_MI, scale_M, zero_M, axis=0, name="rows")
     zero = b.constant("uint8_zero", np.array(_ZERO, np.uint8))
-    inputs = rows.values_MI, weight_IO, b.scalar(1.0), scale_O, zero
+    inputs = rows_MI, weight_IO, b.scalar(1.0), scale_O, zero
     product_MO = b.op("MatMulIntegerToFloat", *inputs, domain=_DOMAIN, name=f"{name}_int8")
-    return b.op("Mul", product_MO, rows.scale_M1, name=f"{name}_scaled")
-
-
-def quantized_linear(b: GraphBuilder, x_MI: str, layer: str, name: str) -> str:
-    """x W + b of a layer that is stored in int8."""
-    weight_IO, scale_O = b.weight(f"{layer}.{VALUES}"), b.weight(f"{layer}.{SCALES}")
-    product_MO = quantized_product(b, quantized_rows(b, x_MI), weight_IO, scale_O, name)
-    return b.op("Add", product_MO, b.weight(f"{layer}.bias"), name=name)
+    scaled_MO = b.op("Mul", product_MO, scale_M1, name=f"{name}_scaled")
+    return b.op("Add", scaled_MO, b.weight(f"{layer}.bias"), name=name)

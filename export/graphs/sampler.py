@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from actvar.export.graphs.builder import GraphBuilder
-from actvar.export.graphs.transformer import linear
+from actvar.export.graphs.layers import best_first, linear
 from actvar.sampling import SORTED_CODES
 
 Phi: TypeAlias = tuple[str, str]
@@ -39,7 +39,7 @@ def sample(b: GraphBuilder, logits_BLV: str, vocab_size: int, uniform_BL: str, t
     count = min(SORTED_CODES, vocab_size)
     last_axis = b.ints(-1)
     with b.scope("sampling"):
-        sorted_BLS, order_BLS = b.ops("TopK", logits_BLV, b.ints(count), count=2, axis=-1, name="sorted")
+        sorted_BLS, order_BLS = best_first(b, logits_BLV, b.ints(count), axis=-1, name="sorted")
         rank_S = b.op("Range", b.int_scalar(0), b.int_scalar(count), b.int_scalar(1), name="rank")
         allowed_S = b.op("Less", rank_S, top_k, name="in_top_k")
         masked_BLS = b.op("Where", allowed_S, sorted_BLS, b.scalar(-np.inf), name="masked")
@@ -86,15 +86,6 @@ def next_tokens_in(b: GraphBuilder, f_hat_BEHH: str, down: Resize | None, shape_
         map_BEpp = _resized(b, f_hat_BEHH, down, "area")
         map_BEL = b.op("Reshape", map_BEpp, shape_BEL, name="tokens")
         return b.op("Transpose", map_BEL, perm=[0, 2, 1], output="next_tokens_in")
-
-
-def resize(b: GraphBuilder, before: int, after: int, mode: str) -> Resize | None:
-    """From one side to another, by constants of the graph; nothing where they are the same."""
-    if before == after:
-        return None
-    matrix, name = resize_matrix(before, after, mode), f"{mode}_{before}_to_{after}"
-    transposed = b.constant(f"{name}_transposed", np.ascontiguousarray(matrix.T))
-    return Resize(b.constant(name, matrix), transposed)
 
 
 def resize_matrix(before: int, after: int, mode: str) -> np.ndarray:

@@ -30,7 +30,7 @@ from actvar.bundle.manifest import StoredTensor, WeightsSpec
 from actvar.config import ModelConfig
 from actvar.errors import CheckpointError
 from actvar.export.graphs import int8
-from actvar.export.graphs import precision as dtypes
+from actvar.export.graphs.builder import SHORT
 from actvar.models.actvar import empty_model
 from actvar.models.attention import MAX_SCALE_MUL
 from actvar.scales import PHI_COUNT, ScaleSchedule
@@ -43,11 +43,22 @@ SUBPIXEL_CONV = "subpixel_conv"
 
 # What a precision decides: the matrices of the blocks, and the decoder's convolutions. The rest is small or must be
 # exact, so it is always fp32: embeddings (the residual stream), selector and router, head, codebook and phi (f_hat),
-# norms.
+# norms. Softmax and sampling are computed in fp32, too.
 _BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
 _OF_DECODER = ("vqvae.post_quant_conv.", "vqvae.decoder.")
 _DECODER = re.compile(r"vqvae\.(post_quant_conv|decoder\.(?!.*norm))")
 _UPSAMPLING = re.compile(r"(vqvae\.decoder\..*upsample)\.conv\.(weight|bias)")
+
+BLOCK_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32", "fp16-weights": "float32"}
+"""By precision, what the blocks' matrices and attention compute in, with the KV cache. In int8 the matrices are whole
+numbers (`int8.py`), and what goes into them and comes out is fp32, as attention is."""
+
+DECODER_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "float16", "int8": "float32", "fp16-weights": "float32"}
+"""By precision, what the decoder's convolutions and attention compute in. In opset 20 `Conv` has no bfloat16, so those
+of a bf16 bundle are fp16: its activations are bounded by the norms before them, and do not need bfloat16's range as a
+transformer's may."""
+
+_HELD = {"fp16-weights": "float16"}  # the blocks' matrices, where not in what they are multiplied in: graphs widen them
 
 
 def positions_name(si: int) -> str:
@@ -65,9 +76,9 @@ class _Recipe:
     def dtype(self, name: str, precision: str) -> str:
         """What the file holds it in."""
         if _BLOCKS.match(name):
-            computed = dtypes.BLOCKS[precision]
-            return computed if name.endswith(".bias") else dtypes.MATRICES_HELD.get(precision, computed)
-        return dtypes.DECODER[precision] if _DECODER.match(name) else "float32"
+            computed = BLOCK_TYPES[precision]
+            return computed if name.endswith(".bias") else _HELD.get(precision, computed)
+        return DECODER_TYPES[precision] if _DECODER.match(name) else "float32"
 
     def compute(self, read: Callable[[str], Tensor]) -> Tensor:
         return self.make(*(read(source).detach().float() for source in self.sources))
@@ -203,7 +214,7 @@ def _converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
     if wanted.is_floating_point and wanted != torch.float32:
         lowest, highest = tensor.aminmax()
         if max(-lowest, highest) > torch.finfo(wanted).max:
-            raise CheckpointError(f"{name} holds values that {dtypes.SHORT[dtype]} cannot. Make an fp32 bundle of it.")
+            raise CheckpointError(f"{name} holds values that {SHORT[dtype]} cannot. Make an fp32 bundle of it.")
     return tensor.to(wanted).contiguous()
 
 

@@ -1,36 +1,15 @@
 """Operators that the lowering makes of others, where an engine has a plugin for them; the exporter writes none.
 
-They are described as those of `sparse.py` are, body and reference included: so ONNX Runtime can run a fused graph,
-and show that it computes what the graph did before.
+They are described as those of `sparse.py` are, body included: so ONNX Runtime can run a fused graph, and show that it
+computes what the graph did before.
 
 Letters in shapes: R rows, L tokens, K kept tokens, C width.
 """
 
-import numpy as np
-from onnx import helper
-
-from actvar.export.operators.sparse import OPERATORS, STATIC_SCATTER, Operator, gather_reference, scatter_reference
+from actvar.export.operators.sparse import OPERATORS, STATIC_SCATTER, Operator
 
 EPSILON = 1e-6
 """Under the root of LayerNorm, as the model has it. It is part of what the operator means, and no attribute."""
-
-
-def gather_norm_reference(
-    x_RLC: np.ndarray, indices_RK: np.ndarray, scale_R1C: np.ndarray, shift_R1C: np.ndarray, to: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The chosen tokens, RKC, and LayerNorm of them, modulated (AdaLN), of the type `to`, RKC."""
-    kept_RKC = gather_reference(x_RLC, indices_RK)
-    mean_RK1, variance_RK1 = kept_RKC.mean(-1, keepdims=True), kept_RKC.var(-1, keepdims=True)
-    normed_RKC = (kept_RKC - mean_RK1) / np.sqrt(variance_RK1 + EPSILON) * (1 + scale_R1C) + shift_R1C
-    return kept_RKC, normed_RKC.astype(helper.tensor_dtype_to_np_dtype(to))
-
-
-def scatter_gated_reference(
-    x_RLC: np.ndarray, indices_RK: np.ndarray, kept_RKC: np.ndarray, gamma_R1C: np.ndarray, change_RKC: np.ndarray
-) -> np.ndarray:
-    """x with the chosen tokens replaced by kept + gamma * change: RLC."""
-    return scatter_reference(x_RLC, indices_RK, kept_RKC + gamma_R1C * change_RKC.astype(np.float32))
-
 
 _GATHER_NORM = f"""
     last_axis = Constant <value_ints = [-1]> ()
@@ -71,7 +50,6 @@ FUSED = {
             attributes={"to": "ONNX's number of a type, as Cast has it: 1 fp32, 10 fp16, 16 bf16"},
             body=_GATHER_NORM,
             static_body=_GATHER_NORM,
-            reference=gather_norm_reference,
         ),
         Operator(
             "ActVarTokenScatterGated",
@@ -86,7 +64,6 @@ FUSED = {
             attributes={},
             body=_SCATTER_GATED,
             static_body=_SCATTER_GATED,
-            reference=scatter_gated_reference,
         ),
     )
 }

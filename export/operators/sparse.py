@@ -1,21 +1,21 @@
-"""The project's own ONNX operators in one place: what they mean, a reference in numpy, a body in standard ONNX.
+"""The project's own ONNX operators in one place: what they mean, and bodies in standard ONNX.
 
 A graph uses them as nodes of the domain "actvar". ONNX Runtime, which does not know them, runs the body; TensorRT
 puts a plugin of the same name in the node's place, or is given the static body where it has none (`lowering.py`). The
 names are unique by themselves because TensorRT's parser looks plugins up without the domain, and every node carries
 `plugin_namespace` and `plugin_version`: without them TensorRT 10.15 and later quietly runs the body.
 
-Everywhere, of equal scores the one with the lower index counts as higher.
+Everywhere, of equal scores the one with the lower index counts as higher, and NaN as highest; in the static bodies as
+far as the engine's own TopK has it so (docs/gpu.md).
 
 Letters in shapes: R rows, L tokens, K kept tokens, C width, N experts, A active experts, de hidden neurons of an
 expert, M tokens of all rows, H = N * de.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import helper, parser
 
@@ -35,8 +35,6 @@ class Operator:
         body: the same computation in standard operators, as text in ONNX's own syntax.
         static_body: the same where all sizes but R are known before it runs: no loop, no size that depends on data.
             Its text reads `@name` where an attribute's number stands.
-        reference: the same computation in numpy; takes the inputs, then the attributes by name. Returns one array, or
-            a tuple of all outputs.
     """
 
     name: str
@@ -45,7 +43,6 @@ class Operator:
     attributes: dict[str, str]
     body: str
     static_body: str
-    reference: Callable[..., Any]
 
     def node(self, inputs: Sequence[str], output: str, name: str, *more: str, **attributes: int) -> onnx.NodeProto:
         """A node of a graph; `more` are the outputs after the first."""
@@ -77,57 +74,28 @@ class Operator:
         return parser.parse_function(f'<opset_import: ["" : 20], domain: "{DOMAIN}"> {signature} {{ {body} }}')
 
 
-# ---- references
-
-
-def select_reference(scores_RL: np.ndarray, keep: int) -> np.ndarray:
-    """Places of the `keep` highest scores of every row, ascending: RL -> RK int64."""
-    order_RL = np.argsort(-scores_RL, axis=1, kind="stable")
-    return np.sort(order_RL[:, :keep], axis=1)
-
-
-def gather_reference(x_RLC: np.ndarray, indices_RK: np.ndarray) -> np.ndarray:
-    """The chosen tokens: RLC, RK -> RKC."""
-    return np.take_along_axis(x_RLC, indices_RK[:, :, None], axis=1)
-
-
-def scatter_reference(x_RLC: np.ndarray, indices_RK: np.ndarray, updated_RKC: np.ndarray) -> np.ndarray:
-    """x with the chosen tokens replaced (ActVAR, Eq. 9): RLC, RK, RKC -> RLC."""
-    result = x_RLC.copy()
-    np.put_along_axis(result, indices_RK[:, :, None], updated_RKC, axis=1)
-    return result
-
-
-def routed_ffn_reference(
-    x_RKC: np.ndarray,
-    scores_RKN: np.ndarray,
-    w1_NeC: np.ndarray,
-    b1_Ne: np.ndarray,
-    w2_NeC: np.ndarray,
-    b2_C: np.ndarray,
-    experts: int,
-    active: int,
-) -> np.ndarray:
-    """The sum of each token's `active` best experts (ActVAR, Eq. 4), b2 added once: RKC -> RKC."""
-    order_RKN = np.argsort(-scores_RKN, axis=-1, kind="stable")
-    result = np.broadcast_to(b2_C.astype(np.float32), x_RKC.shape).copy()
-    for expert in range(experts):
-        chosen_RK = (order_RKN[..., :active] == expert).any(-1)
-        hidden = x_RKC[chosen_RK].astype(np.float32) @ w1_NeC[expert].T + b1_Ne[expert]
-        gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
-        result[chosen_RK] += gelu @ w2_NeC[expert]
-    return result.astype(x_RKC.dtype)
-
-
 # ---- bodies
 
+
+def _best_first(scores: str, count: str, places: str, axis: int) -> str:
+    """The node that gives the places of the `count` highest scores, highest first: what "the K best" means in a body.
+
+    `layers.best_first` says what it rests on.
+    """
+    return f"best, {places} = TopK <axis = {axis}> ({scores}, {count})"
+
+
 # The second TopK sorts the kept indices: smallest first.
-_SELECT = """
+_BEST_ASCENDING = f"""
+    {_best_first("scores", "keep_1", "by_score", axis=1)}
+    indices, places = TopK <axis = 1, largest = 0> (by_score, keep_1)
+"""
+
+_SELECT = f"""
     one_dimension = Constant <value_ints = [1]> ()
     keep_scalar = Constant <value_int: int = @keep> ()
     keep_1 = Reshape (keep_scalar, one_dimension)
-    best, by_score = TopK <axis = 1> (scores, keep_1)
-    indices, places = TopK <axis = 1, largest = 0> (by_score, keep_1)
+    {_BEST_ASCENDING}
 """
 
 _GATHER = """
@@ -156,7 +124,7 @@ _SCATTER = """
 # Scan walks over the experts and reads each one's weights in place: ONNX Runtime hands the loop a view of one slice,
 # where Slice and Split would copy it. An expert takes the tokens that chose it and adds to them in fp32.
 # At 12 of 16 experts: 0.74 of the dense FFN's time for 384 tokens of width 1024 (Split weights: 0.80), 0.31 at 4 of 16.
-_ROUTED_FFN = """
+_ROUTED_FFN = f"""
     one_dimension = Constant <value_ints = [1]> ()
     all_tokens = Constant <value_ints = [-1]> ()
     active_scalar = Constant <value_int: int = @active> ()
@@ -169,9 +137,9 @@ _ROUTED_FFN = """
     scores_mn_shape = Concat <axis = 0> (all_tokens, expert_count)
     scores_mn = Reshape (scores, scores_mn_shape)
 
-    best, chosen_ma = TopK <axis = 1> (scores_mn, active_1)
-    no = Constant <value = float {0}> ()
-    yes = Constant <value = float {1}> ()
+    {_best_first("scores_mn", "active_1", "chosen_ma", axis=1)}
+    no = Constant <value = float {{0}}> ()
+    yes = Constant <value = float {{1}}> ()
     mask_shape = Shape (scores_mn)
     nowhere_mn = Expand (no, mask_shape)
     chosen_shape = Shape (chosen_ma)
@@ -182,7 +150,7 @@ _ROUTED_FFN = """
     b2_fp32 = Cast <to = 1> (b2)
     x_mc_shape_known = Shape (x_mc)
     start_mc = Expand (b2_fp32, x_mc_shape_known)
-    sum_mc = Scan <num_scan_inputs = 4, body = expert (before_mc, mask_m, w1_ec, b1_e, w2_ec) => (after_mc) {
+    sum_mc = Scan <num_scan_inputs = 4, body = expert (before_mc, mask_m, w1_ec, b1_e, w2_ec) => (after_mc) {{
         tokens_1t = NonZero (mask_m)
         tokens_t1 = Transpose <perm = [1, 0]> (tokens_1t)
         tokens_t = Reshape (tokens_1t, all_tokens)
@@ -192,17 +160,16 @@ _ROUTED_FFN = """
         out_tc = MatMul (gelu_te, w2_ec)
         out_tc_fp32 = Cast <to = 1> (out_tc)
         after_mc = ScatterND <reduction = "add"> (before_mc, tokens_t1, out_tc_fp32)
-    }> (start_mc, mask_nm, w1, b1, w2)
+    }}> (start_mc, mask_nm, w1, b1, w2)
     sum_like_x = CastLike (sum_mc, x)
     y = Reshape (sum_like_x, x_shape)
 """
 
 # ---- static bodies
 
-_STATIC_SELECT = """
-    keep = Constant <value_ints = [@keep]> ()
-    best, by_score = TopK <axis = 1> (scores, keep)
-    indices, places = TopK <axis = 1, largest = 0> (by_score, keep)
+_STATIC_SELECT = f"""
+    keep_1 = Constant <value_ints = [@keep]> ()
+    {_BEST_ASCENDING}
 """
 
 # As `_SCATTER`, without Range: a row's number is how many rows stand before it. ScatterElements would need no row
@@ -222,15 +189,15 @@ STATIC_SCATTER = """
 
 # The dense FFN, its hidden neurons times 1 where the token chose their expert and times 0 elsewhere: it saves no work,
 # but an engine runs it as two plain GEMMs. The second adds the experts up, in what the engine adds a GEMM up in.
-_STATIC_ROUTED_FFN = """
+_STATIC_ROUTED_FFN = f"""
     active = Constant <value_ints = [@active]> ()
     expert_count = Constant <value_int = @experts> ()
-    no_yes = Constant <value = float[2] {0, 1}> ()
+    no_yes = Constant <value = float[2] {{0, 1}}> ()
     chosen_axis = Constant <value_ints = [2]> ()
     last_axis = Constant <value_ints = [-1]> ()
     experts_apart = Constant <value_ints = [0, @experts, -1]> ()
 
-    best, chosen_rka = TopK (scores, active)
+    {_best_first("scores", "active", "chosen_rka", axis=2)}
     each_choice_rkan = OneHot (chosen_rka, expert_count, no_yes)
     mask_rkn = ReduceSum <keepdims = 0> (each_choice_rkan, chosen_axis)
     mask_rkn_like_x = CastLike (mask_rkn, x)
@@ -262,7 +229,6 @@ OPERATORS = {
             attributes={"keep": "K, at most L"},
             body=_SELECT,
             static_body=_STATIC_SELECT,
-            reference=select_reference,
         ),
         Operator(
             "ActVarTokenGather",
@@ -271,7 +237,6 @@ OPERATORS = {
             attributes={},
             body=_GATHER,
             static_body=_GATHER,
-            reference=gather_reference,
         ),
         Operator(
             "ActVarTokenScatter",
@@ -284,7 +249,6 @@ OPERATORS = {
             attributes={},
             body=_SCATTER,
             static_body=STATIC_SCATTER,
-            reference=scatter_reference,
         ),
         Operator(
             "ActVarRoutedFFN",
@@ -300,7 +264,6 @@ OPERATORS = {
             attributes={"experts": "N", "active": "A, at most N: experts of each token"},
             body=_ROUTED_FFN,
             static_body=_STATIC_ROUTED_FFN,
-            reference=routed_ffn_reference,
         ),
     )
 }

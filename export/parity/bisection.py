@@ -7,7 +7,7 @@ by is its own, up to the rounding that all before it have added up; and that is 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from actvar.export.graphs.per_scale import EXPERTS, HIDDEN, KEPT
+from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT
 from actvar.export.parity.compare import Difference
 
 _NUMBERS = "numbers"

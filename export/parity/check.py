@@ -16,7 +16,7 @@ from polygraphy.logger import G_LOGGER
 
 from actvar.bundle.contract import graph_names, scale_name
 from actvar.bundle.manifest import Manifest
-from actvar.export.graphs.per_scale import HIDDEN
+from actvar.export.graphs.scale import HIDDEN
 from actvar.export.parity.compare import CHAIN_TOLERANCES, GRAPH_TOLERANCES, Difference, OutputCompareFunc, Tolerance
 from actvar.export.parity.recording import record
 from actvar.export.parity.report import CHAIN, ParityReport
@@ -31,12 +31,12 @@ from actvar.export.parity.runners import (
 )
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends.torch_eager import EagerSource
-from actvar.runtime.pipeline import Pipeline
+from actvar.runtime.pipeline import GraphSource
 
 
 def check_parity(
     model: ActVAR,
-    graphs: Pipeline,
+    graphs: GraphSource,
     pictures: int,
     seed: int = 0,
     engine: str = "onnxruntime on cpu",
@@ -74,7 +74,7 @@ def check_parity(
 
 
 def compare_batch(
-    model: ActVAR, graphs: Pipeline, class_ids: list[int], numbers: range, seed: int
+    model: ActVAR, graphs: GraphSource, class_ids: list[int], numbers: range, seed: int
 ) -> Iterator[tuple[str, Mapping[str, Difference]]]:
     """One batch: each graph alone, in the order in which they run, and at last whole pictures.
 

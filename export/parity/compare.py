@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from polygraphy.comparator import BaseCompareFunc, IterationResult
 
-from actvar.export.graphs.per_scale import EXPERTS, HIDDEN, KEPT, LOGITS
+from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.export.parity.runners import FORCED, FREE, PIXELS, TOKENS
 
 _SHALLOW = ("modulation", "head_modulation", "start", "next_f_hat", "next_tokens_in")  # a few operations behind inputs

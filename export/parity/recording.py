@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actvar.bundle.contract import scale_name
 from actvar.config import HEAD_WIDTH, Sampling
-from actvar.export.graphs.per_scale import EXPERTS, HIDDEN, KEPT, LOGITS
+from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.models.selection import Selection

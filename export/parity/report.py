@@ -70,16 +70,16 @@ class ParityReport:
         return None
 
     def table(self) -> Table:
-        """One row for each output."""
+        """A row for each graph, and below it one for each of its outputs."""
         title = f"{self.source} in {self.engine}, {self.precision}, {self._count} of seed {self.seed}"
         table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-        for heading in ("graph", "output", "max abs", "max rel", "choices equal", "tolerance", "verdict"):
-            table.add_column(heading, justify="left" if heading in ("graph", "output", "verdict") else "right")
+        for heading in ("output", "max abs", "max rel", "equal", "tolerance", "verdict"):
+            table.add_column(heading, justify="left" if heading in ("output", "verdict") else "right")
         before = ""
         for (graph, output), difference in self.found.items():
             if graph != before:
-                table.add_section()
-            table.add_row("" if graph == before else graph, output, *_cells(difference))
+                table.add_row(graph, style="bold")
+            table.add_row(f"  {output}", *_cells(difference))
             before = graph
         return table
 
@@ -128,16 +128,20 @@ def _departure(difference: Difference) -> str:
 def _cells(difference: Difference) -> tuple[str, ...]:
     errors = ("" if error is None else f"{error:.1e}" for error in (difference.absolute, difference.relative))
     tokens = "" if difference.choices is None else f"{difference.equal}/{difference.choices}"
-    limit = _limit(difference.tolerance)
+    limit = _limit(difference.tolerance, short=True)
     judgement = "[green]within[/]" if difference.passed else "[bold red]departs[/]"
     return *errors, tokens, limit, judgement if limit else "reported"
 
 
-def _limit(tolerance: Tolerance) -> str:
+def _limit(tolerance: Tolerance, short: bool = False) -> str:
+    """What is allowed; "abs ≤ 0.0002, rel ≤ 1e-05", or in a narrow column "abs 2e-4, rel 1e-5"."""
     if tolerance.equal is not None:
         return f"≥ {100 * tolerance.equal:g}%" if tolerance.equal < 1 else "all"
-    limits = ("abs", tolerance.absolute), ("rel", tolerance.relative)
-    return ", ".join(f"{name} ≤ {limit:g}" for name, limit in limits if limit is not None)
+    both = ("abs", tolerance.absolute), ("rel", tolerance.relative)
+    limits = [(name, limit) for name, limit in both if limit is not None]
+    if short:
+        return ", ".join(f"{name} {limit:.0e}".replace("e-0", "e-") for name, limit in limits)
+    return ", ".join(f"{name} ≤ {limit:g}" for name, limit in limits)
 
 
 def _plain(value: Any) -> Any:

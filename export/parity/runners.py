@@ -21,7 +21,7 @@ from torch import Tensor
 from actvar.bundle.contract import Shape, graph_names, scale_name
 from actvar.bundle.manifest import GraphSpec
 from actvar.config import HEAD_WIDTH, Sampling
-from actvar.export.graphs.per_scale import EXPERTS, HIDDEN, KEPT, LOGITS
+from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.export.parity.recording import stacked
 from actvar.models.actvar import ActVAR
 from actvar.models.selection import Selection

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from actvar.config import HEAD_WIDTH
 from actvar.errors import BundleError
 from actvar.runtime.backends.memory import Block, Buffer, Memory, Stream, decode, encode
 from actvar.runtime.backends.protocol import Chain, KVCache, Launched
+from actvar.runtime.pictures import Turn
 
 Buffers = Mapping[str, Buffer]
 
@@ -82,6 +84,9 @@ class Executor(Protocol):
 class BufferedEngine:
     """See `actvar.runtime.backends.protocol.Engine`; tensors are `Buffer`s.
 
+    Launches take turns: on the host a turn is a whole chain, on a GPU only as long as it takes to put one on a stream.
+    Nobody waits for a chain's end while he holds the turn, but for that of the chain whose lane he takes.
+
     Args:
         manifest: of the bundle that the executor has loaded.
         executor: what runs its graphs.
@@ -94,7 +99,7 @@ class BufferedEngine:
         self._memory = memory
         ran = _with_growing_kv(manifest) if executor.kv_grows else manifest
         self._lanes = [_Lane(ran, executor, memory, number) for number in range(lanes)]
-        self._launches = 0
+        self._launches, self._turn = 0, Turn()
         self._staged: np.ndarray | None = None
 
     @property
@@ -129,11 +134,14 @@ class BufferedEngine:
         """See `Engine`."""
         return self._lanes[0].kv_cache(pictures)
 
-    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> Launched:
+    def launch(
+        self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int, replayable: bool = True
+    ) -> Launched:
         """See `Engine`."""
-        lane = self._lanes[self._launches % len(self._lanes)]
-        self._launches += 1
-        return lane.launch(name, chain, inputs, pictures)
+        with self._turn:
+            lane = self._lanes[self._launches % len(self._lanes)]
+            self._launches += 1
+            return lane.launch(name, chain, inputs, pictures, replayable)
 
     def _stage(self, count: int) -> np.ndarray:
         """Staged bytes for one transfer that is waited for. They are kept: to pin memory takes longer than to copy."""
@@ -192,6 +200,13 @@ class _Lane:
         self._executor.run(graph, inputs, outputs, self)
         return outputs
 
+    def download(self, tensor: Buffer) -> np.ndarray:
+        """See `GraphRunner`."""
+        staged = self._stage("download", tensor.bytes)
+        self.stream.read(staged, tensor.address)
+        self.stream.wait()
+        return decode(staged, tensor.dtype, tensor.shape)
+
     def scratch(self, count: int) -> Block:
         """See `Place`."""
         return self._block("scratch", count)
@@ -217,10 +232,13 @@ class _Lane:
 
     # ---- a whole chain
 
-    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> "_Launched":
+    def launch(
+        self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int, replayable: bool
+    ) -> "_Launched":
         """Start a chain: it is run at first; the second time it is recorded after its run, and replayed from then on.
 
-        Recorded right after a run of the same shapes: an engine that meets new shapes may need its host's hand once.
+        What is not to be replayed is run every time. What is recorded is so right after a run of the same shapes: an
+        engine that meets new shapes may need its host's hand once.
         """
         if self._under_way:
             self._under_way.result()  # its outputs arrive where this one's will
@@ -230,8 +248,11 @@ class _Lane:
             self._stage(("in", input_name), raw.nbytes)[:] = raw
         shapes = {input_name: (array.dtype.name, array.shape) for input_name, array in inputs.items()}
         recording = self._recordings.get((name, pictures))
-        if recording and recording.replay:
+        if not replayable:
+            outputs = self._work(chain, shapes)
+        elif recording and recording.replay:
             recording.replay()
+            outputs = recording.outputs
         else:
             if recording is None and len(self._recordings) == _MAX_RECORDINGS:
                 self.forget()
@@ -241,8 +262,8 @@ class _Lane:
             still_known = (name, pictures) in self._recordings
             if still_known and self._executor.recordable:
                 replay = self.stream.record(lambda: self._work(chain, shapes))
-            recording = self._recordings[name, pictures] = _Recording(outputs, replay)
-        self._under_way = _Launched(self.stream, recording.outputs)
+            self._recordings[name, pictures] = _Recording(outputs, replay)
+        self._under_way = _Launched(self.stream, outputs)
         return self._under_way
 
     def _work(self, chain: Chain, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, _Staged]:
@@ -342,18 +363,19 @@ def _with_growing_kv(manifest: Manifest) -> Manifest:
 
 
 class _Launched:
-    """See `Launched`."""
+    """See `Launched`. Asked for by whoever launched it, and by whoever takes its lane, which may be another thread."""
 
     def __init__(self, stream: Stream, outputs: Mapping[str, _Staged]):
-        self._stream, self._outputs = stream, outputs
+        self._stream, self._outputs, self._lock = stream, outputs, Lock()
         self._arrays: dict[str, np.ndarray] | None = None
 
     def result(self) -> dict[str, np.ndarray]:
         """See `Launched`."""
-        if self._arrays is None:
-            self._stream.wait()
-            self._arrays = {name: decode(o.raw, o.dtype, o.shape) for name, o in self._outputs.items()}
-        return self._arrays
+        with self._lock:
+            if self._arrays is None:
+                self._stream.wait()
+                self._arrays = {name: decode(o.raw, o.dtype, o.shape) for name, o in self._outputs.items()}
+            return self._arrays
 
 
 def _pictures(graph: str, spec: GraphSpec, inputs: Buffers) -> int:

@@ -1,7 +1,7 @@
 """An NVIDIA GPU's memory, its streams, and work that was recorded on them; see `memory.py` for what is asked of them.
 
 Works on the first GPU that the process may use (CUDA_VISIBLE_DEVICES), through cuda-bindings (cuda-python). No PyTorch.
-The errors of CUDA leave as ours. Not yet run on a GPU.
+The errors of CUDA leave as ours.
 """
 
 import gc

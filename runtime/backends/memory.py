@@ -170,7 +170,7 @@ def keep_blocks() -> None:
 
     Memory that the system hands out anew is filled with zeros page by page, on a virtual machine after the host has
     found the page, and a picture asks for the same blocks hundreds of times. Kept, they cost half a second of processor
-    time less for a picture of d16, and 7 % more memory at the peak (docs/cpu.md).
+    time less for a picture of d16, and 7 % more memory at the peak (docs/notebook.md).
 
     glibc by itself raises the second limit as it meets large blocks, and what lies between them then stays for ever.
     When more than the first is free, all of it would go but for a pad: as large as a small batch needs.

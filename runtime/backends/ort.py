@@ -8,13 +8,15 @@ copy. The pages of `condition`, a quarter of a model that is read once for a pic
 picture finds them in the system's cache of files.
 
 Threads spin while they wait for each other within a run, and not between two runs, where they would take the cores from
-the next session and from everyone else.
+the next session and from everyone else; and not at all where a control group's quota would pay for it.
 
-On a GPU the weights are brought there once, and every session is given the same tensors. Not yet run on a GPU.
+On a GPU the weights are brought there once, and every session is given the same tensors.
 """
 
+import logging
 import math
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -25,18 +27,20 @@ from typing import TypeAlias
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from actvar.bundle.contract import CPU_PRECISIONS, ITEM_BYTES, MASKED_SCALES, SCALE_INPUT, SCALES, graph_names, kv_parts
+from actvar.bundle.graph_file import ExternalTensor, external_tensors
 from actvar.bundle.manifest import EXPORT_AGAIN, FOR_A_GPU, WEIGHTS_FILE, Manifest, StoredTensor
 from actvar.config import HEAD_WIDTH
-from actvar.errors import ActVARError, BundleError
+from actvar.errors import ActVARError, BundleError, DamagedError, EngineError
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
-from actvar.runtime.backends.graph_file import ExternalTensor, external_tensors
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory, give_back, keep_blocks
 from actvar.runtime.backends.protocol import Device, Scales
-from actvar.runtime.machine import cpu_instructions
+from actvar.runtime.machine import cpu_instructions, has_binding_quota, usable_cores
 
 Session: TypeAlias = onnxruntime.InferenceSession
+_LOG = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 0.004
 
@@ -44,8 +48,9 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 UNWANTED = ["GatherSliceToSplitFusion"]
 """Optimizers that are switched off: it copies all of past_kv at once, where each block would take its own share."""
 
+_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "not enough memory")
 _FATAL_ONLY = 4  # what goes wrong comes back as an exception, too
-_LEAST_MASKED = 0.5  # of the experts: with AVX-512 routed and masked take the same time at this rate, by docs/cpu.md
+_LEAST_MASKED = 0.5  # of the experts: with AVX-512 routed and masked are equally fast at this rate (docs/notebook.md)
 _MAKERS = 2  # sessions that are made at a time
 
 
@@ -60,7 +65,7 @@ def load(
     Args:
         folder: the bundle.
         manifest: its manifest.
-        threads: of the CPU that a graph runs on; 0 is one for each core.
+        threads: of the CPU that a graph runs on, at most its cores; 0 is `usable_cores`.
         device: where the graphs run.
         scales: what runs the scales on the CPU; on a GPU each scale's own graph does.
 
@@ -68,8 +73,9 @@ def load(
         BundleError: a graph would read a file that is not the bundle's, or weights that are not in it; or the bundle is
             in bf16, of which numpy and so ONNX Runtime's Python know nothing; or of a precision that is for the CPU
             alone, and not for it; or it lacks the graph that `scales` names.
-        ActVARError: the device cannot be used.
+        ActVARError: the device cannot be used, or there is too little memory.
     """
+    _require_utf8(folder)
     if manifest.precision == "bf16":
         raise BundleError(
             f"{folder} is in bf16, which ONNX Runtime does not draw with here. "
@@ -292,7 +298,7 @@ def _check_weights(path: Path, read: list[ExternalTensor], said: set[ExternalTen
         BundleError: they differ, so one of them is not the exporter's.
     """
     for tensor in said ^ set(read):
-        raise BundleError(f"{path}: {tensor.name} is not read as the manifest says it is. {EXPORT_AGAIN}")
+        raise DamagedError(f"{path}: {tensor.name} is not read as the manifest says it is. {EXPORT_AGAIN}")
 
 
 def unowned(value: onnxruntime.OrtValue) -> onnxruntime.OrtValue:
@@ -354,22 +360,57 @@ def session_options(threads: int, device: Device, packs: bool) -> onnxruntime.Se
     """How every session is made; see `load` for the arguments, and above for why.
 
     Args:
-        threads: of the CPU; 0 is one for each core.
+        threads: as for `load`.
         device: where the graph runs.
         packs: whether it packs its matrices.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = _threads(threads)
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if device == "cpu":
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if has_binding_quota():  # what threads spin away is missing to those that work
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not packs:
             options.add_session_config_entry("session.disable_prepacking", "1")
     return options
 
 
-def _refusal(what: str, error: Exception) -> BundleError:
+def _threads(wanted: int) -> int:
+    """As many as are wanted, and no more than there are cores: they would wait for each other by turns."""
+    cores = len(os.sched_getaffinity(0))
+    if wanted > cores:
+        _LOG.warning("%d threads on %d cores would only be slower: taking %d.", wanted, cores, cores)
+    return min(wanted, cores) or usable_cores()
+
+
+def _refusal(what: str, error: Exception) -> ActVARError:
+    """What ONNX Runtime said, by its kind: too little memory, no graph, one that it cannot run, or the rest."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-    return BundleError(f"With ONNX Runtime {onnxruntime.__version__}, {what}: {reason}. {EXPORT_AGAIN}")
+    said = f"With ONNX Runtime {onnxruntime.__version__}, {what}: {reason}."
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+        return ActVARError(
+            f"There is not enough memory: {what} by ONNX Runtime {onnxruntime.__version__}. Take a smaller "
+            "--batch-size, a bundle in int8, or a smaller model."
+        )
+    if isinstance(error, (state.InvalidProtobuf, state.InvalidGraph)):
+        return DamagedError(f"{said} {EXPORT_AGAIN}")
+    if isinstance(error, state.NotImplemented):
+        return BundleError(f"{said} It lacks an operator in this precision here: export the model in fp32.")
+    return EngineError(said)
+
+
+def _require_utf8(folder: Path) -> None:
+    """Make sure that ONNX Runtime can be told a path.
+
+    Raises:
+        ActVARError: it cannot.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ActVARError(
+            f"ONNX Runtime opens no path with bytes that are no UTF-8, as in {str(folder)!a}. Move the bundle."
+        ) from None

@@ -48,9 +48,12 @@ class GraphRunner(Protocol):
     def kv_cache(self, pictures: int) -> KVCache:
         """An empty cache for a batch; the one that was given before is not to be used any more."""
 
+    def download(self, tensor: Tensor) -> np.ndarray:
+        """Bring a tensor back, as an array of its own; waits for the runs that make it."""
+
 
 Chain: TypeAlias = Callable[[GraphRunner, Mapping[str, Tensor]], Mapping[str, Tensor]]
-"""Steps that make outputs of inputs by running graphs, and do nothing else: they may be recorded and replayed."""
+"""Steps that make outputs of inputs by running graphs. What may be replayed does nothing else, nor does it download."""
 
 
 class Launched(Protocol):
@@ -61,7 +64,11 @@ class Launched(Protocol):
 
 
 class Engine(GraphRunner, Protocol):
-    """A loaded bundle."""
+    """A loaded bundle.
+
+    Several threads may launch chains and ask for results. Everything else is for one thread alone, as it uses the
+    places of the first lane.
+    """
 
     @property
     def manifest(self) -> Manifest:
@@ -74,10 +81,9 @@ class Engine(GraphRunner, Protocol):
     def upload(self, array: np.ndarray, dtype: str = "") -> Tensor:
         """Bring an array to where the graphs run, as this type of a bundle if it is named."""
 
-    def download(self, tensor: Tensor) -> np.ndarray:
-        """Bring a tensor back, as an array of its own; waits for the runs that make it."""
-
-    def launch(self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int) -> Launched:
+    def launch(
+        self, name: str, chain: Chain, inputs: Mapping[str, np.ndarray], pictures: int, replayable: bool = True
+    ) -> Launched:
         """Start a chain.
 
         Args:
@@ -85,6 +91,7 @@ class Engine(GraphRunner, Protocol):
             chain: the steps.
             inputs: what they are given.
             pictures: B; with the name it decides all shapes.
+            replayable: whether the engine may record the steps and replay them; else they are run, at once.
 
         Raises:
             BundleError: a graph cannot be run.

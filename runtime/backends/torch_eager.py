@@ -7,7 +7,7 @@ Letters in shapes: B = 1 picture, E code width, S side of f_hat, H height and W 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from actvar.config import ModelConfig, Sampling
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.runtime.image import to_bytes
-from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pictures import OnScaleEnd, Order, Picture, ScaleEnd, Turn, require_orders
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class EagerSource:
     """Draws with a network in evaluation mode; see `actvar.runtime.pictures.PictureSource`."""
 
     network: ActVAR
+    _turn: Turn = field(default_factory=Turn, init=False, repr=False, compare=False)
 
     @property
     def model(self) -> ModelConfig:
@@ -33,18 +34,38 @@ class EagerSource:
         return self.network.config
 
     def draw(
-        self, orders: Iterable[Order], sampling: Sampling, seed: int = 0, with_partials: bool = False
+        self,
+        orders: Iterable[Order],
+        sampling: Sampling,
+        seed: int = 0,
+        with_partials: bool = False,
+        on_scale_end: OnScaleEnd | None = None,
     ) -> Iterator[Picture]:
         """See `PictureSource`.
 
         Raises:
+            UsageError: an order or the seed is not for this model.
             ActVARError: the model gave values that are not numbers.
         """
         for order in orders:
-            made = generate(self.network, [order.class_id], sampling, seed, [order.number])
-            pixels_HW3 = to_bytes(made.pictures_B3HW.cpu().numpy())[0]
-            partials = tuple(self._decode(f_hat_BESS) for f_hat_BESS in made.f_hats) if with_partials else ()
-            yield Picture(order, pixels_HW3, tuple(ids_BL[0].cpu().numpy() for ids_BL in made.token_ids), partials)
+            require_orders(self.model, [order], seed)
+            with self._turn:
+                picture = self._picture(order, sampling, seed, with_partials, on_scale_end)
+            yield picture
+
+    def _picture(
+        self, order: Order, sampling: Sampling, seed: int, with_partials: bool, on_scale_end: OnScaleEnd | None
+    ) -> Picture:
+        scales = len(self.model.schedule)
+
+        def tell(si: int, f_hat_BESS: torch.Tensor) -> None:
+            if on_scale_end:
+                on_scale_end(ScaleEnd(si + 1, scales, (order,), self._decode(f_hat_BESS)[None]))
+
+        made = generate(self.network, [order.class_id], sampling, seed, [order.number], tell)
+        pixels_HW3 = to_bytes(made.pictures_B3HW.cpu().numpy())[0]
+        partials = tuple(self._decode(f_hat_BESS) for f_hat_BESS in made.f_hats) if with_partials else ()
+        return Picture(order, pixels_HW3, tuple(ids_BL[0].cpu().numpy() for ids_BL in made.token_ids), partials)
 
     @torch.no_grad()
     def _decode(self, f_hat_BESS: torch.Tensor) -> np.ndarray:

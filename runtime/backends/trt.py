@@ -2,7 +2,7 @@
 
 Knows what an engine binds and when a context may be used again. Plans hold no weights: all engines are given addresses
 in one block. They hold no memory to work in, either: that is the lane's, one block for all of its contexts, as they run
-one after another. Not yet run on a GPU.
+one after another.
 """
 
 from collections import defaultdict
@@ -227,7 +227,7 @@ class TrtExecutor:
             if not low <= pictures <= high:
                 raise BundleError(
                     f"The plans draw {low} to {high} pictures at once, and {pictures} are to be drawn. "
-                    f"Take another --batch-size, or build with --batch."
+                    f"Take another --batch-size, or build with another --batch-range."
                 )
 
     def _growing(self, graph: str) -> Iterator[TensorSpec]:

@@ -1,7 +1,7 @@
 """The engine's library behind `trt.py`: TensorRT or TensorRT-RTX, two Python modules with one API.
 
 Knows which of them is there, how they report errors, and the few things that only one of them does; nothing else tells
-them apart. Written for TensorRT 10 and 11 and TensorRT-RTX 1.7. Not yet run on a GPU.
+them apart. Written for TensorRT 10 and 11 and TensorRT-RTX 1.7.
 """
 
 import logging

@@ -1,0 +1,234 @@
+"""A Pipeline for whatever names a model, and a model in the form in which the Hub takes it. `actvar.Pipeline` is it.
+
+    from actvar import Pipeline
+
+    pipe = Pipeline.from_pretrained("actvar-mini")     # also a Hub repository, a bundle folder, a checkpoint file
+    images = pipe(class_labels=["brown-crescent", 88], guidance_scale=1.5, seed=7).images   # PIL
+    for picture in pipe.stream(class_labels=range(100), batch_size=4): ...
+    pipe.save_pretrained("my-bundle")
+
+What has to be exported is exported once, into the cache, and only then PyTorch and ONNX are loaded; a bundle is drawn
+from without them.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from actvar.arguments import one_of
+from actvar.bundle.contract import CPU_PRECISIONS, PRECISIONS, Precision
+from actvar.bundle.manifest import read_manifest
+from actvar.bundle.plans import PlanOptions
+from actvar.checkpoint.files import Checkpoint
+from actvar.config import ModelConfig
+from actvar.console import say, wanted_bar
+from actvar.errors import ArgumentError, BundleError, DamagedError, needs
+from actvar.export.bundle_cache import cached_bundle, discard
+from actvar.export.saved_model import save_bundle, save_network
+from actvar.naming import NamedModel, named_model
+from actvar.runtime import api
+from actvar.runtime.backends.protocol import Device
+from actvar.runtime.pictures import PictureSource
+from actvar.runtime.pipeline import GraphSource
+from actvar.runtime.sources import open_bundle, open_eager, require_engine
+
+AnyBackend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
+Accept: TypeAlias = Callable[[ModelConfig], object]
+
+
+class Pipeline(api.Pipeline):
+    """Draws pictures of classes, with a model that may come from anywhere; see `actvar.runtime.api.Pipeline`.
+
+    `checkpoint` is the file that the model came from, if it was not a bundle.
+    """
+
+    checkpoint: Checkpoint | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | NamedModel = "actvar-mini",
+        *,
+        vqvae: str | os.PathLike[str] | None = None,
+        precision: Precision | None = None,
+        backend: AnyBackend = "onnxruntime",
+        device: Device | None = None,
+        batch_size: int = 1,
+        threads: int = 0,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        progress_bar: bool = True,
+        accept: Accept | None = None,
+    ) -> "Pipeline":
+        """Open a model by its name.
+
+        A checkpoint is exported on its first use, into the cache ($ACTVAR_CACHE, or actvar-trt in the user's own cache
+        folder), and for TensorRT built for this GPU; later uses take it from there.
+
+        Args:
+            model: "actvar-mini" or "var-mini", which ship with the package; a bundle's folder; a checkpoint's file,
+                ours or official VAR's; a Hub repository, "user/repo", or a file in one, "user/repo/var_d20.pth". What
+                is here wins over the Hub; a path object is never a repository.
+            vqvae: the VQVAE's file, for a checkpoint that holds none.
+            precision: that a checkpoint is exported in, "fp32" if left out; of a bundle the one that it must have.
+            backend: "onnxruntime", "tensorrt", or "torch" for the model itself in PyTorch, on the CPU.
+            device, batch_size, threads: see `from_bundle`.
+            revision: of a Hub repository: a branch, a tag or a commit.
+            local_files_only: of a Hub repository: what was fetched before, and no network.
+            progress_bar: whether to show what goes on, here and in calls.
+            accept: sees the model's configuration before any long work, and may refuse it by raising.
+
+        Raises:
+            ArgumentError: arguments exclude each other or do not fit the model; it is a ValueError.
+            UsageError: nothing bears this name.
+            CheckpointError: the checkpoint cannot be used.
+            BundleError: the bundle cannot be used, or has no plans for this GPU.
+            ActVARError: what is needed is not installed, not there, or cannot be fetched or written.
+        """
+        engine = _Engine(backend, device, batch_size, threads)
+        engine.require(precision)
+        if isinstance(model, NamedModel):
+            named = model
+        else:
+            named = named_model(
+                model if isinstance(model, str) else os.path.abspath(model),
+                Path(vqvae) if vqvae is not None else None,
+                revision=revision,
+                local_files_only=local_files_only,
+                with_plans=backend == "tensorrt",
+                shown=progress_bar,
+            )
+        source, folder = _opened(named, engine, precision, accept or (lambda config: None), progress_bar)
+        pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
+        pipe.checkpoint = named.checkpoint
+        return pipe
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the model as a folder that `from_pretrained` opens, here or on the Hub, and draws the same bytes with.
+
+        It holds config.json, README.md with the head of a model card, and the bundle with its plans; or
+        model.safetensors in fp32, where PyTorch draws. It is there whole or not at all.
+
+        Args:
+            folder: a new one, an empty one, or a bundle, which is replaced.
+
+        Raises:
+            UsageError: the pipeline is closed.
+            BundleError: the folder is something else, or cannot be written; or the bundle was altered meanwhile.
+        """
+        source, target = self.source, Path(folder)
+        if isinstance(source, GraphSource) and self.bundle:
+            save_bundle(self.bundle, source.engine.manifest, target)
+        else:
+            save_network(source, target)
+        return target
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What is to draw, and how; the fields are arguments of `Pipeline.from_pretrained`."""
+
+    backend: AnyBackend
+    device: Device | None
+    batch_size: int
+    threads: int
+
+    def require(self, precision: str | None) -> None:
+        """Hold the arguments to each other, before anything is fetched or exported.
+
+        Raises:
+            ArgumentError: they exclude each other, or one is unknown.
+        """
+        one_of("backend", self.backend, get_args(AnyBackend))
+        require_engine(self.backend, self.device, self.batch_size, self.threads)
+        if precision is not None:
+            one_of("precision", precision, PRECISIONS)
+        if self.backend == "torch" and self.device == "cuda":
+            raise ArgumentError("PyTorch draws on the CPU here, as the reference. Leave device out.")
+        if self.backend == "torch" and precision not in (None, "fp32"):
+            raise ArgumentError(f"PyTorch draws in fp32, and precision is {precision}. Leave it out.")
+        if precision in CPU_PRECISIONS and (self.backend != "onnxruntime" or self.device == "cuda"):
+            raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
+        if precision == "bf16" and self.backend == "onnxruntime":
+            raise ArgumentError("ONNX Runtime does not draw in bf16. Take fp16, fp32 or TensorRT.")
+
+    def open(self, folder: Path) -> GraphSource:
+        """A bundle that somebody keeps: nothing is put into it."""
+        assert self.backend != "torch"
+        return open_bundle(folder, self.backend, self.device, self.batch_size, self.threads)
+
+    def open_own(self, folder: Path, shown: bool) -> GraphSource:
+        """A bundle of the cache, into which engines are built if they are not there, or not for this GPU and batch."""
+        if self.backend != "tensorrt":
+            return self.open(folder)
+        try:
+            return self.open(folder)
+        except BundleError as error:
+            if shown:
+                say(f"{error} Doing it now, once.")
+        with needs("export", "to build engines for the first time"):
+            from actvar.export.plans.builder import build_plans
+            from actvar.export.plans.engine_library import choose_target
+        options = PlanOptions()
+        low, best, high = options.batch
+        try:
+            options = replace(options, batch=(low, max(best, min(self.batch_size, high)), max(high, self.batch_size)))
+        except ValueError as error:
+            raise ArgumentError(f"batch_size {self.batch_size}: {error}.") from None
+        with wanted_bar("Building engines", shown) as progress:
+            build_plans(folder, choose_target(None, None), options, progress=progress)
+        return self.open(folder)
+
+
+def _opened(
+    named: NamedModel, engine: _Engine, precision: Precision | None, accept: Accept, shown: bool
+) -> tuple[PictureSource, Path | None]:
+    """What draws a model, and the bundle that it draws from, if it does."""
+    if named.bundle:
+        _require_bundle(named, engine, precision, accept)
+        folder = named.bundle.absolute()
+        return engine.open(folder), folder
+    assert named.checkpoint
+    if engine.backend == "torch":
+        source = open_eager(named.checkpoint, engine.threads)
+        accept(source.model)
+        return source, None
+    folder = _exported(named.checkpoint, precision or "fp32", accept, shown)
+    try:
+        return engine.open_own(folder, shown), folder
+    except DamagedError as error:  # and nothing else: what is not for this use would not be after another export
+        if shown:
+            say(f"{error} It is only a copy: making it anew.")
+    discard(folder)
+    folder = _exported(named.checkpoint, precision or "fp32", accept, shown)
+    return engine.open_own(folder, shown), folder
+
+
+def _require_bundle(named: NamedModel, engine: _Engine, precision: str | None, accept: Accept) -> None:
+    """Hold a bundle to what was asked for.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    assert named.bundle
+    if engine.backend == "torch":
+        raise ArgumentError(
+            f"PyTorch draws with a checkpoint, and {named.name} is a bundle of graphs. Name the former."
+        )
+    manifest = read_manifest(named.bundle)
+    if precision not in (None, manifest.precision):
+        raise ArgumentError(
+            f"{named.name} is a bundle in {manifest.precision}, and {precision} was asked for. "
+            "Leave the precision out, or name another bundle or a checkpoint."
+        )
+    accept(manifest.model)
+
+
+def _exported(checkpoint: Checkpoint, precision: Precision, accept: Accept, shown: bool) -> Path:
+    """The bundle of a checkpoint in the cache, made now if it is not there."""
+    with wanted_bar(f"Exporting {checkpoint.path.name}, once", shown) as progress:
+        folder = cached_bundle(checkpoint, precision, accept, progress)
+    accept(read_manifest(folder).model)
+    return folder

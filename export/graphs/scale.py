@@ -1,0 +1,101 @@
+"""One step of a picture as ONNX nodes: from what a scale is given to its tokens, and to what the next one is given.
+
+Written once, for the graph of one scale and for that of all: `sizes.py` knows the difference.
+
+Letters in shapes: R rows, L tokens, C width, V codes, B pictures, E code width, H side of f_hat, p side of a token map.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actvar.config import ModelConfig
+from actvar.export.graphs.builder import GraphBuilder
+from actvar.export.graphs.layers import best_places, linear, modulated_norm
+from actvar.export.graphs.sampler import add_tokens, guided_logits, next_tokens_in, sample
+from actvar.export.graphs.sizes import Sizes
+from actvar.export.graphs.transformer import BlockWriter, Cache, WrittenBlock
+
+LOGITS, HIDDEN, KEPT, EXPERTS = "logits", "hidden", "kept", "experts"
+"""What a scale gives besides the contract's outputs in a graph that is built for debugging: the guided logits; every
+block's output; of every block, where it leaves something out, the places of the kept tokens and the chosen experts of
+each, both ascending."""
+
+
+@dataclass(frozen=True)
+class ScaleWriter:
+    """Writes a scale into a graph: its input, its blocks, what it draws, what it hands on.
+
+    Attributes:
+        masks: see `FFNWriter`.
+        debug: give `LOGITS`, `HIDDEN`, `KEPT` and `EXPERTS`, too.
+    """
+
+    b: GraphBuilder
+    config: ModelConfig
+    sizes: Sizes
+    masks: bool = False
+    debug: bool = False
+
+    def embedded(self) -> str:
+        """The blocks' input RLC, where both rows of a picture read the same tokens; or what the first scale reads."""
+        b, sizes, width, is_first = self.b, self.sizes, self.config.width, self.sizes.is_first
+        if is_first is True:
+            return "start"
+        with b.scope("embed"):
+            tokens_ME = b.reshape("tokens_in", -1, self.config.vqvae.z_channels)
+            words_MC = linear(b, tokens_ME, "var.word_embed", "word")
+            words_BLC = b.op("Reshape", words_MC, sizes.shape("words", -1, sizes.tokens, width), name="reshape")
+            x_BLC = b.op("Add", words_BLC, sizes.positions(), name="position")
+            x_RLC = b.op("Concat", x_BLC, x_BLC, axis=0, name="rows")
+            return b.op("Where", is_first, "start", x_RLC, name="input") if is_first else x_RLC
+
+    def blocks(self, x_RLC: str, caches: Sequence[Cache]) -> list[WrittenBlock]:
+        """All blocks, one after the other, and the debug outputs of them."""
+        b, writer = self.b, BlockWriter(self.b, self.config, self.sizes, self.masks)
+        written: list[WrittenBlock] = []
+        for i, cache in enumerate(caches):
+            modulation_R6C = b.op("Gather", "modulation", b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
+            written.append(writer.block(i, x_RLC, modulation_R6C, cache))
+            x_RLC = written[-1].x_RLC
+        if self.debug:
+            self._look_inside(written)
+        return written
+
+    def draw(self, x_RLC: str) -> str:
+        """From the last block's output to `token_ids` and to `next_f_hat`, whose name is returned."""
+        b, sizes, codes = self.b, self.sizes, self.config.vqvae.vocab_size
+        with b.scope("head"):
+            scale_R1C, shift_R1C = b.split("head_modulation", 2, axis=1, name="modulation")
+            normed_RLC = modulated_norm(b, self.config.width, x_RLC, scale_R1C, shift_R1C)
+            logits_MV = guided_logits(b, self.config.width, sizes.ramp(), normed_RLC, "cfg")
+            shape_BLV = sizes.shape("logits", -1, sizes.tokens, codes)
+            logits_BLV = b.op("Reshape", logits_MV, shape_BLV, output=LOGITS if self.debug else "")
+        token_ids_BL = sample(b, logits_BLV, codes, "uniform", "top_k", "top_p")
+        phi, up = sizes.phi(), sizes.up()
+        shape_BEpp = sizes.shape("map", -1, self.config.vqvae.z_channels, sizes.side, sizes.side)
+        return add_tokens(b, token_ids_BL, "f_hat", shape_BEpp, up, phi)
+
+    def hand_on(self, f_hat_BEHH: str) -> None:
+        """`next_tokens_in`."""
+        down = self.sizes.down()
+        shape_BEL = self.sizes.shape("next", -1, self.config.vqvae.z_channels, self.sizes.next_tokens)
+        next_tokens_in(self.b, f_hat_BEHH, down, shape_BEL)
+
+    def _look_inside(self, blocks: Sequence[WrittenBlock]) -> None:
+        """The debug outputs of the blocks, of each one part, stacked.
+
+        The choice of experts itself is inside an operator: here it is made again, by the same rule.
+        """
+        b = self.b
+        parts: dict[str, list[str]] = {HIDDEN: [], KEPT: [], EXPERTS: []}
+        for block in blocks:
+            parts[HIDDEN].append(block.x_RLC)
+            if block.kept_RK:
+                parts[KEPT].append(block.kept_RK)
+            if block.router_scores_RKN:
+                active_1, names = self.sizes.shape("active", self.sizes.active), ("best_experts", "experts_in_order")
+                parts[EXPERTS].append(best_places(b, block.router_scores_RKN, active_1, axis=-1, names=names))
+        for name, values in parts.items():
+            if values:
+                apart = [b.op("Unsqueeze", value, b.ints(0), name=f"{name}_of_block") for value in values]
+                b.op("Concat", *apart, axis=0, output=name)

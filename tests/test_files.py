@@ -1,0 +1,210 @@
+"""Which files are opened: plain ones, and of links those of a Hub cache that stay in it. Every other one is refused."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hub_cache import COMMIT, HubCache
+
+from actvar.errors import BundleError
+from actvar.files import hash_file, opened
+
+CONTENT, SECRET = b"the weights", b"root:x:0:0"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> HubCache:
+    """A repository with a file, and one in a folder; beside the cache a secret."""
+    made = tmp_path / "made"
+    (made / "plans" / "a-gpu").mkdir(parents=True)
+    (made / "weights.bin").write_bytes(CONTENT)
+    (made / "plans" / "a-gpu" / "decoder.plan").write_bytes(b"a plan")
+    (tmp_path / "secret").write_bytes(SECRET)
+    cache = HubCache(tmp_path / "hub")
+    cache.add("user/repo", made)
+    return cache
+
+
+def read(path: Path) -> bytes:
+    with opened(path) as file:
+        return file.read()
+
+
+def assert_refused(path: Path) -> None:
+    with pytest.raises(BundleError, match=r"must be a plain file|is missing|cannot be read"):
+        read(path)
+
+
+def test_links_of_a_hub_cache_are_followed(cache: HubCache, monkeypatch: pytest.MonkeyPatch):
+    """In any folder of the snapshot, by an absolute or a relative path, as text that is absolute, too."""
+    snapshot = cache.snapshot("user/repo")
+    assert (snapshot / "weights.bin").is_symlink()
+    assert read(snapshot / "weights.bin") == CONTENT
+    assert hash_file(snapshot / "plans" / "a-gpu" / "decoder.plan").bytes == 6
+    monkeypatch.chdir(snapshot)
+    assert read(Path("weights.bin")) == CONTENT
+    monkeypatch.chdir(snapshot / "plans")
+    assert read(Path("../weights.bin")) == CONTENT
+    blob = (snapshot / "weights.bin").resolve()
+    (snapshot / "weights.bin").unlink()
+    (snapshot / "weights.bin").symlink_to(blob)
+    assert read(snapshot / "weights.bin") == CONTENT
+
+
+def test_a_cache_that_is_reached_through_a_link_is_a_cache(cache: HubCache, tmp_path: Path):
+    """~/.cache is often a link to a larger disk."""
+    (tmp_path / "linked").symlink_to(cache.folder)
+    assert read(tmp_path / "linked" / cache.snapshot("user/repo").relative_to(cache.folder) / "weights.bin") == CONTENT
+
+
+def test_plain_files_in_a_snapshot_are_plain_files(cache: HubCache):
+    """Where the system has no links, the Hub's library puts the files themselves there."""
+    link = cache.snapshot("user/repo") / "weights.bin"
+    content = link.read_bytes()
+    link.unlink()
+    link.write_bytes(content)
+    assert read(link) == CONTENT
+
+
+def test_a_blob_that_is_not_there_is_missing(cache: HubCache):
+    """As after a cache was tidied up: no other file is taken for it."""
+    link = cache.snapshot("user/repo") / "weights.bin"
+    link.resolve().unlink()
+    with pytest.raises(BundleError, match=r"weights\.bin is missing"):
+        read(link)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/etc/passwd",
+        "../../../../secret",
+        "../../blobs/../../../secret",
+        "../../blobs",
+        "../../blobs/",
+        "../../blobs/.",
+        "../../blobs/..",
+        "../../blobs/deeper/file",
+        "../../refs/main",
+        "../../../models--other--repo/blobs/x",
+        "weights.bin",
+        "other.bin",
+        "nowhere",
+    ],
+)
+def test_a_link_that_leaves_the_blobs_is_refused(cache: HubCache, text: str):
+    """Out of the cache, to another repository's, to a folder, to what is beside it, to itself."""
+    snapshot, other = cache.snapshot("user/repo"), cache.repository("other/repo") / "blobs"
+    other.mkdir(parents=True)
+    (other / "x").write_bytes(SECRET)
+    deeper = cache.repository("user/repo") / "blobs" / "deeper"
+    deeper.mkdir()
+    (deeper / "file").write_bytes(SECRET)
+    (snapshot / "other.bin").write_bytes(CONTENT)
+    (snapshot / "weights.bin").unlink()
+    (snapshot / "weights.bin").symlink_to(text)
+    assert_refused(snapshot / "weights.bin")
+
+
+def blob_is_a_link(cache: HubCache, secret: Path) -> None:
+    blob = (cache.snapshot("user/repo") / "weights.bin").resolve()
+    blob.unlink()
+    blob.symlink_to(secret)
+
+
+def blob_is_a_pipe(cache: HubCache, secret: Path) -> None:
+    blob = (cache.snapshot("user/repo") / "weights.bin").resolve()
+    blob.unlink()
+    os.mkfifo(blob)
+
+
+def blobs_are_elsewhere(cache: HubCache, secret: Path) -> None:
+    """A link in place of the folder, and behind it a file of the right name."""
+    blobs = cache.repository("user/repo") / "blobs"
+    elsewhere = secret.parent / "elsewhere"
+    shutil.move(blobs, elsewhere)
+    blobs.symlink_to(elsewhere)
+
+
+def snapshots_are_elsewhere(cache: HubCache, secret: Path) -> None:
+    """The name says one repository and the system comes to another one, whose blobs nobody has looked at."""
+    snapshots = cache.repository("user/repo") / "snapshots"
+    other = secret.parent / "other" / "models--evil--repo"
+    other.mkdir(parents=True)
+    shutil.move(snapshots, other / "snapshots")
+    link = other / "snapshots" / COMMIT / "weights.bin"
+    (other / "blobs").mkdir()
+    shutil.copyfile(secret, other / "blobs" / os.path.basename(os.readlink(link)))
+    snapshots.symlink_to(other / "snapshots")
+
+
+@pytest.mark.parametrize("change", [blob_is_a_link, blob_is_a_pipe, blobs_are_elsewhere, snapshots_are_elsewhere])
+def test_a_cache_whose_own_parts_lead_elsewhere_is_refused(cache: HubCache, tmp_path: Path, change: Callable):
+    """A link that stays inside by its text is not enough: what it ends at must be there, and plain."""
+    change(cache, tmp_path / "secret")
+    assert_refused(cache.snapshot("user/repo") / "weights.bin")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "bundle",  # today's: a folder, and a link in it
+        "snapshots/" + COMMIT,  # no repository's folder above
+        "repo/snapshots/" + COMMIT,  # one that is not a Hub cache's
+        "models--user--repo/snapshots/main",  # no commit
+        "models--user--repo/" + COMMIT,  # no snapshots
+        "models--user--repo/snapshots/" + COMMIT + "/../../../evil",  # which is no snapshot once it is spelt out
+        "models--user--repo/snapshots/x/" + COMMIT,
+    ],
+)
+def test_a_folder_that_only_looks_like_a_snapshot_is_none(tmp_path: Path, place: str):
+    """Its links are refused, even those to a file beside it: what unpacks in a person's folder may lie anywhere."""
+    folder = tmp_path / place
+    (tmp_path / "models--user--repo" / "snapshots" / COMMIT).mkdir(parents=True)
+    Path(os.path.normpath(folder)).mkdir(parents=True, exist_ok=True)
+    for above in Path(os.path.normpath(folder)).parents[:3]:
+        if above.is_relative_to(tmp_path):
+            (above / "blobs").mkdir(exist_ok=True)
+            (above / "blobs" / "abc").write_bytes(SECRET)
+    for depth in range(1, 4):
+        link = folder / f"weights-{depth}.bin"
+        link.symlink_to("../" * depth + "blobs/abc")
+        assert_refused(link)
+    plain = folder / "plain.bin"
+    plain.write_bytes(CONTENT)
+    (folder / "beside.bin").symlink_to("plain.bin")
+    assert read(plain) == CONTENT
+    assert_refused(folder / "beside.bin")
+
+
+def test_a_file_that_becomes_a_link_or_a_pipe_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between the look and the opening: the first is refused by the system, the second must not be waited for."""
+    path, looks = tmp_path / "weights.bin", os.stat
+    for change in (lambda: path.symlink_to("/etc/passwd"), lambda: os.mkfifo(path)):
+        path.unlink(missing_ok=True)
+        path.write_bytes(CONTENT)
+
+        def looked(*arguments, change=change, **options):
+            found = looks(*arguments, **options)
+            if options.get("follow_symlinks") is False and options.get("dir_fd", 0) is None:
+                path.unlink()
+                change()
+            return found
+
+        monkeypatch.setattr(os, "stat", looked)
+        assert_refused(path)
+        monkeypatch.setattr(os, "stat", looks)
+
+
+def test_no_descriptor_stays_open(cache: HubCache):
+    """Of files that were refused, too."""
+    before = len(os.listdir("/proc/self/fd"))
+    link = cache.snapshot("user/repo") / "weights.bin"
+    for _ in range(20):
+        read(link)
+    blob_is_a_pipe(cache, link)
+    for _ in range(20):
+        assert_refused(link)
+    assert len(os.listdir("/proc/self/fd")) == before
