@@ -134,7 +134,7 @@ def opened_picture(data: bytes) -> Iterator[Image.Image]:
     Raises:
         UnusablePictureError: the bytes are no whole picture of a known format, or it has too many pixels.
     """
-    _say_nothing_of_bombs()
+    _leave_warnings_out()
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -147,9 +147,9 @@ def opened_picture(data: bytes) -> Iterator[Image.Image]:
 
 
 @cache
-def _say_nothing_of_bombs() -> None:
-    """Pillow warns of pictures that are too large, at a limit above ours: they are refused anyway."""
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+def _leave_warnings_out() -> None:
+    """Those of Pillow: what is wrong with a picture is said of it by name, or was no reason to refuse it."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _first_line(error: Exception) -> str:
