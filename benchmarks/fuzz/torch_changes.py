@@ -61,9 +61,9 @@ def _packed(
     with warnings.catch_warnings(), zipfile.ZipFile(content, "w", method) as archive:
         warnings.simplefilter("ignore")  # of a name that comes twice
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data, method)  # without the time, so that a seed gives one file
         if extra:
-            archive.writestr(*extra)
+            archive.writestr(zipfile.ZipInfo(extra[0]), extra[1], method)
     return content.getvalue()
 
 
@@ -170,8 +170,11 @@ def change_tensors(path: Path, rng: random.Random) -> None:
     """Put something else where one or two tensors of the file are, or change how they are called and wrapped."""
     content = torch.load(path, weights_only=True)
     for _ in range(rng.choice((1, 1, 2))):
-        states: list[dict[str, Any]] = list(content["trainer"].values()) if "trainer" in content else [{}]
-        state = rng.choice([state for state in states if state] or [content])
+        trainer = content.get("trainer")
+        states = (
+            [part for part in trainer.values() if isinstance(part, dict) and part] if isinstance(trainer, dict) else []
+        )
+        state = rng.choice(states or [content])
         name = rng.choice(list(state))
         kind = rng.randrange(8)
         if kind == 0:
