@@ -3,6 +3,7 @@
 import io
 import pickletools
 import random
+import re
 import struct
 import warnings
 import zipfile
@@ -101,7 +102,7 @@ def _change_members(members: dict[str, bytes], rng: random.Random) -> tuple[str,
 def _changed_directory(data: bytes, rng: random.Random) -> bytes:
     """The archive with a field of its directory, of a member's own header, or of its end changed."""
     content = bytearray(data)
-    entries = [place for place in range(len(content) - 46) if content[place : place + 4] == b"PK\x01\x02"]
+    entries = [match.start() for match in re.finditer(b"PK\x01\x02", data) if match.start() <= len(data) - 46]
     kind = rng.randrange(6)
     if kind == 0 or not entries:
         place = len(content) - rng.choice((22, 18, 16, 14, 12, 10, 6, 2))  # of the end
