@@ -184,7 +184,7 @@ def chosen_schedule(patch_nums: str) -> ScaleSchedule:
         UsageError: they are none.
     """
     try:
-        return ScaleSchedule(integers("--patch-nums", patch_nums))
+        return ScaleSchedule.parse(patch_nums)
     except ValueError as error:
         raise UsageError(f"--patch-nums {patch_nums}: {error}.") from None
 

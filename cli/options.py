@@ -238,6 +238,6 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 def _parsed(kind: Callable[[str], _Number], option: str, text: str, what: str) -> tuple[_Number, ...]:
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.replace("_", "?").split(","))  # Python reads 1_2 as 12
     except ValueError:
         raise UsageError(f"{option} must be {what}; got {text!r}.") from None

@@ -435,7 +435,7 @@ def test_a_dense_checkpoint_that_is_activated_says_that_its_router_is_random(com
         (["--model", "c", "--patch-nums", "1,2"], "a model has its own"),
         (["--preset", "mini", "--vqvae", "v"], "--vqvae belongs to a checkpoint"),
         (["--preset", "d17"], "--preset"),
-        (["--preset", "mini", "--patch-nums", "1;2"], "--patch-nums must be whole numbers"),
+        (["--preset", "mini", "--patch-nums", "1;2"], "--patch-nums 1;2: patch_nums must be whole numbers"),
         (["--preset", "mini", "--token-rates", "x"], "--token-rates must be numbers"),
         (["--preset", "mini", "--out", "full"], "is there and is not a bundle"),
     ],
