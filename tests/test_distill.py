@@ -2,14 +2,17 @@
 
 import json
 import math
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_models import small_config
 from torch import Tensor
 
+from actvar.class_names import imagenet_names
 from actvar.config import MINI, Activation, ModelConfig
 from actvar.data.tokens import TokenStore
 from actvar.distill.losses import (
@@ -26,6 +29,7 @@ from actvar.distill.stages import StageSettings, student_of, train_stage1, train
 from actvar.models.actvar import ActVAR, random_model
 from actvar.models.experts import FFN
 
+ACTIVE = Activation(experts=4, scales=(2,), token_rates=(0.75,), expert_rates=(0.5,))
 TEACHER = ModelConfig(depth=1, num_classes=4, vqvae=MINI.vqvae)
 STUDENT = replace(TEACHER, activation=Activation(experts=4, scales=(3, 10), token_rates=(0.5, 0.75)))
 
@@ -208,3 +212,24 @@ def test_stage_2_leaves_routers_and_selectors_alone(teacher: ActVAR, store: Toke
     assert not any(".router." in name or ".selector." in name for name in moved)
     parts = ("blocks.0.ffn.fc1", "blocks.0.ffn.fc2", "blocks.0.attn.mat_qkv", "head")
     assert {f"{part}.weight" for part in parts} <= moved
+
+
+def named_by(store_names: tuple[str, ...], own: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The names of a model of so many classes that is trained for a step on pictures from folders of these names."""
+    config = replace(small_config((1, 2), ACTIVE, depth=1), num_classes=len(store_names), class_names=own)
+    teacher = random_model(config.dense())
+    ids = np.zeros((4, config.schedule.total), np.uint16)
+    store = TokenStore(ids, np.arange(4), len(store_names), store_names)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = StageSettings(Path(folder), 1, 4, 1e-3, warmup=0)
+        student = student_of(teacher.var, config)
+        return train_stage2(teacher.var, student, settings, store, teacher.vqvae.quantize).config.class_names
+
+
+def test_a_trained_model_is_given_the_names_of_folders_unless_it_has_better_ones():
+    """Own names stay, and ImageNet's classes, in folders called by WordNet's ids, are known by their words."""
+    ids = tuple(of_class[-1] for of_class in imagenet_names())
+    assert ids[0] == "n01440764" and named_by(ids) == ()
+    assert named_by(ids[::-1]) == ids[::-1]
+    assert named_by(("a", "b", "c", "d")) == ("a", "b", "c", "d")
+    assert named_by(("a", "b", "c", "d"), own=("w", "x", "y", "z")) == ("w", "x", "y", "z")

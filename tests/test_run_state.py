@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -219,6 +220,7 @@ ODD = {
     "a part less": lambda state: state["parts"].pop("average"),
     "steps that are none": put("step", "four"),
     "steps below 0": put("step", -1),
+    "more steps than the run has": put("step", 7),
     "an identity of numbers": put("identity", {"steps": 6}),
     "a list": put("parts/student", []),
     "a weight less": lambda state: state["parts"]["student"].popitem(),
@@ -251,6 +253,38 @@ def test_a_state_that_does_not_fit_is_refused_though_its_hash_is_right(teacher: 
     torch.save(state, content)
     path.write_bytes(sealed(content.getvalue()))
     with pytest.raises(CheckpointError, match=r"state\.pt cannot be read \(.+\)\. Remove it to start again"):
+        train(0, teacher, tmp_path, average=0.9)
+
+
+class Memory:
+    """What a pickle may ask for, though it may run nothing: a gigabyte for a few bytes."""
+
+    def __reduce__(self):
+        return bytearray, (10**9,)
+
+
+def with_storage_of(count: int, content: bytes) -> bytes:
+    """The same archive, in which the pickle says that a weight has more values than the archive has of it."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            record = old.read(name)
+            new.writestr(name, record[: len(record) // 2] if name.endswith(f"/data/{count}") else record)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("memory", "bytearray"), ("storage", "does not have in that size")])
+def test_a_state_takes_no_more_memory_than_it_has_bytes(teacher: ActVAR, tmp_path: Path, kind: str, reason: str):
+    """Its hash is right, and PyTorch would allot what it asks for, or read beyond what there is."""
+    path = stopped(teacher, tmp_path)
+    state = torch.load(path, weights_only=True)
+    if kind == "memory":
+        state["more"] = Memory()
+    content = io.BytesIO()
+    torch.save(state, content)
+    changed = content.getvalue() if kind == "memory" else with_storage_of(0, content.getvalue())
+    path.write_bytes(sealed(changed))
+    with pytest.raises(CheckpointError, match=rf"state\.pt cannot be read \(.*{reason}.*\)\. Remove it to start again"):
         train(0, teacher, tmp_path, average=0.9)
 
 

@@ -148,7 +148,7 @@ def test_tokens_of_another_vqvae_or_other_scales_are_refused(train: Command):
 def test_tokens_of_other_classes_are_refused(train: Command, said: dict, pictures: int, message: str):
     """Of fewer, too: a class would be taught the pictures of another."""
     write_tokens(Path("others"), load_model(Path("teacher.safetensors")), pictures, **said)
-    code, _, err = train(*STAGE1, "--tokens", "others")
+    code, _, err = train(*STAGE1, "--tokens-dir", "others")
     assert code == 1 and f"others {message}" in err
     assert not Path("stage1").exists()
 
@@ -158,7 +158,7 @@ def test_the_names_of_class_folders_become_the_models(train: Command, monkeypatc
     names = ("n01440764", "N2", "a_b", "great white", "7")
     write_tokens(Path("named"), load_model(Path("teacher.safetensors")), class_names=names)
     for stage in (STAGE1, STAGE2):
-        assert train(*stage, "--tokens", "named")[0] == 0
+        assert train(*stage, "--tokens-dir", "named")[0] == 0
     assert load_model(Path("stage1/actvar.safetensors")).config.class_names == names
     trained = load_model(Path("stage2/actvar.safetensors")).config
     assert trained.class_names == names

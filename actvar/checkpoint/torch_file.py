@@ -47,7 +47,7 @@ def read_torch_file(path: Path) -> Any:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
             is_zip = data[:4] == ZIP_MAGIC
             if is_zip:
-                _measure_archive(data)
+                measure_archive(data)
             else:
                 _measure_row(data)
     except PickleError as error:
@@ -72,8 +72,12 @@ def read_torch_file(path: Path) -> Any:
 # ---- the zip archive
 
 
-def _measure_archive(data: mmap) -> None:
-    """Hold an archive's pickle and every storage that it names to the members of the archive."""
+def measure_archive(data: mmap) -> None:
+    """Hold an archive's pickle and every storage that it names to the members of the archive.
+
+    Raises:
+        ArchiveError, PickleError, OddTensorError: PyTorch is not to read it.
+    """
     members = archive_members(data)
     content = members["data.pkl"]
     if content.size > MAX_PICKLE_BYTES:

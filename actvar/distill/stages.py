@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actvar.class_names import IMAGENET_CLASSES, imagenet_names
 from actvar.config import ModelConfig
 from actvar.data.tokens import TokenStore
 from actvar.distill.label_choice import PAPER, Labels
@@ -189,6 +190,17 @@ def _train(
     run(stage.title, step, {"student": student, **update.states}, settings, inputs, team)
     update.finish()
     trained = team.onto_cpu(student).eval().requires_grad_(False)
-    if not trained.config.class_names and len(store.class_names) == trained.config.num_classes:
-        trained.config = replace(trained.config, class_names=store.class_names)
+    trained.config = replace(trained.config, class_names=_class_names(trained.config, store))
     return trained
+
+
+def _class_names(config: ModelConfig, store: TokenStore) -> tuple[str, ...]:
+    """The model's own names, or else those of the folders that its pictures were in.
+
+    Classes that are ImageNet's, in folders that are called by their WordNet ids, need none: see `actvar.classes`.
+    """
+    names = store.class_names
+    if config.class_names or len(names) != config.num_classes:
+        return config.class_names
+    of_imagenet = len(names) == IMAGENET_CLASSES and names == tuple(of_class[-1] for of_class in imagenet_names())
+    return () if of_imagenet else names

@@ -8,11 +8,13 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, cast
 
 import torch
 
+from actvar.checkpoint.torch_file import measure_archive
 from actvar.errors import BundleError, CheckpointError, shown
 from actvar.files import opened, written_whole
 from actvar.training.state_form import require_form
@@ -78,7 +80,9 @@ class StateFile:
             raise CheckpointError(f"{self.folder} cannot be used: {error.strerror}. Name another folder.") from None
         try:
             with opened(self.path, "Remove it to start again.") as file:
-                _require_seal(file)
+                size = _require_seal(file)
+                with mmap(file.fileno(), size, access=ACCESS_READ) as data:
+                    measure_archive(data)
                 state = torch.load(file, map_location="cpu", weights_only=True)
             saved, states, step = state["identity"], state["parts"], state["step"]
             if type(step) is not int or step < 0 or not all(type(x) is str for pair in saved.items() for x in pair):
@@ -133,19 +137,20 @@ class StateFile:
     def _require_same(self, saved: Mapping[str, str], done: int, alike: Callable[[int], bool]) -> None:
         names = sorted({*saved, *self.identity})
         pairs = {name: (saved.get(name), self.identity.get(name)) for name in names}
-        changed = {name: (was, now) for name, (was, now) in pairs.items() if was != now}
+        changed = {shown(name): (shown(was), shown(now)) for name, (was, now) in pairs.items() if was != now}
         if changed.keys() == {"steps"}:
             self._require_length(*changed["steps"], done, alike(done))
         elif changed:
-            pairs_said = (f"{name} {was and shown(was)} -> {now}" for name, (was, now) in changed.items())
-            said = ", ".join(pairs_said)
+            said = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in changed.items())
             raise CheckpointError(
                 f"{self.folder} holds another run ({said}). Choose another folder, or remove that one."
             )
+        elif done > int(self.identity["steps"]):
+            raise self._unusable(ValueError(f"{done} steps are done, of {self.identity['steps']}"))
 
-    def _require_length(self, was: str | None, now: str | None, done: int, alike: bool) -> None:
+    def _require_length(self, was: str, now: str, done: int, alike: bool) -> None:
         """A run whose length was changed is gone on with while it is still what one of the new length would be."""
-        if alike and done <= int(now or 0):
+        if alike and done <= int(now):
             return
         raise CheckpointError(
             f"{self.folder} holds another run (steps {was} -> {now}): {done} steps are done, and after the warm-up the "
@@ -179,13 +184,14 @@ def _seal(digest: "hashlib._Hash") -> bytes:
     return f"\nsha256 {digest.hexdigest()}\n".encode()
 
 
-def _require_seal(file: BinaryIO) -> None:
-    """Hold a file to the hash at its end, and go back to its beginning.
+def _require_seal(file: BinaryIO) -> int:
+    """Hold a file to the hash at its end, and go back to its beginning; returns the bytes before the hash.
 
     Raises:
         ValueError: it is another's, or there is none.
     """
-    left, digest = os.fstat(file.fileno()).st_size - _SEAL, hashlib.sha256()
+    size = os.fstat(file.fileno()).st_size - _SEAL
+    left, digest = size, hashlib.sha256()
     while left > 0 and (block := file.read(min(left, _BLOCK))):
         digest.update(block)
         left -= len(block)
@@ -195,3 +201,4 @@ def _require_seal(file: BinaryIO) -> None:
     if found != _seal(digest):
         raise ValueError("it was changed since it was written: its SHA-256 is another")
     file.seek(0)
+    return size
