@@ -19,7 +19,6 @@ MAX_CLASSES = 1_000_000
 MAX_LEVELS = 16  # of the VQVAE, each half as wide as the one before
 _MAX_VQVAE = {"vocab_size": 1 << 20, "z_channels": 1 << 14, "ch": 1 << 14, "num_res_blocks": 64, "norm_groups": 1 << 14}
 _MAX_MULTIPLE = 1 << 10  # in ch_mult
-_LONGEST_NAME = 200  # of a class
 
 DYNAMIC, FIXED, STATIC = "dynamic", "fixed", "static"
 _CHOICES = {"token_choice": (DYNAMIC, FIXED), "expert_choice": (DYNAMIC, STATIC)}
@@ -156,8 +155,6 @@ class ModelConfig:
             raise ValueError(f"depth must be at least 1 and at most {MAX_DEPTH}, got {self.depth}")
         if not 1 <= self.num_classes <= MAX_CLASSES:
             raise ValueError(f"num_classes must be at least 1 and at most {MAX_CLASSES}, got {self.num_classes}")
-        if not all(name.isprintable() and len(name) <= _LONGEST_NAME for name in self.class_names):
-            raise ValueError(f"a class's name must be printable, and of at most {_LONGEST_NAME} characters")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{self.num_classes} classes need as many names, got {len(self.class_names)}")
         if self.activation is None:
