@@ -132,7 +132,8 @@ def main() -> None:
         code = _fail("There is not enough memory. Take a smaller --batch-size, or a smaller model.", 1)
     except _USAGE_ERROR as error:
         path = error.ctx.command_path if error.ctx else NAME
-        code = _fail(f"{_what_is_wrong(error, path).rstrip('.')}. See `{path} --help`.", error.exit_code)
+        wrong = _what_is_wrong(error, path).rstrip(".")  # nothing, where the help was shown for want of arguments
+        code = _fail(f"{wrong}. See `{path} --help`.", error.exit_code) if wrong else error.exit_code
     except BaseException:
         if not stopped:
             raise

@@ -195,6 +195,8 @@ def refuse_elsewhere(precision: str | None, backend: str, device: str | None) ->
         raise UsageError(
             f"--precision {precision} is for ONNX Runtime on a CPU. Leave {other} out, or take another precision."
         )
+    if precision == "bf16" and backend == "onnxruntime":
+        raise UsageError("--precision bf16 is for --backend tensorrt: ONNX Runtime does not draw in it. Take fp16.")
 
 
 def chosen_shard(text: str) -> tuple[int, int]:

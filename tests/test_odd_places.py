@@ -97,6 +97,28 @@ def test_what_a_message_repeats_is_obeyed_by_no_terminal():
         assert done.returncode == 2 and "\x1b[2J" not in done.stderr and "\\x1b[2J" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", "mini", "--device", "foo"), "--device must be cpu, cuda or cuda:0 and up, got 'foo'"),
+        (("train", "vqvae", "--device", "cuda:99"), "no cuda:99. Take another --device"),
+        (("parity", "--precision", "bf16"), "--precision bf16 is for --backend tensorrt"),
+        (("generate", "--class", 1, "--precision", "bf16"), "--precision bf16 is for --backend tensorrt"),
+    ],
+)
+def test_what_cannot_be_here_is_refused_before_any_work(words, said, tmp_path):
+    """Nothing is trained and nothing exported: no folder is made."""
+    done = run(*words, cwd=tmp_path, env={CACHE_VARIABLE: str(tmp_path / "cache")})
+    assert done.returncode in (1, 2) and said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_without_a_command_shows_its_help():
+    """And no error without words."""
+    done = run("train")
+    assert done.returncode == 2 and "stage1" in done.stdout and done.stderr == ""
+
+
 @pytest.mark.slow
 def test_sigterm_cleans_up_as_ctrl_c_does(tmp_path):
     """`parity` left an exported bundle in the temporary folder."""
