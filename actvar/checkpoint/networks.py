@@ -63,7 +63,7 @@ def _network(file: TensorFile, states: list[_State], kind: str) -> Weights | Non
     averages = [state for state in found if state.is_average]
     chosen = averages or found
     if len(chosen) > 1:
-        places = " and ".join(_name(state) for state in chosen)
+        places = " and ".join(_name(state) for state in chosen[:3])
         raise CheckpointError(
             f"{shown(file.path)} holds {len(chosen)} of a {kind}, {places}, and does not tell which is meant. "
             "Save that one in a file of its own."
@@ -77,12 +77,12 @@ def _network(file: TensorFile, states: list[_State], kind: str) -> Weights | Non
             "Save the state of one of the two."
         )
     others = [_name(other) for other in found if other is not state]
-    note = f" Its average in {_name(state)} was read, and not {' or '.join(others)} beside it." if others else ""
-    return Weights.of(file.path, "".join(f"{wrapper}." for wrapper in state.place), state.tensors, note)
+    note = f" Its average in {_name(state)} was read, and not {' or '.join(others[:3])} beside it." if others else ""
+    return Weights.of(file.path, f"{_name(state)}." if state.place else "", state.tensors, note)
 
 
 def _name(state: _State) -> str:
-    return ".".join(state.place) or "the one without a name"
+    return shown(".".join(state.place), 200) or "the one without a name"
 
 
 def _states(content: Mapping[Any, Any]) -> list[_State]:

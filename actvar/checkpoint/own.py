@@ -13,6 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from actvar.bundle.json_form import parse_json
 from actvar.checkpoint.official import derive_config, derive_vqvae, require_same
 from actvar.checkpoint.tensor_file import TensorFile, open_tensor_file
 from actvar.checkpoint.weights import Weights
@@ -144,8 +145,8 @@ def own_config(file: TensorFile) -> ModelConfig:
             "Update the program, or write the checkpoint again."
         )
     try:
-        config = ModelConfig.from_dict(json.loads(file.metadata.get("config", "")))
-    except (ValueError, ArithmeticError, RecursionError) as error:
+        config = ModelConfig.from_dict(parse_json(file.metadata.get("config", "").encode()))
+    except (ValueError, ArithmeticError) as error:
         raise CheckpointError(
             f"{shown(file.path)}: the metadata's configuration: {shown(error)}. Write the file again."
         ) from None

@@ -3,12 +3,11 @@
 The index is not trusted: a shard is a file beside it, and nothing else.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from actvar.bundle.json_form import parse_json
 from actvar.checkpoint.refusals import no_checkpoint, unreadable
 from actvar.errors import CheckpointError, shown
 
@@ -46,8 +45,8 @@ def read_index(path: Path) -> ShardIndex:
     if len(data) > MAX_INDEX_BYTES:
         raise no_checkpoint(path, f"is larger than {MAX_INDEX_BYTES} bytes, which no index is", _WHOLE)
     try:
-        content = json.loads(data, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(data)
+    except ValueError as error:
         raise no_checkpoint(path, f"is no valid JSON ({shown(error, 100)})", _WHOLE) from None
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
@@ -77,11 +76,3 @@ def _shard(index: Path, name: str) -> Path:
     except (OSError, RuntimeError) as error:  # a loop of links is the latter before Python 3.13
         raise unreadable(folder / name, error if isinstance(error, OSError) else OSError(str(error))) from None
     return folder / name
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's fields; a name that comes twice would mean whatever the reader makes of it."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("an object has two fields of the same name")
-    return result

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from actvar.benchmarks.fuzz.pickle_changes import changed_bytes
+from actvar.benchmarks.fuzz.changes import changed_bytes
 from actvar.benchmarks.fuzz.torch_changes import change_archive, change_archive_s_pickle, change_row, change_tensors
 from actvar.checkpoint.model import load_model, load_vqvae
 from actvar.checkpoint.own import save_model

@@ -6,6 +6,8 @@ import struct
 from collections.abc import Callable
 from itertools import pairwise
 
+from actvar.benchmarks.fuzz.changes import changed_bytes
+
 _FUNCTIONS = (
     *(
         "argparse Namespace",
@@ -145,23 +147,3 @@ def _copies(rng: random.Random) -> bytes:
     made = items.get(function, b"](" + pair * 300 + b"e")
     copy = _function(function) + b"j\xff\xff\x00\x00\x85R"
     return b"](" + made + b"r\xff\xff\x00\x00" + copy * rng.choice((3, 3000)) + b"e"
-
-
-def changed_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Data with a few bytes changed, cut out, doubled, or grown."""
-    content = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        place = rng.randrange(len(content) + 1)
-        end = min(len(content), place + rng.choice((1, 2, 4, 8, 64)))
-        kind = rng.randrange(5)
-        if kind == 0 and place < len(content):
-            content[place] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            content[place:end] = rng.randbytes(end - place)
-        elif kind == 2:
-            del content[place:end]
-        elif kind == 3:
-            content[place:place] = content[place:end]
-        else:
-            content[place:end] = rng.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * (end - place)
-    return bytes(content)

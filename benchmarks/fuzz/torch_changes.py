@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actvar.benchmarks.fuzz.pickle_changes import changed_bytes, changed_pickle
+from actvar.benchmarks.fuzz.changes import changed_bytes
+from actvar.benchmarks.fuzz.pickle_changes import changed_pickle
 
 _FIELDS = {  # of a member's entry in the directory: where each lies, and its bytes
     "flags": (8, 2), "method": (10, 2), "crc": (16, 4), "packed": (20, 4), "size": (24, 4), "name": (28, 2),
