@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from actvar.class_names import IMAGENET_CLASSES, imagenet_names, normal
 from actvar.config import ModelConfig
-from actvar.errors import UsageError
+from actvar.errors import UsageError, shown
 
 ALL = "all"
 _SUGGESTIONS = 3
@@ -46,7 +46,7 @@ def choose_classes(model: ModelConfig, wanted: Sequence[str]) -> list[int]:
 def class_label(model: ModelConfig, class_id: int) -> str:
     """A class for people: "88 (brown-crescent)"."""
     names = class_names(model)
-    return f"{class_id} ({names[class_id][0]})" if names else str(class_id)
+    return f"{class_id} ({shown(names[class_id][0])})" if names else str(class_id)
 
 
 def _choose(model: ModelConfig, text: str) -> Iterator[int]:
@@ -112,8 +112,8 @@ def _normal_forms(names: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], 
 
 def _hint(wanted: str, names: Sequence[Sequence[str]], normals: Sequence[Sequence[str]]) -> str:
     """The nearest names, each class's own first one, or how names look."""
-    shown = {name: of_class[0] for of_class, forms in zip(names, normals, strict=True) for name in forms}
-    close = [shown[name] for name in get_close_matches(wanted, shown, n=_SUGGESTIONS, cutoff=0.5)]
+    firsts = {name: shown(of_class[0]) for of_class, forms in zip(names, normals, strict=True) for name in forms}
+    close = [firsts[name] for name in get_close_matches(wanted, firsts, n=_SUGGESTIONS, cutoff=0.5)]
     if close:
         return f"Did you mean {', '.join(dict.fromkeys(close))}?"
-    return f"Names are {', '.join(of_class[0] for of_class in names[:3])} and so on: see `actvar-trt classes`."
+    return f"Names are {', '.join(shown(of_class[0]) for of_class in names[:3])} and so on: see `actvar-trt classes`."

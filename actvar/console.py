@@ -18,14 +18,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from actvar.errors import shown
+
 _CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 _BAR = Lock()
+_LONGEST = 4000  # characters of a line, in which a name that came from a file may stand
 _LOOK_BACK_SECONDS = 600.0  # over which the speed is taken: one piece may take a minute
 
 
 def say(text: str) -> None:
     """One line about what is going on."""
-    _CONSOLE.print(text, markup=False)
+    _CONSOLE.print(shown(text, _LONGEST), markup=False)
 
 
 def tell(text: str) -> None:
@@ -33,7 +36,7 @@ def tell(text: str) -> None:
     if _CONSOLE.is_terminal and sys.stdout.isatty():
         say(text)
     else:
-        typer.echo(text)
+        typer.echo(shown(text, _LONGEST))
 
 
 @contextmanager

@@ -51,12 +51,8 @@ def shown(text: object, limit: int = 500) -> str:
         surrogates are escaped as Python writes them; what is printable stays.
     """
     whole = str(text)
-    line = "".join(sign if sign.isprintable() else _escaped(sign) for sign in whole[:limit])
+    line = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in whole[:limit])
     return line if len(whole) <= limit and len(line) <= limit else line[: limit - 1] + "…"
-
-
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape").decode("ascii")
 
 
 @contextmanager

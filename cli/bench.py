@@ -38,7 +38,7 @@ from actvar.plotting import plot_files
 from actvar.provenance import typed
 from actvar.reports import show, write_reports
 from actvar.runtime.backends.protocol import Device
-from actvar.runtime.machine import Machine, this_machine, usable_cores
+from actvar.runtime.machine import Machine, first_gpu, this_machine, usable_cores
 
 EXAMPLES = """Examples:
 
@@ -101,11 +101,13 @@ def bench(
     make_out_folder(out)
     precision = chosen_precision(precision, fp16)
     refuse_elsewhere(precision, backend, place)
+    if place == "cuda" and first_gpu() is None:
+        raise UsageError(f"--device {place} needs an NVIDIA GPU, and there is none. Leave it out, and --backend, too.")
     kinds = peer_kinds(peers)
     if models and (size != Size() or rates.are_given):
         raise UsageError("--model names what is there, and a preset, rates or scales shape another. Leave them out.")
     if models:
-        named = [chosen_model(model, vqvae, hub) for model in models]
+        named = [chosen_model(model, vqvae, hub, backend == "tensorrt") for model in models]
         graphs = named_contestants(named, precision, backend, official_var)
         contestants = [*graphs, *peers_of(graphs, None, kinds, official_var, place)]
     else:

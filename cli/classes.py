@@ -10,7 +10,7 @@ from rich.table import Table
 from actvar.classes import class_names, names_of
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import JsonOption, ModelOption
-from actvar.errors import CheckpointError, needs
+from actvar.errors import CheckpointError, needs, shown
 from actvar.naming import NamedModel
 from actvar.reports import check_json_option, deliver
 from actvar.told_model import told_config
@@ -69,5 +69,5 @@ def _table(names: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right")
     for number, of_class in enumerate(names):
-        table.add_row(str(number), escape(of_class[0]), *map(escape, of_class[1:][-1:]))
+        table.add_row(str(number), escape(shown(of_class[0])), *map(escape, of_class[1:][-1:]))
     return table

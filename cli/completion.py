@@ -19,7 +19,8 @@ def complete_class(context: typer.Context, incomplete: str) -> list[str]:
     """The names of the classes of the model on the same line; of `a,b` the last one is completed."""
     before, comma, begun = incomplete.rpartition(",")
     try:
-        config = told_config(named_model(context.params.get("model") or SHIPPED_MODELS[0]))
+        name = context.params.get("model") or SHIPPED_MODELS[0]
+        config = told_config(named_model(name, local_files_only=True, shown=False))
     except ActVARError:
         return []  # at a prompt there is nobody to tell
     names = class_names(config) if config else imagenet_names()  # what tells nothing is official

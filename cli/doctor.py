@@ -19,7 +19,7 @@ from rich.table import Table
 from actvar import __version__
 from actvar.bundle.manifest import MANIFEST_FILE
 from actvar.cli.options import JsonOption
-from actvar.errors import UsageError
+from actvar.errors import ActVARError, UsageError
 from actvar.plugins.library import PLUGIN_VARIABLE, plugin_library
 from actvar.reports import check_json_option, deliver
 from actvar.runtime.machine import CACHE_VARIABLE, cache_folder
@@ -127,7 +127,13 @@ def _plugins() -> Finding:
 
 
 def _cache() -> Finding:
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+        place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+            return Finding("cache", "", f"{folder} cannot be a folder that is written; set {CACHE_VARIABLE} to one")
+    except (ActVARError, OSError) as error:
+        return Finding("cache", "", str(error))
     bundles = [path.parent for path in folder.glob(f"bundles/*/{MANIFEST_FILE}")]
     size = sum(file.stat().st_size for bundle in bundles for file in bundle.rglob("*"))
     return Finding(

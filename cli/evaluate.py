@@ -121,7 +121,7 @@ def evaluate(
     def accept(config: ModelConfig) -> None:
         guidance.of(config.sampling)
 
-    named = chosen_model(model, vqvae, hub)
+    named = chosen_model(model, vqvae, hub, engine.backend == "tensorrt")
     source = engine.open(named, accept).source
     sampling = guidance.of(source.model.sampling)
     spec = _spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)

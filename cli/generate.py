@@ -69,7 +69,7 @@ def generate(
         where.require_room(1 if grid else count * len(choose_classes(config, classes)))
         guidance.of(config.sampling)
 
-    source = engine.open(chosen_model(model, vqvae, hub), accept).source
+    source = engine.open(chosen_model(model, vqvae, hub, engine.backend == "tensorrt"), accept).source
     class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model.sampling)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)

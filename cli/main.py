@@ -1,9 +1,13 @@
 """`actvar-trt`, the console command: its commands, and how errors leave it.
 
 Each command imports what it needs when it runs, so that `--help` is quick and drawing needs neither PyTorch nor ONNX.
-Exit codes: 0; 1 for what cannot be done; 2 for a wrong option; 130 for Ctrl-C.
+Exit codes: 0; 1 for what cannot be done; 2 for a wrong option; 130 for Ctrl-C, 143 for SIGTERM.
 """
 
+import errno
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -32,11 +36,11 @@ from actvar.cli import (
 )
 from actvar.cli.old_spellings import NEW_MEANINGS, new_spelling
 from actvar.cli.signature import spread
-from actvar.errors import ActVARError
+from actvar.errors import ActVARError, shown
 from actvar.telemetry import switch_off
 
 NAME = "actvar-trt"
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 _USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # of typer's own parser; it exports only the derived class
 
 
@@ -110,21 +114,73 @@ app = _app()
 def main() -> None:
     """Run the command line and leave the process with its exit code; a user's mistake is a message, not a traceback."""
     switch_off()
+    _print_what_can_be_printed()
+    stopped = _terminate_as_ctrl_c_does()
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name=NAME, standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer 0.29 makes this of Ctrl-C, earlier ones an Abort
             raise KeyboardInterrupt
+        sys.stdout.flush()  # what was printed, is; after this nobody would say that it is not
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("Stopped; nothing half-written was left.", INTERRUPTED)
+    except OSError as error:
+        code = _fail(_refused_by_the_system(error), 1)
     except ActVARError as error:
         code = _fail(str(error), error.exit_code)
     except MemoryError:
         code = _fail("There is not enough memory. Take a smaller --batch-size, or a smaller model.", 1)
     except _USAGE_ERROR as error:
         path = error.ctx.command_path if error.ctx else NAME
-        code = _fail(f"{_what_is_wrong(error, path).rstrip('.')}. See `{path} --help`.", error.exit_code)
+        wrong = _what_is_wrong(error, path).rstrip(".")  # nothing, where the help was shown for want of arguments
+        code = _fail(f"{wrong}. See `{path} --help`.", error.exit_code) if wrong else error.exit_code
+    except BaseException:
+        if not stopped:
+            raise
+    if stopped:  # whatever a library has made of it on the way
+        code = _fail("Stopped by SIGTERM; nothing half-written was left.", TERMINATED)
     sys.exit(code)
+
+
+class Terminated(BaseException):
+    """The process was asked to end: as Ctrl-C does, it cleans up first."""
+
+
+def _terminate_as_ctrl_c_does() -> list[int]:
+    """Let SIGTERM raise, where the command is: returns what the signal will be put into."""
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever asks again gets it at once
+        stopped.append(number)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    return stopped
+
+
+def _print_what_can_be_printed() -> None:
+    """A sign that the output's encoding lacks becomes a question mark, and ends nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _refused_by_the_system(error: OSError) -> str:
+    """What the system refused that nobody foresaw, and what may help."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would say it once more, as it ends
+        return f"What this command prints cannot be written: {reason}. Print it elsewhere."
+    named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    help_of = {
+        errno.EACCES: "Check its permissions, or name another",
+        errno.EPERM: "Check its permissions, or name another",
+        errno.ENAMETOOLONG: "Give it a shorter name",
+        errno.ENOSPC: f"Make room, or set TMPDIR to a folder with room (now {os.environ.get('TMPDIR', '/tmp')})",
+        errno.EROFS: "Name a place that can be written",
+    }
+    return f"{named}{reason}. {help_of.get(error.errno or 0, 'Name another, or see to what the system says')}."
 
 
 def _what_is_wrong(error: Any, path: str) -> str:
@@ -139,5 +195,5 @@ def _what_is_wrong(error: Any, path: str) -> str:
 
 def _fail(message: str, code: int) -> int:
     typer.secho("Error: ", fg=typer.colors.RED, bold=True, err=True, nl=False)
-    typer.echo(message, err=True)
+    typer.echo("\n".join(shown(line, 4000) for line in message.splitlines()), err=True)
     return code

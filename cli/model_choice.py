@@ -184,21 +184,21 @@ def chosen_schedule(patch_nums: str) -> ScaleSchedule:
         UsageError: they are none.
     """
     try:
-        return ScaleSchedule(integers("--patch-nums", patch_nums))
+        return ScaleSchedule.parse(patch_nums)
     except ValueError as error:
         raise UsageError(f"--patch-nums {patch_nums}: {error}.") from None
 
 
-def chosen_model(model: str, vqvae: Path | None, hub: Hub) -> NamedModel:
-    """What `--model` names.
+def chosen_model(model: str, vqvae: Path | None, hub: Hub, with_plans: bool = False) -> NamedModel:
+    """What `--model` names; of a bundle on the Hub with its plans, where they are wanted.
 
     Raises:
         UsageError: nothing bears this name, or an option does not belong to it.
+        ActVARError: it cannot be fetched.
     """
-    named = named_model(model, vqvae)
-    if hub != Hub():
-        raise UsageError(f"--revision and --local-files-only are of a Hub repository; {model} is none. Leave them out.")
-    return named
+    return named_model(
+        model, vqvae, revision=hub.revision, local_files_only=hub.local_files_only, with_plans=with_plans
+    )
 
 
 def chosen_checkpoint(model: str, vqvae: Path | None, hub: Hub) -> tuple[str, Checkpoint]:

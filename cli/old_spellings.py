@@ -44,6 +44,7 @@ OLD_SPELLINGS: tuple[Spelling, ...] = (
     Spelling("--tokens", "--token-rates", "as in every other command", ("flops",)),
     Spelling("--expert-count", "--experts", "as in every other command", ("flops",)),
     Spelling("--tokens", "--tokens-dir", "it is the folder of stored tokens", ("train stage1", "train stage2")),
+    Spelling("--learning-rate", "--lr", "an option has one name", ("train stage1", "train stage2")),
     Spelling("--tokens", "--token-counts", "they are numbers of tokens", ("bench kernels",)),
     Spelling("--active", "--active-experts", "they are numbers of experts", ("bench kernels",)),
 )

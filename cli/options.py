@@ -195,6 +195,8 @@ def refuse_elsewhere(precision: str | None, backend: str, device: str | None) ->
         raise UsageError(
             f"--precision {precision} is for ONNX Runtime on a CPU. Leave {other} out, or take another precision."
         )
+    if precision == "bf16" and backend == "onnxruntime":
+        raise UsageError("--precision bf16 is for --backend tensorrt: ONNX Runtime does not draw in it. Take fp16.")
 
 
 def chosen_shard(text: str) -> tuple[int, int]:
@@ -238,6 +240,6 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
 
 def _parsed(kind: Callable[[str], _Number], option: str, text: str, what: str) -> tuple[_Number, ...]:
     try:
-        return tuple(kind(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.replace("_", "?").split(","))  # Python reads 1_2 as 12
     except ValueError:
         raise UsageError(f"{option} must be {what}; got {text!r}.") from None

@@ -49,7 +49,7 @@ def vqvae(
     out: OutOption = Path("runs/mini"),
 ) -> None:
     """Train the VQVAE of the mini models."""
-    recipe = _recipe()(out, device, seed, vqvae_steps=steps)
+    recipe = _recipe(device)(out, device, seed, vqvae_steps=steps)
     recipe.vqvae()
     typer.echo(f"The VQVAE is in {out / 'vqvae'}. Next: actvar-trt train mini --out {out}")
 
@@ -64,7 +64,7 @@ def var(
     out: OutOption = Path("runs/mini"),
 ) -> None:
     """Train VAR-mini on the VQVAE's tokens (the VQVAE first, if it is not there yet)."""
-    recipe = _recipe()(out, device, seed, vqvae_steps, count, steps)
+    recipe = _recipe(device)(out, device, seed, vqvae_steps, count, steps)
     trained = recipe.vqvae()
     dense = recipe.var(trained, recipe.tokens(trained))
     typer.echo(f"Wrote {recipe.save(dense, trained, 'var_mini.safetensors')}")
@@ -85,12 +85,15 @@ def mini(
     """Train everything: VQVAE, VAR-mini, then ActVAR-mini by stage 1 and stage 2. Finished parts are reused."""
     activation = rates.of(MINI) or Activation()
     activated(MINI, activation)
-    recipe = _recipe()(out, device, seed, vqvae_steps, count, var_steps, stage1_steps, stage2_steps)
+    recipe = _recipe(device)(out, device, seed, vqvae_steps, count, var_steps, stage1_steps, stage2_steps)
     for path in recipe.run(activation):
         typer.echo(f"Wrote {path}")
 
 
-def _recipe() -> "type[MiniRecipe]":
+def _recipe(device: str) -> "type[MiniRecipe]":
+    """What trains on a device that has been found to be here."""
     with needs("train", "to train"):
+        from actvar.data.encoding import require_device
         from actvar.distill.mini import MiniRecipe
+    require_device(device)
     return MiniRecipe

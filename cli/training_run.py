@@ -42,7 +42,7 @@ class TrainingRun:
         int, training_option(min=1, help="Take a process's share of a batch in so many parts, where memory is short.")
     ] = 1
     learning_rate: Annotated[
-        float, training_option("--lr", min=0, help="At its peak; then half a cosine down to 2 % of it.")
+        float, training_option("--lr", min=0, help="Learning rate at its peak; then half a cosine down to 2 % of it.")
     ] = 2e-4
     warmup: Annotated[int, training_option(min=0, help="Updates until the peak.")] = 100
     average: Annotated[

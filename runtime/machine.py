@@ -13,6 +13,7 @@ from pathlib import Path
 
 from actvar import __version__
 from actvar.bundle.plans import Gpu
+from actvar.errors import ActVARError
 
 CACHE_VARIABLE = "ACTVAR_CACHE"
 
@@ -178,7 +179,16 @@ def process_memory() -> ProcessMemory:
 
 
 def cache_folder() -> Path:
-    """Where everything lies that can be made again: $ACTVAR_CACHE, or actvar-trt in the user's own cache folder."""
+    """Where everything lies that can be made again: $ACTVAR_CACHE, or actvar-trt in the user's own cache folder.
+
+    Raises:
+        ActVARError: the user has none, as a container's may not.
+    """
     if own := os.environ.get(CACHE_VARIABLE):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "actvar-trt"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "actvar-trt"
+    except RuntimeError:  # HOME is not set, and the system knows no user of this number
+        raise ActVARError(
+            f"There is no home folder for a cache. Set {CACHE_VARIABLE} to a folder that can be written."
+        ) from None

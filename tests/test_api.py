@@ -67,7 +67,7 @@ def test_the_command_line_writes_the_same_pixels(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], batch_size: int
 ):
     """Classes, numbers, seed, sampling: the same words mean the same picture through both doors."""
-    generate = in_process(monkeypatch, capsys, "generate", "--bundle", bundle, "--out", tmp_path / "out")
+    generate = in_process(monkeypatch, capsys, "generate", "--model", bundle, "--out", tmp_path / "out")
     drawing = ("--cfg", 2, "--top-k", 30, "--top-p", 0.9, "--seed", 7)
     code, _, said = generate("--class", 4, "--class", "red-star", "--count", 3, *drawing)
     assert code == 0, said

@@ -186,7 +186,10 @@ def test_a_field_of_another_kind_is_refused_by_name(folder: Path, field: str, va
         (lambda c: c["model"].update(depth=3), ("outputs.modulation", "(3, 'R', 6, 192)")),
         (lambda c: c["model"].update(depth=10**8), ("model", "100000000")),
         (lambda c: c["model"].update(depth="2"), ("model", "depth")),
-        (lambda c: c["model"].update(patch_nums=list(range(1, 1000))), ("number of scales", "999")),
+        (
+            lambda c: c["model"].update(patch_nums=list(range(1, 1000))),
+            ("patch_nums must be 64 numbers at most", "999"),
+        ),
         (lambda c: c["model"].pop("vqvae"), ("model", "vqvae")),
     ],
 )

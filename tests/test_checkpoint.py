@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,3 +256,15 @@ def test_two_models_may_share_the_vqvae_of_one_file(tmp_path: Path) -> None:
         load_model(alone)
     with pytest.raises(CheckpointError, match="expected a checkpoint of ours with a VQVAE"):
         load_model(alone, alone)
+
+
+def test_reading_a_model_loads_no_compiler():
+    """Initial values on the meta device import PyTorch's compiler and sympy, which takes five seconds."""
+    code = (
+        "import sys; from actvar.checkpoint.files import shipped_checkpoint as shipped;"
+        "from actvar.checkpoint.model import load_model, load_vqvae;"
+        "path = shipped('actvar-mini').path; before = set(sys.modules); load_model(path); load_vqvae(path);"
+        "print({'torch._dynamo', 'sympy'} & (set(sys.modules) - before))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert run.stdout == "set()\n", run.stderr

@@ -1,6 +1,7 @@
 """Checkpoints as they are found: in the wrappings of training scripts, and without what would tell their token maps."""
 
 import random
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def test_what_training_scripts_save_beside_the_model_is_no_hindrance(files, tmp_
         "complex": torch.ones(2, dtype=torch.complex64),
     }
     beside |= {"linear": model.state_dict(), "seed": 1 << 62, random.choice("ab"): None}
+    beside |= {"options": Namespace(lr=1e-4, blocks=[1, 2], device=torch.device("cpu"))}
     for old in (False, True):
         beside["fp8"] = torch.ones(3).to(
             torch.float16 if old else torch.float8_e4m3fn

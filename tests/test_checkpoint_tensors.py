@@ -14,6 +14,8 @@ from actvar.checkpoint.model import load_model, open_model
 from actvar.checkpoint.weights import Weights
 from actvar.errors import CheckpointError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(quantized tensor|nested tensors|Sparse CSR)")
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:

@@ -141,6 +141,16 @@ def test_a_models_own_names_win():
     assert class_names(small_config()) == () and class_label(small_config(), 3) == "3"
 
 
+def test_a_name_out_of_a_file_cannot_speak_to_the_terminal(command: Command):
+    """Escape sequences are obeyed where they are printed."""
+    hostile = replace(FOUR, class_names=("\x1b[2Ja", "b", "c", "d"))
+    assert class_label(hostile, 0) == "0 (\\x1b[2Ja)"
+    save_model(vivid_model(hostile), Path("hostile.safetensors"))
+    for arguments in (("classes",), ("generate", "--class", "e", "--backend", "torch")):
+        _, out, err = command(*arguments, "--model", "hostile.safetensors")
+        assert "\\x1b[2Ja" in out + err and "\x1b[2J" not in out + err
+
+
 # ---- what a model tells of itself
 
 

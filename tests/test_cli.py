@@ -20,6 +20,7 @@ from PIL import Image
 from small_models import small_config, vivid_model
 
 import actvar.export.onnx_export as exporter
+from actvar import Pipeline
 from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.own import save_model
@@ -117,6 +118,15 @@ def test_the_third_of_five_is_the_third_of_three(command: Command, bundle: Path)
     third = [Path(out, "actvar-004-brown-crescent-seed7-2.png").read_bytes() for out in "abcd"]
     assert len(set(third)) == 1
     assert len({path.read_bytes() for path in Path("a").iterdir()}) == 5
+
+
+def test_python_draws_the_same_bytes(command: Command, bundle: Path):
+    """The command is a caller of the pipeline that a program opens."""
+    command("generate", "--class", 4, "--seed", 7, "--count", 2, "--cfg", 2, "--model", bundle, "--out", "a")
+    with Pipeline.from_pretrained(bundle) as pipe:
+        images = pipe("brown-crescent", guidance_scale=2, seed=7, num_images_per_label=2).images
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(pixels(f"a/actvar-004-brown-crescent-seed7-{number}.png"), np.asarray(image))
 
 
 def test_a_class_may_be_named(command: Command, bundle: Path):
@@ -425,7 +435,7 @@ def test_a_dense_checkpoint_that_is_activated_says_that_its_router_is_random(com
         (["--model", "c", "--patch-nums", "1,2"], "a model has its own"),
         (["--preset", "mini", "--vqvae", "v"], "--vqvae belongs to a checkpoint"),
         (["--preset", "d17"], "--preset"),
-        (["--preset", "mini", "--patch-nums", "1;2"], "--patch-nums must be whole numbers"),
+        (["--preset", "mini", "--patch-nums", "1;2"], "--patch-nums 1;2: patch_nums must be whole numbers"),
         (["--preset", "mini", "--token-rates", "x"], "--token-rates must be numbers"),
         (["--preset", "mini", "--out", "full"], "is there and is not a bundle"),
     ],

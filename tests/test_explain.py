@@ -347,7 +347,7 @@ def test_without_matplotlib_all_but_the_plot_is_written(
 ):
     """What it takes to draw it is said once, and the page shows the three others."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, err = command("explain", "--class", 4, "--batch", 1, "--checkpoint", checkpoints / "active.safetensors")
+    code, _, err = command("explain", "--class", 4, "--count", 1, "--model", checkpoints / "active.safetensors")
     assert code == 0 and err.count("No plot was drawn. The package matplotlib is needed") == 1
     assert sorted(path.name.rpartition("-")[2] for path in Path().glob("*.png")) == [
         "chosen.png",

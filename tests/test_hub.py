@@ -16,6 +16,7 @@ import numpy as np
 import official_layout
 import pytest
 import torch
+from command_line import in_process
 from hub_cache import COMMIT, HubCache
 from hub_on_host import COMMIT as SERVED
 from hub_on_host import HostHub, serving
@@ -122,6 +123,19 @@ def test_what_is_here_wins_over_the_hub(cache: HubCache, pristine: Path):
 
 
 # ---- what is drawn from a cache
+
+
+def test_the_command_line_takes_repositories(cache: HubCache, monkeypatch, capsys):
+    """With the same options wherever --model names one; what is here has no revision."""
+    run = in_process(monkeypatch, capsys)
+    cache.add("user/tagged", cache.snapshot("user/bundle"), refs=["v2"])
+    code, out, err = run("generate", "--class", 4, "--model", "user/tagged", "--revision", "v2", "--local-files-only")
+    assert code == 0 and out.startswith("actvar-004-seed0-0.png: class 4"), err
+    assert run("classes", "--model", "user/bundle")[1] == "5 classes without names: their numbers are 0 to 4.\n"
+    code, out, err = run("export", "--model", "user/official/var_d1.pth")
+    assert code == 0 and out.startswith("bundles/var_d1-fp32: "), err
+    code, _, err = run("generate", "--class", 4, "--model", "actvar-mini", "--revision", "v2")
+    assert code == 2 and "A revision is of a Hub repository, and actvar-mini is none" in err
 
 
 def test_a_bundle_is_drawn_from_as_it_lies_in_the_cache(cache: HubCache, pristine: Path):

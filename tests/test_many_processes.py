@@ -83,7 +83,9 @@ def test_what_only_several_processes_need_is_asked_of_them_alone(monkeypatch: py
     monkeypatch.delitem(sys.modules, "actvar.training.processes", raising=False)
     with team_of(None, "cpu") as team:
         assert team is ALONE
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launcher = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ActVARError, match=r"accelerate is needed to train in several processes"), team_of(None, "cpu"):
         pass
     with pytest.raises(UsageError, match="--device cuda:1 is for one process"), team_of(None, "cuda:1"):

@@ -172,7 +172,7 @@ def test_a_bundle_has_its_own_precision(command: Command, models: Path):
     """To draw in another than was asked for would be worse than to refuse."""
     draw = ("generate", "--class", 1, "--model", models / "bundle")
     code, _, err = command(*draw, "--fp16")
-    assert code == 2 and "bundle is a bundle in fp32. Leave --precision fp16 out" in err
+    assert code == 2 and "bundle is a bundle in fp32, and fp16 was asked for. Leave the precision out" in err
     assert command(*draw, "--precision", "fp32")[0] == 0
 
 

@@ -37,7 +37,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def draws(bundle: Path, out: Path) -> list[str]:
-    return [sys.executable, "-c", MAIN, "generate", "--class", "0", "--bundle", str(bundle), "--out", str(out)]
+    return [sys.executable, "-c", MAIN, "generate", "--class", "0", "--model", str(bundle), "--out", str(out)]
 
 
 def test_drawing_leaves_nothing_in_the_users_home(bundle, home, tmp_path):

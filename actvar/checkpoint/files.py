@@ -34,7 +34,7 @@ class Checkpoint:
         for path in (file for named in (self.path, self.vqvae) if named for file in _files_of(named)):
             try:
                 digest.update(hash_file(path.resolve()).sha256.encode())  # a download's cache holds links
-            except (BundleError, OSError, ValueError):
+            except (BundleError, OSError, ValueError, RuntimeError):  # the last of a loop of links
                 raise CheckpointError(f"{shown(path)} is not a file that can be read. Name a checkpoint.") from None
         if self.schedule:
             digest.update(repr(self.schedule.patch_nums).encode())

@@ -1,14 +1,13 @@
 """A model from its files, whoever wrote them: ours, official VAR's, or a self-trained official one.
 
-Which adapter reads a file, its content tells: `own.py` or `official.py`. A file is not trusted: see `tensor_file.py`
-and `weights.py`.
+Which adapter reads a file, its content tells: `own.py` or `official.py`, with `networks.py` for what is wrapped around
+the latter. A file is not trusted: see `tensor_file.py` (formats), `pickled.py` (pickles) and `weights.py` (tensors).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from actvar.checkpoint.networks import networks
@@ -18,7 +17,7 @@ from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import Activation, ModelConfig
 from actvar.errors import CheckpointError, UsageError, shown
-from actvar.models.actvar import ActVAR, empty_model
+from actvar.models.actvar import ActVAR, empty_model, without_values
 from actvar.models.var import fresh_scorers
 from actvar.models.vqvae import VQVAE
 from actvar.scales import ScaleSchedule
@@ -153,7 +152,7 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
     if own:
         require_same(path, own, schedule)
     schedule = own or schedule or ScaleSchedule()
-    with torch.device("meta"):
+    with without_values():
         vqvae = VQVAE(config, schedule)
     weights.require({name: p.shape for name, p in vqvae.named_parameters()}, "a VQVAE")
     vqvae.load_state_dict({name: weights.read(name, copy=True) for name in vqvae.state_dict()}, assign=True)

@@ -53,7 +53,10 @@ _ODD_TENSORS = {
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "tensor of another device",
 }
 _TENSORS = {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"}
-_ALLOWED = _PLAIN_CLASSES | _HARMLESS | _ODD_TENSORS.keys() | {f"torch._utils.{name}" for name in _TENSORS}
+_NAMESPACE = "argparse.Namespace"
+_ALLOWED = (
+    {_NAMESPACE} | _PLAIN_CLASSES | _HARMLESS | _ODD_TENSORS.keys() | {f"torch._utils.{name}" for name in _TENSORS}
+)
 _TAKES_MEMORY = {"builtins.bytearray", "_codecs.encode", "builtins.complex"}  # which torch.load would call
 
 
@@ -90,7 +93,11 @@ class _Tensor:
 
 
 class _Ordered(dict[Any, Any]):
-    """What will be an OrderedDict: it alone may be given attributes."""
+    """What will be an OrderedDict, which may be given attributes: a module's state has `_metadata`."""
+
+
+class _Namespace(dict[str, Any]):
+    """What will be an argparse.Namespace: training scripts save their options beside the model."""
 
 
 _CONTAINERS = (dict, list, tuple, set)
@@ -182,11 +189,18 @@ class _Machine:
         elif name == "REDUCE":
             arguments = stack.pop()
             stack[-1] = self._result(stack[-1], arguments)
+        elif name == "NEWOBJ":
+            arguments, function = stack.pop(), stack.pop()
+            if not isinstance(function, _Function) or function.name != _NAMESPACE or arguments != ():
+                raise PickleError("its pickle makes an object, which torch.save of tensors does not")
+            stack.append(_Namespace())
         elif name == "BUILD":
             state = stack.pop()
-            if not isinstance(stack[-1], _Ordered) or not _is_attributes(state):
-                raise PickleError("its pickle gives attributes to what is no dictionary")
+            if not isinstance(stack[-1], _Ordered | _Namespace) or not _is_attributes(state):
+                raise PickleError("its pickle gives attributes to what has none")
             self._spend(len(state))
+            if isinstance(stack[-1], _Namespace):
+                stack[-1].update(state)
         elif name == "BINPERSID":
             stack[-1] = self._storage(stack[-1])
         elif name != "PROTO":
@@ -286,19 +300,12 @@ def _tensor(function: str, arguments: tuple[Any, ...]) -> _Tensor:
         if not isinstance(data, _Tensor) or not isinstance(needs_grad, bool) or hooks:
             raise PickleError("its pickle has a parameter that is no tensor")
         return data
-    storage, offset, size, stride, *rest = arguments
+    storage, offset, size, stride, *flags = arguments
     dtype, width = (storage.dtype, storage.width) if isinstance(storage, Storage) else ("", 0)
-    if function == "_rebuild_tensor_v3" and len(rest) > 2 and isinstance(rest[2], _Function):
-        dtype = rest.pop(2).name.rpartition(".")[2]
+    if function == "_rebuild_tensor_v3" and len(flags) > 2 and isinstance(flags[2], _Function):
+        dtype = flags.pop(2).name.rpartition(".")[2]
         width = _WIDTHS.get(dtype, 0)
-    is_bit_set = isinstance(rest[2], dict) and rest[2].keys() <= {"conj", "neg"} if len(rest) > 2 and rest[2] else True
-    if (
-        not width
-        or len(rest) > 3
-        or not is_bit_set
-        or any(type(flag) is not bool for flag in rest[:1])
-        or any(rest[1:2])
-    ):
+    if not width or not _are_flags(*flags):
         raise PickleError("its pickle has a tensor in a form that torch.save does not write")
     numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (-1,)
     if len(numbers) > 2 * _MAX_RANK or any(type(n) is not int or not 0 <= n < _MAX_KEY for n in numbers):
@@ -309,6 +316,12 @@ def _tensor(function: str, arguments: tuple[Any, ...]) -> _Tensor:
     return _Tensor(dtype)
 
 
+def _are_flags(needs_grad: Any = False, hooks: Any = None, bits: Any = None, *more: Any) -> bool:
+    """Whether the rest of a tensor's arguments is what torch.save writes: no hooks, and no bits but its own two."""
+    known = not bits or (isinstance(bits, dict) and bits.keys() <= {"conj", "neg"})
+    return isinstance(needs_grad, bool) and not hooks and known and not more
+
+
 def _odd_tensor(function: str, arguments: tuple[Any, ...]) -> _Tensor:
     """What a message says of a tensor that is not plain, as far as its arguments tell."""
     if function.endswith("_rebuild_sparse_tensor") and len(arguments) == 2 and isinstance(arguments[0], str):
@@ -316,9 +329,8 @@ def _odd_tensor(function: str, arguments: tuple[Any, ...]) -> _Tensor:
         parts = [part for part in data if isinstance(part, _Tensor)] if isinstance(data, tuple) else []
         shape = next((part for part in data[2:] if _is_shape(part)), ()) if isinstance(data, tuple) else ()
         if parts:
-            return _Tensor(
-                "", f"{parts[-1].dtype} {shown(layout.removeprefix('torch.'), 20)} of the shape {list(shape)}"
-            )
+            layout = shown(layout.removeprefix("torch."), 20)
+            return _Tensor("", f"{parts[-1].dtype} {layout} of the shape {shown(list(shape), 100)}")
     return _Tensor("", f"a {_ODD_TENSORS[function]}")
 
 

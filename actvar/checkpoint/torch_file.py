@@ -8,6 +8,7 @@ import io
 import struct
 import tarfile
 import warnings
+from argparse import Namespace
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any, cast
@@ -61,7 +62,7 @@ def read_torch_file(path: Path) -> Any:
     except OSError as error:
         raise too_little_memory(path) if is_out_of_memory(error) else unreadable(path, error) from None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")  # of types of storages that are no longer written
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # of a broken file, torch.load may raise anything

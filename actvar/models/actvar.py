@@ -1,5 +1,7 @@
 """A whole model: transformer and VQVAE under one roof, as a checkpoint holds them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,8 +25,15 @@ class ActVAR(nn.Module):
 
 def empty_model(config: ModelConfig) -> ActVAR:
     """A model of names and shapes alone, on the meta device: no memory, whatever its size."""
-    with torch.device("meta"), _WithoutNormals():
+    with without_values():
         return ActVAR(config).eval().requires_grad_(False)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Modules that are made within have names and shapes alone."""
+    with torch.device("meta"), _WithoutNormals():
+        yield
 
 
 class _WithoutNormals(TorchFunctionMode):

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from itertools import pairwise
 
 _FUNCTIONS = (
-    *("posix system", "builtins eval", "builtins bytearray", "builtins set", "builtins complex", "_codecs encode"),
+    *(
+        "argparse Namespace",
+        "posix system",
+        "builtins eval",
+        "builtins bytearray",
+        "builtins set",
+        "builtins complex",
+        "_codecs encode",
+    ),
     *("collections OrderedDict", "collections Counter", "torch Size", "torch Tensor", "torch device", "torch float32"),
     *("torch FloatStorage", "torch.storage UntypedStorage", "torch.storage TypedStorage", "torch ComplexFloatStorage"),
     *("torch.nn.parameter Parameter", "torch.serialization _get_layout", "torch._tensor _rebuild_from_type_v2"),

@@ -3,6 +3,7 @@
 import io
 import pickletools
 import random
+import re
 import struct
 import warnings
 import zipfile
@@ -61,9 +62,9 @@ def _packed(
     with warnings.catch_warnings(), zipfile.ZipFile(content, "w", method) as archive:
         warnings.simplefilter("ignore")  # of a name that comes twice
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data, method)  # without the time, so that a seed gives one file
         if extra:
-            archive.writestr(*extra)
+            archive.writestr(zipfile.ZipInfo(extra[0]), extra[1], method)
     return content.getvalue()
 
 
@@ -101,7 +102,7 @@ def _change_members(members: dict[str, bytes], rng: random.Random) -> tuple[str,
 def _changed_directory(data: bytes, rng: random.Random) -> bytes:
     """The archive with a field of its directory, of a member's own header, or of its end changed."""
     content = bytearray(data)
-    entries = [place for place in range(len(content) - 46) if content[place : place + 4] == b"PK\x01\x02"]
+    entries = [match.start() for match in re.finditer(b"PK\x01\x02", data) if match.start() <= len(data) - 46]
     kind = rng.randrange(6)
     if kind == 0 or not entries:
         place = len(content) - rng.choice((22, 18, 16, 14, 12, 10, 6, 2))  # of the end
@@ -170,8 +171,11 @@ def change_tensors(path: Path, rng: random.Random) -> None:
     """Put something else where one or two tensors of the file are, or change how they are called and wrapped."""
     content = torch.load(path, weights_only=True)
     for _ in range(rng.choice((1, 1, 2))):
-        states: list[dict[str, Any]] = list(content["trainer"].values()) if "trainer" in content else [{}]
-        state = rng.choice([state for state in states if state] or [content])
+        trainer = content.get("trainer")
+        states = (
+            [part for part in trainer.values() if isinstance(part, dict) and part] if isinstance(trainer, dict) else []
+        )
+        state = rng.choice(states or [content])
         name = rng.choice(list(state))
         kind = rng.randrange(8)
         if kind == 0:
