@@ -198,6 +198,14 @@ def test_a_state_of_an_earlier_version_is_told_so(teacher: ActVAR, tmp_path: Pat
         train(0, teacher, tmp_path, average=0.9)
 
 
+def test_a_hole_at_the_end_of_a_state_is_not_read(teacher: ActVAR, tmp_path: Path):
+    """Four terabytes that take no place on the disk, and an hour to hash."""
+    path = stopped(teacher, tmp_path)
+    os.truncate(path, 1 << 42)
+    with pytest.raises(CheckpointError, match="does not end with its SHA-256"):
+        train(0, teacher, tmp_path, average=0.9)
+
+
 def first_of(state: dict) -> dict:
     return next(iter(state["parts"]["optimizer"]["state"].values()))
 

@@ -283,6 +283,7 @@ def test_a_cell_is_a_plain_file(tmp_path: Path, kind: str):
         read_results(tmp_path / "b", CELLS)
 
 
+@pytest.mark.filterwarnings("error")
 def test_cells_that_do_not_differ_are_drawn(tmp_path: Path):
     """All at one place of the axis: there is no span to divide by. And figures of 0 have no ratio."""
     cells = [replace(made(row.name), metrics=made(FULL).metrics) for row in ROWS if row.trained]

@@ -88,7 +88,7 @@ def _curve(points: Sequence[_Point], title: str, across: str) -> "Figure":
     axes.plot(*zip(*seeds, strict=True), "o", color=GREY, label=_SEED)
     axes.plot(places, [fmean(of_row) for _, of_row in points], color=BLUE, linewidth=2, label=_MEAN)
     axes.set_xticks(places, [f"{place:.3g}" for place in places])
-    axes.set_ylim(0, _ROOM * max(value for _, value in seeds))
+    axes.set_ylim(0, _ROOM * max(value for _, value in seeds) or 1)  # 1 where all are 0
     axes.set_title(title)
     axes.set_xlabel(across)
     axes.set_ylabel(f"{FRECHET} (lower is better)")

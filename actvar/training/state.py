@@ -20,7 +20,8 @@ from actvar.files import opened, written_whole
 from actvar.training.state_form import require_form
 from actvar.training.team import Team
 
-_SEAL = len("\nsha256 \n") + 64
+_SEAL_BEGINS = b"\nsha256 "
+_SEAL = len(_SEAL_BEGINS) + 64 + len("\n")
 _BLOCK = 1 << 20
 _WHEREABOUTS = ("folder", "device", "log_every", "save_every", "tensorboard")
 
@@ -181,7 +182,7 @@ class _Sealing:
 
 
 def _seal(digest: "hashlib._Hash") -> bytes:
-    return f"\nsha256 {digest.hexdigest()}\n".encode()
+    return _SEAL_BEGINS + f"{digest.hexdigest()}\n".encode()
 
 
 def _require_seal(file: BinaryIO) -> int:
@@ -191,13 +192,15 @@ def _require_seal(file: BinaryIO) -> int:
         ValueError: it is another's, or there is none.
     """
     size = os.fstat(file.fileno()).st_size - _SEAL
+    file.seek(max(size, 0))
+    found = file.read(_SEAL)
+    if size < 0 or not found.startswith(_SEAL_BEGINS):  # looked at first: a hole of a terabyte takes an hour to hash
+        raise ValueError("it does not end with its SHA-256: it was cut short, or is of an earlier version")
+    file.seek(0)
     left, digest = size, hashlib.sha256()
     while left > 0 and (block := file.read(min(left, _BLOCK))):
         digest.update(block)
         left -= len(block)
-    found = file.read(_SEAL + 1)
-    if found[:8] != b"\nsha256 ":
-        raise ValueError("it does not end with its SHA-256: it was cut short, or is of an earlier version")
     if found != _seal(digest):
         raise ValueError("it was changed since it was written: its SHA-256 is another")
     file.seek(0)
