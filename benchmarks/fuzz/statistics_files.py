@@ -10,6 +10,7 @@ from actvar.benchmarks.fuzz.references import FEATURES, judge, look
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.statistics_file import write_statistics
 
+FOLLOWS_LINKS = True  # of the file itself, which a user names
 _SIDE = 8
 
 
