@@ -95,9 +95,10 @@ def _read(module: ModuleType, path: Path, rng: random.Random, folder: Path) -> s
         "/dev/",
     )
     strange: list[str] = []
+    follows = getattr(module, "FOLLOWS_LINKS", False)
 
     def look(event: str, given: tuple[object, ...]) -> None:
-        if event == "open" and isinstance(given[0], (str, bytes)):
+        if event == "open" and isinstance(given[0], (str, bytes)) and not follows:
             place = os.path.realpath(os.fsdecode(given[0]))
             if not place.startswith(here) or place.startswith(str(folder / "outside")):
                 strange.append(f"opened {place}")
@@ -117,7 +118,7 @@ def _read(module: ModuleType, path: Path, rng: random.Random, folder: Path) -> s
         outcome = f"{type(error).__name__}: {str(error)[:300]}"
     else:
         outcome = READ
-    return strange[0] if strange and not getattr(module, "FOLLOWS_LINKS", False) else outcome
+    return strange[0] if strange else outcome
 
 
 def main() -> int:

@@ -59,6 +59,16 @@ def test_a_fault_is_found(read, said):
     assert faults[0].startswith("planted 7 0: ") and said in faults[0]
 
 
+def test_a_kind_that_follows_links_may_start_no_program_either():
+    """A picture that starts Ghostscript lies in a folder whose links are followed."""
+    module = kind(lambda path: (open("/etc/hostname").close(), subprocess.run(["true"], check=True)))
+    module.__dict__["FOLLOWS_LINKS"] = True
+    assert "started 'true'" in campaign(module, "planted", 1, 7, 20)[1][0]
+    module = kind(lambda path: open("/etc/hostname").close())
+    module.__dict__["FOLLOWS_LINKS"] = True
+    assert campaign(module, "planted", 1, 7, 20) == ({"read": 1}, [])
+
+
 def test_what_is_read_and_what_is_refused_are_no_faults():
     """And both are counted."""
 

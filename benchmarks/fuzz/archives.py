@@ -50,7 +50,7 @@ def _change_members(members: dict[str, bytes], chosen: str, rng: random.Random) 
     elif kind == 2:
         members |= {f"more{number}.npy": b"" for number in range(2000)}
     elif kind == 3:
-        members[chosen] = members[chosen][:128] + bytes(rng.choice((1 << 20, 1 << 28)))  # packs to nothing
+        members[chosen] = members[chosen][:128] + bytes(rng.choice((1 << 20, 1 << 25)))  # packs to nothing
     elif kind == 4:
         content = io.BytesIO()
         np.save(content, np.array([{"a": 1}], object), allow_pickle=True)
