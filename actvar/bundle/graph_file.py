@@ -117,7 +117,7 @@ def _check_operator(node: memoryview, known: frozenset[str]) -> None:
 
 def _check_constant(tensor: memoryview) -> None:
     """Make sure that a constant has its values in the file, and that a shape made of it stays in bounds."""
-    values, count, dtype = list[int](), 1, 0
+    values, raw, count, dtype = list[int](), b"", 1, 0
     for number, value in _fields(tensor):
         if number == _DIMS:
             for size in [value] if isinstance(value, int) else _varints(value):
@@ -127,11 +127,11 @@ def _check_constant(tensor: memoryview) -> None:
         elif number == _INT64_DATA:
             values += [value] if isinstance(value, int) else _varints(value)
         elif number == _RAW_DATA and not isinstance(value, int):
-            values += np.frombuffer(value, np.int64).tolist() if dtype == _INT64 or len(value) % 8 == 0 else []
+            raw += bytes(value)
     if count > len(tensor):
         raise ValueError(f"it holds a constant of {count} values in {len(tensor)} bytes")
     if dtype == _INT64:
-        sizes = [_signed(value) for value in values]
+        sizes = [*map(_signed, values), *np.frombuffer(raw, np.int64).tolist()]
         if wrong := next((size for size in sizes if abs(size) > _MOST), None):
             raise ValueError(f"it holds the constant {wrong}, by which no export shapes a tensor")
 
