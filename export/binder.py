@@ -23,11 +23,10 @@ from actvar.bundle.manifest import (
 from actvar.bundle.plans import LOCK_FILE
 from actvar.checkpoint.model import open_model
 from actvar.config import ModelConfig
-from actvar.errors import BundleError, CheckpointError, UsageError
+from actvar.errors import BundleError, CheckpointError, UsageError, needs
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.weights_file import Read, WeightsFile
 from actvar.files import locked, read_verified
-from actvar.models.actvar import random_model
 
 Progress = Callable[[float], None]
 
@@ -76,7 +75,7 @@ def bind(
         stored = open_model(checkpoint, vqvae, activation)
         source += ", router and selector random" if random_router else ""
     _require_activation(checkpoint, stored.config, bundle, manifest.model)
-    return _bind(bundle, manifest, stored.config, lambda name: stored.read(name).numpy(), source, target, progress)
+    return _bind(bundle, manifest, stored.config, stored.read, source, target, progress)
 
 
 def bind_random(bundle: Path, target: Path | None = None, progress: Progress | None = None) -> Manifest:
@@ -87,6 +86,8 @@ def bind_random(bundle: Path, target: Path | None = None, progress: Progress | N
     """
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
+    with needs("export", "to draw random weights (a .safetensors file needs none)"):
+        from actvar.models.actvar import random_model
     read = random_model(manifest.model).read
     return _bind(bundle, manifest, manifest.model, read, "random weights", target, progress)
 

@@ -108,7 +108,7 @@ def test_halves_are_rounded_to_even(precision: str, tmp_path: Path):
 
 
 def test_the_scale_of_queries_is_within_a_last_bit_of_pytorchs(tmp_path: Path):
-    """The one number that is computed otherwise: its exponential is rounded once, and PyTorch's may be off by one bit."""
+    """The one number that is computed otherwise: rounded once, where PyTorch's exponential may be off by one bit."""
     config = small_config()
     state = vivid_model(config).state_dict()
     found = written(config, "fp32", tmp_path / "weights.bin")
