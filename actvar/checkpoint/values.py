@@ -81,7 +81,7 @@ class OpenedFile:
     def _read(self, dtype: str, shape: tuple[int, ...], place: int) -> np.ndarray:
         """Into memory of their own: what becomes of the file afterwards does not matter."""
         values = np.empty(shape, numpy_type(dtype))
-        rest = memoryview(values.reshape(-1).view(np.uint8))
+        rest = values.reshape(-1).view(np.uint8).data
         with self.path.open("rb", buffering=0) as file:
             if _stamp(os.fstat(file.fileno())) != self._stamp:
                 raise ChangedFileError("it was changed while it was read")
