@@ -117,7 +117,7 @@ def _open_safetensors(path: Path, head: bytes = b"") -> TensorFile:
             names = checked.keys()
         if len(names) > MAX_TENSORS:
             raise no_checkpoint(path, f"has {len(names)} tensors, which no checkpoint has", "Name another file.")
-        header, start = _header(path)
+        header, start = _header(file)
         metadata = header.pop("__metadata__", {})
         return TensorFile(path, {name: _values(file, start, said) for name, said in header.items()}, metadata)
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
@@ -131,11 +131,13 @@ def _open_safetensors(path: Path, head: bytes = b"") -> TensorFile:
         ) from None
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON at a safetensors file's head, and where the values begin."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return parse_json(file.read(length)), 8 + length
+def _header(file: OpenedFile) -> tuple[dict[str, Any], int]:
+    """The JSON at the head of a safetensors file that was found right, and where its values begin."""
+    length = bytearray(8)
+    file.read(0, memoryview(length))
+    text = bytearray(int.from_bytes(length, "little"))
+    file.read(8, memoryview(text))
+    return parse_json(bytes(text)), 8 + len(text)
 
 
 def _values(file: OpenedFile, start: int, said: Mapping[str, Any]) -> Values:

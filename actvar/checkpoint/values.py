@@ -76,12 +76,21 @@ class OpenedFile:
 
     def values(self, dtype: str, shape: tuple[int, ...], place: int, length: int) -> Values:
         """A tensor of so many bytes that lies in it from a place on."""
-        return Values(dtype, shape, ((self.path, place), length), partial(self._read, dtype, shape, place))
+        return Values(dtype, shape, ((self.path, place), length), partial(self._tensor, dtype, shape, place))
 
-    def _read(self, dtype: str, shape: tuple[int, ...], place: int) -> np.ndarray:
-        """Into memory of their own: what becomes of the file afterwards does not matter."""
+    def _tensor(self, dtype: str, shape: tuple[int, ...], place: int) -> np.ndarray:
+        """In memory of its own: what becomes of the file afterwards does not matter."""
         values = np.empty(shape, numpy_type(dtype))
-        rest = values.reshape(-1).view(np.uint8).data
+        self.read(place, values.reshape(-1).view(np.uint8).data)
+        return values
+
+    def read(self, place: int, target: memoryview) -> None:
+        """Fill a buffer with the bytes from a place on.
+
+        Raises:
+            OSError: it cannot be read, or is not the same any more.
+        """
+        rest = target
         with self.path.open("rb", buffering=0) as file:
             if _stamp(os.fstat(file.fileno())) != self._stamp:
                 raise ChangedFileError("it was changed while it was read")
@@ -91,7 +100,6 @@ class OpenedFile:
                 if not count:
                     raise ChangedFileError("it was cut short while it was read")
                 rest = rest[count:]
-        return values
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
