@@ -72,7 +72,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/.created
-	$(INSTALL) -e '.[cpu,export]'
+	$(INSTALL) -e '.[cpu]'
 	@touch $@
 
 # dev holds what demo needs, so the demo need not install again.

@@ -3,9 +3,9 @@
     python benchmarks/bind_memory.py --preset d16 --json benchmarks/results/bind-memory-d16.json
 
 Writes a checkpoint of random weights in fp32 and one in fp16, and graphs without weights, each in a process of its own;
-then binds either in a fresh process, whose peak (VmHWM: mapped pages of the checkpoint and the interpreter count) is
-held against 1.3 times the file. What Python and PyTorch take alone is said beside it. Exit code 1 if a peak is above,
-where the file is so large that the interpreter does not decide. Linux only.
+then binds either in a fresh process, whose peak (VmHWM: the interpreter and mapped pages count) is held against 1.3
+times the file. What Python takes with all that binds is said beside it. Exit code 1 if a peak is above, where the file
+is so large that the interpreter does not decide. Linux only.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from actvar.config import PRESETS
 from actvar.export.onnx_export import export_graphs
 export_graphs(PRESETS[sys.argv[1]], Path(sys.argv[2]) / "bundle", "fp32", "a benchmark")
 """
-ALONE = "import torch, actvar.export.binder" + PEAK
+ALONE = "import actvar.export.binder" + PEAK
 BIND = (
     """
 import sys
@@ -75,7 +75,7 @@ def main() -> int:
             found[path.stem] = {"checkpoint": size, "peak": peak, "ratio": round(peak / size, 3)}
             right = right and (peak <= ALLOWED * size or size < LARGE)
             print(f"{path.stem}: {size / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, {peak / size:.3f} of it")
-    print(f"Python and PyTorch alone: {alone / 1e6:.0f} MB; at most {ALLOWED} of the file is asked for")
+    print(f"Python and what binds, alone: {alone / 1e6:.0f} MB; at most {ALLOWED} of the file is asked for")
     if arguments.json:
         figures = {"command": typed(["python", *sys.argv]), "preset": arguments.preset, "bytes": found}
         figures |= {"interpreter": alone, "allowed": ALLOWED}

@@ -10,7 +10,7 @@ from rich.table import Table
 from actvar.classes import class_names, names_of
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import JsonOption, ModelOption
-from actvar.errors import CheckpointError, needs, shown
+from actvar.errors import CheckpointError, shown
 from actvar.naming import NamedModel
 from actvar.reports import check_json_option, deliver
 from actvar.told_model import told_config
@@ -48,13 +48,13 @@ def _classes(named: NamedModel) -> tuple[int, Sequence[Sequence[str]]]:
     """How many there are, and the names of each; a file that does not tell them is opened.
 
     Raises:
-        ActVARError: it is no checkpoint, or PyTorch is not installed.
+        ActVARError: it is no checkpoint, or one of PyTorch's own, which is not installed.
     """
     if config := told_config(named):
         return config.num_classes, class_names(config)
-    with needs("train", "to read a checkpoint of another project"):
-        from actvar.checkpoint.networks import networks
-        from actvar.checkpoint.tensor_file import open_tensor_file
+    from actvar.checkpoint.networks import networks
+    from actvar.checkpoint.tensor_file import open_tensor_file
+
     assert named.checkpoint
     path: Path = named.checkpoint.path
     weights, _ = networks(open_tensor_file(path))

@@ -70,9 +70,9 @@ def findings() -> list[Finding]:
         _package(
             "PyTorch",
             "torch",
-            f"{_INSTALL}[export]', to export checkpoints, or [train], to train and for --backend torch",
+            f"{_INSTALL}[export]', to read .pth files, or [train], to train and for --backend torch",
         ),
-        _package("ONNX", "onnx", f"{_INSTALL}[export]', to export checkpoints"),
+        _package("ONNX", "onnx", "pip install onnx, to export checkpoints"),
         _package("Polygraphy", "polygraphy", f"{_INSTALL}[export]', for the parity command"),
         _engine(
             "TensorRT", "tensorrt", "pip install tensorrt, to build engines for this machine's GPU and to run them"

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from actvar.cli.options import (
 )
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
+
+if TYPE_CHECKING:
+    from actvar.models.actvar import ActVAR
 
 EXAMPLES = """Examples:
 
@@ -77,20 +80,22 @@ def export(
         raise UsageError(f"--out {target} is there and is not a bundle. Name a new folder, or a bundle to replace.")
 
     with needs("export", "to export a model"):
-        from actvar.checkpoint.model import load_model
+        from actvar.checkpoint.model import StoredModel, open_model
         from actvar.export.onnx_export import export_bundle
-        from actvar.models.actvar import random_model
 
     started = time.perf_counter()
+    network: StoredModel | ActVAR
     if model:
-        network = load_model(checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until)
+        network = open_model(checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until)
         source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):
             if network.config.activation is None:
                 say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            network = load_model(checkpoint.path, checkpoint.vqvae, activation, guidance_until=guidance_until)
+            network = open_model(checkpoint.path, checkpoint.vqvae, activation, guidance_until=guidance_until)
     else:
+        with needs("export", "to draw random weights (a .safetensors file needs none)"):
+            from actvar.models.actvar import random_model
         network, source = random_model(config), f"random weights, preset {size.name}"
         say(f"Random weights: {size.name} is exported for size and speed, and draws nothing that means anything.")
     with progress_bar(f"Exporting to {target}") as progress:

@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from actvar.bundle.manifest import (
     EXPORT_AGAIN,
     PLANS_FOLDER,
@@ -25,11 +23,10 @@ from actvar.bundle.manifest import (
 from actvar.bundle.plans import LOCK_FILE
 from actvar.checkpoint.model import open_model
 from actvar.config import ModelConfig
-from actvar.errors import BundleError, CheckpointError, UsageError
+from actvar.errors import BundleError, CheckpointError, UsageError, needs
 from actvar.export.bundle_folder import folder_written_whole
-from actvar.export.graphs.weights_file import WeightsFile
+from actvar.export.graphs.weights_file import Read, WeightsFile
 from actvar.files import locked, read_verified
-from actvar.models.actvar import random_model
 
 Progress = Callable[[float], None]
 
@@ -90,7 +87,9 @@ def bind_random(bundle: Path, target: Path | None = None, progress: Progress | N
     """
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
-    read = random_model(manifest.model).state_dict().__getitem__
+    with needs("export", "to draw random weights (a .safetensors file needs none)"):
+        from actvar.models.actvar import random_model
+    read = random_model(manifest.model).read
     return _bind(bundle, manifest, manifest.model, read, "random weights", target, progress)
 
 
@@ -182,7 +181,7 @@ def _bind(
     bundle: Path,
     manifest: Manifest,
     config: ModelConfig,
-    read: Callable[[str], Tensor],
+    read: Read,
     source: str,
     target: Path | None,
     progress: Progress | None,

@@ -1,7 +1,7 @@
 """The cache of bundles: a checkpoint that is drawn with is exported once, and reused as long as nothing changed.
 
 Knows folders, keys and locks. Loading a checkpoint and exporting it are imported when they are needed, and only then: a
-cached bundle is used without PyTorch.
+cached bundle is used without ONNX. Neither needs PyTorch, but for a `.pth` and for int8.
 """
 
 import hashlib
@@ -74,9 +74,9 @@ def _export(
     guidance_until: int | None,
 ) -> None:
     with needs("export", "to export a model for the first time"):
-        from actvar.checkpoint.model import load_model
+        from actvar.checkpoint.model import open_model
         from actvar.export.onnx_export import export_bundle
-    model = load_model(checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until)
+    model = open_model(checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until)
     accept(model.config)
     discard(folder)  # without a manifest it is no bundle
     for leftover in folder.parent.glob(f".{folder.name}.*"):  # of exports that were killed: the lock is ours

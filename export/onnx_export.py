@@ -9,25 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
-import torch
-from torch import Tensor
 
 from actvar import __version__
 from actvar.bundle.contract import MASKED_SCALES, PRECISIONS, SCALES, graph_names
 from actvar.bundle.manifest import WEIGHTS_FILE, GraphSpec, Manifest, ScalesSpec, write_manifest
+from actvar.checkpoint.model import StoredModel
 from actvar.config import ModelConfig
 from actvar.errors import UsageError, needs
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.bundle import build_graph, build_scales
-from actvar.export.graphs.weights_file import WeightsFile
+from actvar.export.graphs.weights_file import Read, WeightsFile
 from actvar.files import FileEntry, hash_file
-from actvar.models.actvar import ActVAR
 from actvar.telemetry import switch_off
 
 if TYPE_CHECKING:
     from actvar.export.graphs.decoder_int8 import Int8Decoder, Int8Graph
+    from actvar.models.actvar import ActVAR
 
 _WEIGHTS_SHARE = 0.9  # of the time that an export with weights takes, about
 _DRAWING_SHARE = 0.8  # of the time that one in int8 takes, as the model draws pictures for it
@@ -36,7 +36,7 @@ Progress = Callable[[float], None]
 
 
 def export_bundle(
-    model: ActVAR,
+    model: "ActVAR | StoredModel",
     folder: Path,
     precision: str,
     source: str,
@@ -48,7 +48,8 @@ def export_bundle(
     Everything goes into a folder beside the target, which gets its name at the end; a failure or Ctrl-C removes it.
 
     Args:
-        model: on any device.
+        model: in memory, on any device; or a checkpoint, which is read one tensor at a time and needs no PyTorch, but
+            for int8.
         folder: the target. A bundle that is there is replaced; anything else that is there is left alone.
         precision: of `actvar.bundle.contract.PRECISIONS`.
         source: where the weights come from, in words, for the manifest.
@@ -56,22 +57,24 @@ def export_bundle(
         debug: let scale graphs give what `graphs/scale.py` names, too.
 
     Raises:
-        ActVARError: for int8 ONNX Runtime is missing.
+        ActVARError: for int8 PyTorch or ONNX Runtime is missing.
         UsageError: no such precision, or the model is a baseline.
         BundleError: the target is something else than a bundle, or cannot be written.
         CheckpointError: a weight does not fit into fp16.
     """
     _require_dynamic(model.config)
-    read = model.state_dict().__getitem__
     decoder = None
     if precision == "int8":
         switch_off()
+        with needs("export", "to draw the pictures that int8 is measured with (other precisions need none)"):
+            from actvar import generation  # noqa: F401
         with needs("cpu", "to measure the ranges that int8 must hold"):
             from actvar.export.graphs.decoder_int8 import int8_decoder
         report = progress or (lambda share: None)
+        model = model.load() if isinstance(model, StoredModel) else model
         decoder = int8_decoder(model, lambda share: report(_DRAWING_SHARE * share))
         progress = lambda share: report(_DRAWING_SHARE + (1 - _DRAWING_SHARE) * share)  # noqa: E731
-    return _export(model.config, read, folder, precision, source, progress, debug, decoder)
+    return _export(model.config, model.read, folder, precision, source, progress, debug, decoder)
 
 
 def export_graphs(
@@ -94,7 +97,7 @@ def export_graphs(
 
 def program_versions() -> dict[str, str]:
     """The programs that make a bundle."""
-    return {"actvar": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
+    return {"actvar": __version__, "numpy": np.__version__, "onnx": onnx.__version__}
 
 
 def _require_dynamic(config: ModelConfig) -> None:
@@ -109,7 +112,7 @@ def _require_dynamic(config: ModelConfig) -> None:
 
 def _export(
     config: ModelConfig,
-    read: Callable[[str], Tensor] | None,
+    read: Read | None,
     folder: Path,
     precision: str,
     source: str,

@@ -23,6 +23,7 @@ from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.model import load_model
 from actvar.checkpoint.official import derive_config
 from actvar.checkpoint.own import save_model
+from actvar.checkpoint.values import Values
 from actvar.checkpoint.weights import Weights
 from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.errors import CheckpointError, UsageError
@@ -125,7 +126,10 @@ def test_official_names_and_shapes_are_those_of_the_presets(name):
     shapes = official.var_shapes(config.depth, patch_nums, shared), official.vqvae_shapes()
     with torch.device("meta"):
         model = ActVAR(config)
-        weights = [Weights(Path("x.pth"), "", {key: torch.empty(s) for key, s in part.items()}) for part in shapes]
+    weights = [
+        Weights(Path("x.pth"), "", {key: Values("float32", shape, (key, 0), list) for key, shape in part.items()})
+        for part in shapes
+    ]
     assert derive_config(*weights, ScaleSchedule(patch_nums)) == config
     for network, expected in zip((model.var, model.vqvae), shapes, strict=True):
         assert {key: tuple(parameter.shape) for key, parameter in network.named_parameters()} == expected

@@ -374,8 +374,15 @@ def test_a_cached_model_is_drawn_without_torch_and_onnx(command: Command, checkp
 def test_what_is_not_installed_is_named(command: Command, checkpoint: Path):
     """Which package, what for, and the command that installs it."""
     missing = "sys.modules.update(dict.fromkeys(['{}']))"  # None there makes an import fail as if it were not installed
-    said = in_a_fresh_process("generate", "--class", 1, "--model", checkpoint, before=missing.format("torch"))
-    assert "pip install 'actvar-trt[export]'" in said and "code 1" in said and "Traceback" not in said
+    official = checkpoint.with_name("var.pth")
+    torch.save({"blocks.0.x": torch.ones(1)}, official)
+    for model, package, said_of_it in (
+        (checkpoint, "onnx", "onnx is needed to export a model for the first time"),
+        (official, "torch", "torch is needed to read var.pth (a .safetensors file needs none)"),
+    ):
+        said = in_a_fresh_process("generate", "--class", 1, "--model", model, before=missing.format(package))
+        assert f"The package {said_of_it}, and is not installed." in said
+        assert "pip install 'actvar-trt[export]'" in said and "code 1" in said and "Traceback" not in said
 
 
 def test_a_missing_package_of_our_own_is_a_bug_and_shows_itself():

@@ -189,6 +189,16 @@ def test_loading_the_runtime_needs_no_torch_and_no_onnx(tree):
     assert heavy_loads(tree) == []
 
 
+@pytest.mark.parametrize("name", ["export.onnx_export", "export.binder", "checkpoint.model", "checkpoint.networks"])
+def test_loading_the_exporter_needs_no_torch(tree, name):
+    """A checkpoint in safetensors becomes a bundle by numpy and ONNX alone."""
+    assert "onnx" in what_loading_needs(tree, "actvar.export.onnx_export")
+    assert what_loading_needs(tree, f"actvar.{name}").keys() - sys.stdlib_module_names <= MAY_LOAD | {
+        "ml_dtypes",
+        "onnx",
+    }
+
+
 def test_no_module_hides_another(tree):
     """`python export/build_engines.py` puts export/ first on the path: export/onnx.py would be what `onnx` finds."""
     assert hiding_names(tree) == []

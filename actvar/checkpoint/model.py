@@ -2,25 +2,29 @@
 
 Which adapter reads a file, its content tells: `own.py` or `official.py`, with `networks.py` for what is wrapped around
 the latter. A file is not trusted: see `tensor_file.py` (formats), `pickled.py` (pickles) and `weights.py` (tensors).
+PyTorch is needed for what it makes: a model in memory, scorers that are drawn anew, and its own files.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
 
 from actvar.checkpoint.networks import networks
 from actvar.checkpoint.official import derive_vqvae, read_official, require_same, schedule_of, without_hits
-from actvar.checkpoint.own import is_own, read_own, read_own_vqvae
+from actvar.checkpoint.own_file import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import Activation, ModelConfig
-from actvar.errors import ArgumentError, CheckpointError, UsageError, shown
-from actvar.models.actvar import ActVAR, empty_model, without_values
-from actvar.models.var import fresh_scorers
-from actvar.models.vqvae import VQVAE
+from actvar.errors import ArgumentError, CheckpointError, UsageError, needs, shown
+from actvar.parameters import is_scorer, parameter_shapes
 from actvar.scales import ScaleSchedule
+
+if TYPE_CHECKING:
+    from actvar.models.actvar import ActVAR
+    from actvar.models.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,15 @@ class StoredModel:
     """
 
     config: ModelConfig
-    fresh: Mapping[str, Tensor]
+    fresh: Mapping[str, np.ndarray]
     _networks: Mapping[str, Weights]
 
-    def read(self, name: str, copy: bool = False) -> Tensor:
-        """One tensor in fp32, on the CPU.
+    def read(self, name: str, copy: bool = False) -> np.ndarray:
+        """One tensor in fp32.
 
         Args:
             name: as in `ActVAR.state_dict()`.
-            copy: into memory of its own; otherwise what is fp32 stays mapped from the file.
+            copy: into memory of its own; otherwise what is fp32 may stay mapped from the file.
 
         Raises:
             CheckpointError: a value is not finite.
@@ -50,6 +54,21 @@ class StoredModel:
         if network == "var" and own_name in self.fresh:
             return self.fresh[own_name]
         return self._networks[network].read(own_name, copy)
+
+    def load(self) -> "ActVAR":
+        """The model in memory: fp32, on the CPU, in evaluation mode, without gradients.
+
+        Raises:
+            CheckpointError: a value is not finite.
+        """
+        import torch
+
+        from actvar.models.actvar import empty_model
+
+        model = empty_model(self.config)
+        values = {name: torch.from_numpy(self.read(name, copy=True)) for name in parameter_shapes(self.config)}
+        model.load_state_dict(values, strict=True, assign=True)
+        return model.requires_grad_(False)
 
 
 def open_model(
@@ -90,11 +109,12 @@ def open_model(
         config = config.guided_until(guidance_until)
     except ValueError as error:
         raise ArgumentError(f"{shown(path)} cannot be guided so: {error}.") from None
-    shapes = empty_model(config)  # nothing is allocated before all have been checked
-    fresh = fresh_scorers(shapes.var) if is_dense else {}
-    expected = {name: parameter.shape for name, parameter in shapes.var.named_parameters() if name not in fresh}
-    var_weights.require(expected, f"a VAR of depth {config.depth}")
-    vqvae_weights.require({name: p.shape for name, p in shapes.vqvae.named_parameters()}, "its VQVAE")
+    of_var, of_vqvae = _expected(config, "var"), _expected(config, "vqvae")
+    if is_dense:
+        of_var = {name: shape for name, shape in of_var.items() if not is_scorer(name)}
+    var_weights.require(of_var, f"a VAR of depth {config.depth}")
+    vqvae_weights.require(of_vqvae, "its VQVAE")
+    fresh = _fresh_scorers(config) if is_dense and activation else {}
     return StoredModel(config, fresh, {"var": var_weights, "vqvae": vqvae_weights})
 
 
@@ -104,18 +124,29 @@ def load_model(
     activation: Activation | None = None,
     schedule: ScaleSchedule | None = None,
     guidance_until: int | None = None,
-) -> ActVAR:
+) -> "ActVAR":
     """Read a checkpoint into memory.
 
     Args and errors are those of `open_model`; a value that is not finite is refused, too.
 
     Returns: fp32, on the CPU, in evaluation mode, without gradients.
     """
-    stored = open_model(path, vqvae, activation, schedule, guidance_until)
-    model = empty_model(stored.config)
-    values = {name: stored.read(name, copy=True) for name in model.state_dict()}
-    model.load_state_dict(values, strict=True, assign=True)
-    return model.requires_grad_(False)
+    return open_model(path, vqvae, activation, schedule, guidance_until).load()
+
+
+def _expected(config: ModelConfig, network: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of one network's tensors, by its own names."""
+    prefix = f"{network}."
+    named = parameter_shapes(config).items()
+    return {name.removeprefix(prefix): shape for name, shape in named if name.startswith(prefix)}
+
+
+def _fresh_scorers(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Routers and selectors drawn anew; PyTorch's generator draws them, so that they are those of a training."""
+    with needs("export", "to draw the routers and selectors that a dense checkpoint lacks"):
+        from actvar.models.actvar import empty_model
+        from actvar.models.var import fresh_scorers
+    return {name: values.numpy() for name, values in fresh_scorers(empty_model(config).var).items()}
 
 
 @dataclass(frozen=True)
@@ -125,7 +156,7 @@ class StoredVQVAE:
     `num_classes` is None for an official file of the VQVAE alone, which does not tell.
     """
 
-    vqvae: VQVAE
+    vqvae: "VQVAE"
     picture_size: int
     num_classes: int | None
 
@@ -141,6 +172,11 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
         CheckpointError: the file is missing, unreadable, hostile, incomplete, or holds no VQVAE.
         UsageError: the file tells other token maps.
     """
+    import torch
+
+    from actvar.models.actvar import without_values
+    from actvar.models.vqvae import VQVAE
+
     file = open_tensor_file(path)
     own, num_classes = None, None
     if is_own(file):
@@ -163,7 +199,8 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
     with without_values():
         vqvae = VQVAE(config, schedule)
     weights.require({name: p.shape for name, p in vqvae.named_parameters()}, "a VQVAE")
-    vqvae.load_state_dict({name: weights.read(name, copy=True) for name in vqvae.state_dict()}, assign=True)
+    values = {name: torch.from_numpy(weights.read(name, copy=True)) for name in vqvae.state_dict()}
+    vqvae.load_state_dict(values, assign=True)
     return StoredVQVAE(vqvae.eval().requires_grad_(False), schedule.side * config.downsampling, num_classes)
 
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from actvar.checkpoint.networks import networks
 from actvar.checkpoint.tensor_file import TensorFile, open_tensor_file
@@ -163,9 +162,9 @@ def require_same(path: Path, own: ScaleSchedule, given: ScaleSchedule | None) ->
 def _numbered_scales(var: Weights, total: int) -> ScaleSchedule:
     expected = "the scale of each token, p*p tokens of every scale, with p growing from 1"
     level = var.tensors["lvl_1L"]
-    if level.numel() > 4 * total:  # what is told wrongly is told below; this could be longer than all else in the file
+    if level.size > 4 * total:  # what is told wrongly is told below; this could be longer than all else in the file
         raise var.wrong("lvl_1L", expected, "others", _ORIGINAL)
-    counts = Counter(level.flatten().tolist())
+    counts = Counter(level.read().reshape(-1).tolist())
     try:
         return ScaleSchedule(tuple(round(counts[scale] ** 0.5) for scale in sorted(counts)))
     except ValueError:
@@ -187,19 +186,20 @@ def _without_buffers(var: Weights, config: ModelConfig) -> Weights:
         if found.shape != shape:
             raise var.wrong(name, f"the shape {list(shape)}", list(found.shape), _ORIGINAL)
         expected = _buffer(name, config)  # made for a file that has it, and so is as large itself
-        if not torch.equal(found.to(expected.dtype), expected):
+        with np.errstate(invalid="ignore"):
+            are_same = np.array_equal(found.read().astype(expected.dtype), expected)
+        if not are_same:
             raise var.wrong(name, "the values that follow from patch_nums and width", "others", _ORIGINAL)
     return var.without(shapes.keys())
 
 
-def _buffer(name: str, config: ModelConfig) -> Tensor:
+def _buffer(name: str, config: ModelConfig) -> np.ndarray:
     if name.endswith("zero_k_bias"):
-        return torch.zeros(config.width)
-    lvl_1L = torch.arange(len(config.schedule)).repeat_interleave(torch.tensor(config.schedule.tokens))[None]
+        return np.zeros(config.width, np.float32)
+    lvl_1L = np.repeat(np.arange(len(config.schedule)), config.schedule.tokens)[None]
     if name == "lvl_1L":
         return lvl_1L
-    hidden_LL = lvl_1L > lvl_1L.T
-    return torch.zeros(hidden_LL.shape).masked_fill(hidden_LL, -torch.inf)[None, None]
+    return np.where(lvl_1L > lvl_1L.T, -np.float32(np.inf), np.float32(0))[None, None]
 
 
 def without_hits(vqvae: Weights) -> Weights:

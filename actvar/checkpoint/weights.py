@@ -3,23 +3,19 @@
 Knows how to hold them to a module's names and shapes and to say what does not fit; no format, no configuration.
 """
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from actvar.checkpoint.refusals import damaged, is_out_of_memory, odd_tensor, too_little_memory
+from actvar.checkpoint.values import FLOATS, INTEGERS, Values
 from actvar.errors import CheckpointError, shown
 
 _WHOLE = "Use the whole, original file."
-
-
-# Types that `.to(torch.float32)` knows. Complex numbers, packed halves of bytes and the like are no weights.
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -31,31 +27,30 @@ class Weights:
 
     path: Path
     prefix: str
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Values]
     note: str = ""
 
     @classmethod
     def of(cls, path: Path, prefix: str, content: Mapping[Any, Any], note: str = "") -> "Weights":
         """Take a state dictionary: the one place where a tensor is looked at before anything is done with it.
 
-        Gradients are left behind, so that a parameter is as good as its values.
-
         Raises:
             CheckpointError: something in it is not a plain tensor with a name, or they are larger together than the
                 memory that they are views of.
         """
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Values] = {}
         for name, value in content.items():
-            if not isinstance(name, str) or not isinstance(value, Tensor):
+            plain, found = _plain(value)
+            if not isinstance(name, str) or not found:
                 raise CheckpointError(
                     f"{shown(path)}: {prefix}{shown(name)}: expected a tensor, found {type(value).__name__}. "
                     f"Use a file that holds one network's state and nothing else.{note}"
                 )
-            if not _is_plain(value):
-                raise odd_tensor(path, prefix + name, _describe(value))
-            tensors[name] = value.detach()
-        own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}
-        if sum(t.nbytes for t in tensors.values()) > sum(own.values()):
+            if plain is None:
+                raise odd_tensor(path, prefix + name, found)
+            tensors[name] = plain
+        own = dict(values.memory for values in tensors.values())
+        if sum(values.nbytes for values in tensors.values()) > sum(own.values()):
             raise CheckpointError(
                 f"{shown(path)}: {prefix.rstrip('.') or 'its state'}: expected tensors that each have values of their "
                 f"own, found some that share them. Write the checkpoint again with every tensor cloned.{note}"
@@ -72,7 +67,7 @@ class Weights:
         """The shape of a tensor that must be there, with this many dimensions."""
         if name not in self.tensors:
             raise self.wrong(name, f"a tensor of {rank} dimensions", "none of that name", _WHOLE)
-        shape = tuple(self.tensors[name].shape)
+        shape = self.tensors[name].shape
         if len(shape) != rank:
             raise self.wrong(name, f"{rank} dimensions", f"the shape {list(shape)}", _WHOLE)
         return shape
@@ -106,50 +101,44 @@ class Weights:
             found = f"one of the shape {list(self.tensors[name].shape)} ({extra} are too many)"
             raise self.wrong(name, "no such tensor", found, whole)
         for name, shape in expected.items():
-            tensor = self.tensors[name]
-            if list(tensor.shape) != list(shape) or tensor.dtype not in _FLOATS:
-                raise self.wrong(name, f"floating point of the shape {list(shape)}", _describe(tensor), whole)
+            values = self.tensors[name]
+            if list(values.shape) != list(shape) or values.dtype not in FLOATS:
+                raise self.wrong(name, f"floating point of the shape {list(shape)}", values.describe(), whole)
 
-    def read(self, name: str, copy: bool = False) -> Tensor:
+    def read(self, name: str, copy: bool = False) -> np.ndarray:
         """One tensor in fp32, contiguous.
 
         Args:
             name: as it stands in the file, without the prefix.
-            copy: into memory of its own, as the file may be changed once it has been read. Otherwise fp32 stays mapped.
+            copy: into memory of its own, as the file may be changed once it has been read. Otherwise fp32 may stay
+                mapped.
 
         Raises:
-            CheckpointError: a value is not finite, or there is no memory for it.
+            CheckpointError: a value is not finite, or there is no memory for it; or the file was changed meanwhile.
         """
         try:
-            tensor = self.tensors[name].to(torch.float32, copy=copy).contiguous()
-        except (RuntimeError, MemoryError) as error:
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is counted below
+                stored = self.tensors[name].read()
+                values = np.ascontiguousarray(stored, np.float32)
+                if copy and np.may_share_memory(values, stored) and not stored.flags.owndata:
+                    values = values.copy()
+                looks_finite = np.isfinite(values.sum())  # a quick look: masks would be as large as the tensor
+        except (RuntimeError, MemoryError, OSError) as error:
             raise (too_little_memory(self.path) if is_out_of_memory(error) else damaged(self.path, error)) from None
-        if not torch.isfinite(tensor.sum()):  # a quick look: masks would be as large as the tensor
-            wrong = int((~torch.isfinite(tensor)).sum())
-            if wrong:
-                found = f"NaN or infinity in {wrong} of {tensor.numel()}"
-                raise self.wrong(name, "finite values", found, "Use a checkpoint from before the training diverged.")
-        return tensor
+        wrong = 0 if looks_finite else int((~np.isfinite(values)).sum())
+        if wrong:
+            found = f"NaN or infinity in {wrong} of {values.size}"
+            raise self.wrong(name, "finite values", found, "Use a checkpoint from before the training diverged.")
+        return values
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether its values are all there as they stand, in a type that weights have.
+def _plain(value: Any) -> tuple[Values | None, str]:
+    """The values, if they are plain ones; and what was found, in words, if it is a tensor at all."""
+    if isinstance(value, Values):
+        is_plain = value.dtype in FLOATS + INTEGERS and value.size > 0
+        return (value if is_plain else None), value.describe()
+    if "torch" not in sys.modules:  # what gave one of its tensors has loaded it
+        return None, ""
+    from actvar.checkpoint import torch_tensors
 
-    A view with stride 0 may claim any size, and be far larger than its file.
-    """
-    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
-        return False
-    if tensor.device.type != "cpu" or tensor.dtype not in _FLOATS + _INTEGERS or tensor.is_neg():
-        return False
-    return 0 < tensor.nbytes <= tensor.untyped_storage().nbytes()
-
-
-def _describe(tensor: Tensor) -> str:
-    """Type, layout and shape; and what else makes a tensor odd."""
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
-        return f"a tensor of the sub-class {shown(type(tensor).__name__)}"
-    kind = str(tensor.dtype).removeprefix("torch.")
-    layout = "" if tensor.layout == torch.strided else f" {str(tensor.layout).removeprefix('torch.')}"
-    sign = ", its values with the other sign," if tensor.dtype in _FLOATS and tensor.is_neg() else ""
-    place = "" if tensor.device.type == "cpu" else f" on the device {tensor.device.type}"
-    return f"{kind}{layout}{place}{sign} of the shape {list(tensor.shape)}"
+    return torch_tensors.plain_values(value)
