@@ -55,13 +55,6 @@ def stage1(
     teacher: TeacherOption,
     vqvae: TeachersVqvaeOption = None,
     rates: Rates,
-    token_choice: Annotated[
-        Literal["dynamic", "fixed"],
-        model_option(help="fixed: all blocks keep the tokens that the first one chose (Table 4)."),
-    ] = "dynamic",
-    expert_choice: Annotated[
-        Literal["dynamic", "static"], model_option(help="static: the same experts for all tokens (Table 5).")
-    ] = "dynamic",
     expert_label: Annotated[
         Literal["alone", "together"],
         training_option(help="Experts ranked by each one's own output, or by what the sum of all loses without it."),
@@ -97,10 +90,9 @@ def stage1(
         dense = load_teacher(teacher, vqvae)
         scales = len(dense.config.schedule)
         chosen = rates.of(dense.config) or replace(Activation(), scales=(scales - 1, scales))
-        chosen = replace(chosen, token_choice=token_choice, expert_choice=expert_choice)
         config = activated(dense.config, chosen)
         _require_a_choice(config)
-        if expert_order == DATA and expert_choice != STATIC:
+        if expert_order == DATA and chosen.expert_choice != STATIC:
             raise UsageError("--expert-order data is for static experts. Give --expert-choice static, too.")
         labels = Labels(expert_label, token_label, label_form)
         weighed = {"alpha": alpha, "beta": beta, "labels": labels, "expert_order": expert_order}

@@ -6,9 +6,9 @@ Letters in shapes: R rows, L tokens, C width, V codes, B pictures, E code width,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from actvar.config import ModelConfig
+from actvar.config import FIXED, ModelConfig
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.layers import best_places, linear, modulated_norm
 from actvar.export.graphs.sampler import add_tokens, guided_logits, next_tokens_in, sample
@@ -50,13 +50,28 @@ class ScaleWriter:
             return b.op("Where", is_first, "start", x_RLC, name="input") if is_first else x_RLC
 
     def blocks(self, x_RLC: str, caches: Sequence[Cache]) -> list[WrittenBlock]:
-        """All blocks, one after the other, and the debug outputs of them."""
+        """All blocks, one after the other, and the debug outputs of them.
+
+        Fixed tokens are gathered once, before the first block, and scattered once, after the last one: what stands
+        between two blocks are the kept tokens alone.
+        """
         b, writer = self.b, BlockWriter(self.b, self.config, self.sizes, self.masks)
+        activation = self.config.activation
+        is_fixed = activation is not None and activation.token_choice == FIXED and self.sizes.selects is not False
+        kept_RKC, indices_RK = writer.select(0, x_RLC) if is_fixed else ("", "")
         written: list[WrittenBlock] = []
         for i, cache in enumerate(caches):
             modulation_R6C = b.op("Gather", "modulation", b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
-            written.append(writer.block(i, x_RLC, modulation_R6C, cache))
-            x_RLC = written[-1].x_RLC
+            if is_fixed:
+                block = writer.update(i, kept_RKC, modulation_R6C, cache)
+                kept_RKC = block.x_RLC
+                if self.debug or i + 1 == len(caches):
+                    whole_RLC = writer.put_back(i, x_RLC, indices_RK, kept_RKC)
+                    block = replace(block, x_RLC=whole_RLC, kept_RK=indices_RK)
+            else:
+                block = writer.block(i, x_RLC, modulation_R6C, cache)
+                x_RLC = block.x_RLC
+            written.append(block)
         if self.debug:
             self._look_inside(written)
         return written

@@ -6,7 +6,8 @@ to transpose, slice, convert or copy a weight, because an engine that does so ke
 - linear layers stay [out, in], as in the checkpoint, for `Gemm(transB=1)`. Measured with ONNX Runtime without
   prepacking: as fast as [in, out] for 50 rows and more, 10 to 15 % faster below.
 - fc1 [4C, C] and fc2, turned to [4C, C], are also N experts of [de, C] one after the other: the routed FFN reads the
-  same bytes under the shape [N, de, C].
+  same bytes under the shape [N, de, C]. Static experts lie in their block's order, best first, so that a scale reads as
+  many of the first rows as it uses.
 - what depends on the checkpoint alone is computed here: sums of embeddings, the joint bias of Q, K and V, the query
   scales, phi as a single convolution, the decoder's convolutions of upsampled maps as convolutions of the maps.
 
@@ -21,18 +22,20 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from actvar.bundle.manifest import StoredTensor, WeightsSpec
-from actvar.config import ModelConfig
+from actvar.config import DYNAMIC, ModelConfig
 from actvar.errors import CheckpointError
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import SHORT
 from actvar.models.actvar import empty_model
 from actvar.models.attention import MAX_SCALE_MUL
+from actvar.models.selection import best_first
 from actvar.scales import PHI_COUNT, ScaleSchedule
 
 ALIGNMENT = 4096
@@ -64,6 +67,17 @@ _HELD = {"fp16-weights": "float16"}  # the blocks' matrices, where not in what t
 def positions_name(si: int) -> str:
     """The sum of position and level embeddings of scale index si (from 0); at scale 0 with the start embedding too."""
     return f"var.positions.{si}"
+
+
+def static_pieces(config: ModelConfig) -> list[tuple[int, int]]:
+    """Rows of the FFN's matrices, from a start to an end, that scales with static experts run alike; all that are run.
+
+    Every scale's own rows are the first few of these, whole.
+    """
+    assert config.activation is not None
+    counts = {config.active_experts(si) for si in range(len(config.schedule))}
+    of_one = config.hidden // config.activation.experts
+    return list(pairwise(of_one * count for count in (0, *sorted(counts))))
 
 
 @dataclass(frozen=True)
@@ -162,7 +176,7 @@ class WeightsFile:
             decoder: what stands in the place of the decoder's own tensors, if it is another decoder.
         """
         shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
-        recipes: dict[str, _AnyRecipe] = dict(_recipes(config, shapes))
+        recipes: dict[str, _AnyRecipe] = dict(_recipes(config, shapes, precision))
         if precision == "int8":
             recipes = _in_int8(recipes)
         if decoder:
@@ -224,7 +238,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return integers.astype(integers.dtype.newbyteorder("<"), copy=False).data
 
 
-def _recipes(config: ModelConfig, names: Iterable[str]) -> dict[str, _Recipe]:
+def _recipes(config: ModelConfig, names: Iterable[str], precision: str) -> dict[str, _Recipe]:
     """How each deployed tensor comes from the model's, whose names are given."""
     recipes: dict[str, _Recipe] = {}
 
@@ -241,7 +255,7 @@ def _recipes(config: ModelConfig, names: Iterable[str]) -> dict[str, _Recipe]:
         sources = ("var.lvl_embed.weight", "var.pos_1LC", *(() if si else ("var.pos_start",)))
         recipes[positions_name(si)] = _Recipe(sources, partial(_positions, config.schedule, si))
     for i in range(config.depth):
-        recipes.update(_block(config, f"var.blocks.{i}"))
+        recipes.update(_block(config, i, precision))
     keep(*_linear("var.head"), "vqvae.quantize.embedding.weight")
     for i in range(PHI_COUNT):
         weight, bias = _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}")
@@ -272,19 +286,57 @@ def _in_int8(recipes: Mapping[str, _AnyRecipe]) -> dict[str, _AnyRecipe]:
     return found
 
 
-def _block(config: ModelConfig, block: str) -> dict[str, _Recipe]:
+def _block(config: ModelConfig, i: int, precision: str) -> dict[str, _Recipe]:
+    block, activation = f"var.blocks.{i}", config.activation
     attn, ffn = f"{block}.attn", f"{block}.ffn"
+    selects = activation is not None and (i == 0 or activation.token_choice == DYNAMIC)
     return {
-        **(_kept(*_linear(f"{block}.selector")) if config.activation else {}),
+        **(_kept(*_linear(f"{block}.selector")) if selects else {}),
         **_kept(f"{attn}.mat_qkv.weight"),
         f"{attn}.mat_qkv.bias": _Recipe((f"{attn}.q_bias", f"{attn}.v_bias"), _qkv_bias),
         f"{attn}.query_scale": _Recipe((f"{attn}.scale_mul_1H11",), _query_scale),
         **_kept(*_linear(f"{attn}.proj")),
-        **(_kept(*_linear(f"{ffn}.router")) if config.activation else {}),
-        **_kept(*_linear(f"{ffn}.fc1")),
-        f"{ffn}.fc2.weight_t": _Recipe((f"{ffn}.fc2.weight",), torch.t),
+        **_ffn(config, ffn, precision),
         **_kept(f"{ffn}.fc2.bias"),
     }
+
+
+def _ffn(config: ModelConfig, ffn: str, precision: str) -> dict[str, _Recipe]:
+    """The two matrices and what is chosen by; static experts in their order, and in int8 in the pieces that are run."""
+    fc1, fc2, router = f"{ffn}.fc1", f"{ffn}.fc2", _linear(f"{ffn}.router")
+    if config.activation is None or config.activation.expert_choice == DYNAMIC:
+        recipes = {**_kept(*router), **_kept(*_linear(fc1))} if config.activation else _kept(*_linear(fc1))
+        return {**recipes, f"{fc2}.weight_t": _Recipe((f"{fc2}.weight",), torch.t)}
+    scores = router[1]
+    whole = {
+        f"{fc1}.weight": _Recipe((f"{fc1}.weight", scores), in_order),
+        f"{fc1}.bias": _Recipe((f"{fc1}.bias", scores), in_order),
+        f"{fc2}.weight_t": _Recipe(
+            (f"{fc2}.weight", scores), _turned_in_order
+        ),
+    }
+    if precision != "int8":
+        return whole
+    pieces: dict[str, _Recipe] = {}
+    for place, (start, end) in enumerate(static_pieces(config)):
+        for name, recipe in whole.items():
+            layer, _, kind = name.rpartition(".")
+            pieces[f"{layer}.{place}.{kind}"] = _Recipe(recipe.sources, partial(_some_rows, recipe.make, start, end))
+    return pieces
+
+
+def in_order(rows: Tensor, scores_N: Tensor) -> Tensor:
+    """The rows of N experts, those with the highest score first."""
+    _, best_N = best_first(scores_N)
+    return rows.unflatten(0, (len(best_N), -1))[best_N].flatten(0, 1)
+
+
+def _turned_in_order(weight_CF: Tensor, scores_N: Tensor) -> Tensor:
+    return in_order(weight_CF.t(), scores_N)
+
+
+def _some_rows(make: Callable[..., Tensor], start: int, end: int, *sources: Tensor) -> Tensor:
+    return make(*sources)[start:end]
 
 
 def _kept(*names: str) -> dict[str, _Recipe]:
