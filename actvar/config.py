@@ -12,6 +12,12 @@ from actvar.errors import shown
 from actvar.scales import LARGE_PATCH_NUMS, MAX_SCALES, ScaleSchedule
 
 HEAD_WIDTH = 64
+NORM_EPS = 1e-6
+"""Of the transformer's LayerNorms."""
+MAX_SCALE_MUL = math.log(100)
+"""The most that counts of a head's learned temperature, which is a logarithm."""
+SORTED_CODES = 900
+"""The most that top_k can be: as many codes are sorted (official VAR samples from its best 900)."""
 
 # Sizes that a file may claim: far above every known model, so that whatever counts to one of them ends.
 MAX_DEPTH = 128
@@ -127,8 +133,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.cfg) and self.cfg >= 0):
             raise ValueError(f"cfg must be 0 or more, got {self.cfg}")
-        if not 1 <= self.top_k <= 900:
-            raise ValueError(f"top_k must lie in 1..900, got {self.top_k}")
+        if not 1 <= self.top_k <= SORTED_CODES:
+            raise ValueError(f"top_k must lie in 1..{SORTED_CODES}, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 

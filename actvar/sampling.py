@@ -8,10 +8,8 @@ Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L 
 import torch
 from torch import Tensor
 
+from actvar.config import SORTED_CODES
 from actvar.models.selection import best_first
-
-SORTED_CODES = 900
-"""The most that top_k can be: as many codes are sorted (official VAR samples from its best 900)."""
 
 
 def guide(logits_RLV: Tensor, strength: float) -> Tensor:

@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from actvar.bundle.manifest import (
     EXPORT_AGAIN,
     PLANS_FOLDER,
@@ -27,7 +25,7 @@ from actvar.checkpoint.model import open_model
 from actvar.config import ModelConfig
 from actvar.errors import BundleError, CheckpointError, UsageError
 from actvar.export.bundle_folder import folder_written_whole
-from actvar.export.graphs.weights_file import WeightsFile
+from actvar.export.graphs.weights_file import Read, WeightsFile
 from actvar.files import locked, read_verified
 from actvar.models.actvar import random_model
 
@@ -78,7 +76,7 @@ def bind(
         stored = open_model(checkpoint, vqvae, activation)
         source += ", router and selector random" if random_router else ""
     _require_activation(checkpoint, stored.config, bundle, manifest.model)
-    return _bind(bundle, manifest, stored.config, stored.read, source, target, progress)
+    return _bind(bundle, manifest, stored.config, lambda name: stored.read(name).numpy(), source, target, progress)
 
 
 def bind_random(bundle: Path, target: Path | None = None, progress: Progress | None = None) -> Manifest:
@@ -89,7 +87,7 @@ def bind_random(bundle: Path, target: Path | None = None, progress: Progress | N
     """
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
-    read = random_model(manifest.model).state_dict().__getitem__
+    read = random_model(manifest.model).read
     return _bind(bundle, manifest, manifest.model, read, "random weights", target, progress)
 
 
@@ -169,7 +167,7 @@ def _bind(
     bundle: Path,
     manifest: Manifest,
     config: ModelConfig,
-    read: Callable[[str], Tensor],
+    read: Read,
     source: str,
     target: Path | None,
     progress: Progress | None,

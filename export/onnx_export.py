@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
-import torch
-from torch import Tensor
 
 from actvar import __version__
 from actvar.bundle.contract import MASKED_SCALES, PRECISIONS, SCALES, graph_names
@@ -21,7 +20,7 @@ from actvar.errors import UsageError, needs
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.bundle import build_graph, build_scales
-from actvar.export.graphs.weights_file import WeightsFile
+from actvar.export.graphs.weights_file import Read, WeightsFile
 from actvar.files import FileEntry, hash_file
 from actvar.models.actvar import ActVAR
 from actvar.telemetry import switch_off
@@ -61,7 +60,6 @@ def export_bundle(
         BundleError: the target is something else than a bundle, or cannot be written.
         CheckpointError: a weight does not fit into fp16.
     """
-    read = model.state_dict().__getitem__
     decoder = None
     if precision == "int8":
         switch_off()
@@ -70,7 +68,7 @@ def export_bundle(
         report = progress or (lambda share: None)
         decoder = int8_decoder(model, lambda share: report(_DRAWING_SHARE * share))
         progress = lambda share: report(_DRAWING_SHARE + (1 - _DRAWING_SHARE) * share)  # noqa: E731
-    return _export(model.config, read, folder, precision, source, progress, debug, decoder)
+    return _export(model.config, model.read, folder, precision, source, progress, debug, decoder)
 
 
 def export_graphs(
@@ -91,12 +89,12 @@ def export_graphs(
 
 def program_versions() -> dict[str, str]:
     """The programs that make a bundle."""
-    return {"actvar": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
+    return {"actvar": __version__, "numpy": np.__version__, "onnx": onnx.__version__}
 
 
 def _export(
     config: ModelConfig,
-    read: Callable[[str], Tensor] | None,
+    read: Read | None,
     folder: Path,
     precision: str,
     source: str,

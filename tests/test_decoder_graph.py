@@ -38,7 +38,7 @@ def test_four_pixels_for_each_place_are_what_the_upsampled_map_gives(height, wid
     x_IHW, weight_OI33, bias_O = (
         random.standard_normal(shape, np.float32) for shape in ((3, height, width), (2, 3, 3, 3), (2,))
     )
-    weight, bias = subpixel_weight(torch.tensor(weight_OI33)), subpixel_bias(torch.tensor(bias_O))
+    weight, bias = (torch.tensor(made) for made in (subpixel_weight(weight_OI33), subpixel_bias(bias_O)))
     windows_MHW = F.conv2d(torch.tensor(x_IHW)[None], weight, bias, padding=1)[0].numpy()
     found = np.full((2, 2 * height, 2 * width), np.nan)
     for place, (dy, dx) in enumerate(np.ndindex(2, 2)):
@@ -92,7 +92,7 @@ def test_rows_of_a_kernel_are_summed_before_they_are_rounded(tmp_path, precision
     kernel[0, 0, :, 0] = torch.tensor([2048.0, 1.0, 0.0])
     kernel[0, 0, 0, 1] = 1.0
     file = WeightsFile.of(DEEP, precision)
-    file.write(tmp_path / "weights.bin", model.state_dict().__getitem__)
+    file.write(tmp_path / "weights.bin", model.read)
     stored = file.layout.tensors["vqvae.decoder.up.1.upsample.subpixel_conv.weight"]
     values = np.fromfile(
         tmp_path / "weights.bin", stored.dtype, stored.length // np.dtype(stored.dtype).itemsize, offset=stored.offset

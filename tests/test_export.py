@@ -28,6 +28,7 @@ from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
 from actvar.runtime.pictures import Order
 from actvar.runtime.pipeline import GraphSource
+from actvar.scales import LARGE_PATCH_NUMS, STANDARD_PATCH_NUMS
 
 SAMPLING = Sampling(cfg=2.0, top_k=30, top_p=0.9)
 CLASSES = (3, 0, 4)
@@ -209,6 +210,31 @@ def test_the_inside_of_a_graph_is_an_output_only_when_asked_for(tmp_path, export
     assert inside["condition"] == inside["decoder"] == set()
     assert inside["scale_01"] == inside["scale_03"] == {"logits", "hidden"}
     assert inside["scale_02"] == inside["scale_04"] == {"logits", "hidden", "kept", "experts"}
+
+
+def interpolated(before: int, after: int, mode: str) -> np.ndarray:
+    """U of a resize along one side, from torch's own: a column for each pixel of a map of ones and zeros."""
+    pixels = torch.eye(before)[None, :, :, None]
+    return F.interpolate(pixels, size=(after, 1), mode=mode)[0, :, :, 0].T.numpy()
+
+
+@pytest.mark.parametrize("patch_nums", [STANDARD_PATCH_NUMS, LARGE_PATCH_NUMS], ids=["standard", "512 px"])
+def test_the_resizes_of_the_published_schedules_are_torchs_to_the_last_bit(patch_nums):
+    """What official VAR draws with, though nothing of PyTorch makes the graphs."""
+    side = patch_nums[-1]
+    for p in patch_nums:
+        np.testing.assert_array_equal(resize_matrix(side, p, "area"), interpolated(side, p, "area"))
+        np.testing.assert_array_equal(resize_matrix(p, side, "bicubic"), interpolated(p, side, "bicubic"))
+
+
+def test_the_resizes_of_any_sides_are_torchs_but_for_its_rounding():
+    """Where the sides' quotient is no short binary number, torch finds a pixel's place in fp32, and is off by 4e-6."""
+    for side in range(2, 25):
+        for p in range(1, side):
+            np.testing.assert_array_equal(resize_matrix(side, p, "area"), interpolated(side, p, "area"))
+            np.testing.assert_allclose(
+                resize_matrix(p, side, "bicubic"), interpolated(p, side, "bicubic"), rtol=0, atol=4e-6
+            )
 
 
 @pytest.mark.parametrize(("before", "after", "mode"), [(3, 16, "bicubic"), (13, 16, "bicubic"), (16, 13, "area")])

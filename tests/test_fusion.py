@@ -15,10 +15,11 @@ from exported_graphs import Exported, interpret, run
 from onnx import TensorProto, helper, numpy_helper
 from operator_references import REFERENCES
 
+from actvar.config import NORM_EPS
 from actvar.export.operators.fused import ALL_OPERATORS, EPSILON, FUSED
 from actvar.export.operators.lowering import Lowered, lower
 from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, Operator
-from actvar.models.block import NORM_EPS, modulated_norm
+from actvar.models.block import modulated_norm
 from actvar.models.selection import token_gather, token_scatter
 
 SPARSE = {"mini, one block": "scale_10", "four experts": "scale_04", "tokens alone": "scale_03"}

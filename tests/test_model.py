@@ -14,7 +14,8 @@ from actvar.generation import generate
 from actvar.models.actvar import ActVAR, random_model
 from actvar.models.kv_cache import KVCache
 from actvar.models.selection import token_gather, token_scatter, token_select, top_mask
-from actvar.models.var import Condition, is_scorer
+from actvar.models.var import Condition
+from actvar.parameters import is_scorer
 from actvar.scales import STANDARD_PATCH_NUMS
 
 SAMPLING = Sampling(cfg=1.5, top_k=20, top_p=0.9)

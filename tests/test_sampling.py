@@ -8,7 +8,8 @@ import pytest
 import reference_var as reference
 import torch
 
-from actvar.sampling import SORTED_CODES, guide, sample
+from actvar.config import SORTED_CODES
+from actvar.sampling import guide, sample
 from actvar.uniforms import token_uniforms
 
 LARGEST = float(np.nextafter(np.float32(1), np.float32(0)))

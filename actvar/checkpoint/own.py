@@ -21,7 +21,7 @@ from actvar.config import ModelConfig
 from actvar.errors import CheckpointError, shown
 from actvar.files import written_whole
 from actvar.models.actvar import ActVAR
-from actvar.models.var import is_scorer
+from actvar.parameters import is_scorer
 from actvar.scales import ScaleSchedule
 
 FORMAT, VERSION = "actvar-checkpoint", "1"

@@ -24,7 +24,8 @@ from actvar.distill.losses import block_loss, output_loss
 from actvar.distill.scorer_losses import scorer_losses
 from actvar.models.block import BlockTrace
 from actvar.models.quantizer import MultiScaleQuantizer
-from actvar.models.var import VAR, fresh_scorers, is_scorer
+from actvar.models.var import VAR, fresh_scorers
+from actvar.parameters import is_scorer
 from actvar.training.fingerprint import store_fingerprint, weights_fingerprint
 from actvar.training.loop import autocast, run
 from actvar.training.team import ALONE, Team

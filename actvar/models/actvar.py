@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -21,6 +22,10 @@ class ActVAR(nn.Module):
         self.config = config
         self.var = VAR(config)
         self.vqvae = VQVAE(config.vqvae, config.schedule)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in fp32, as `actvar.checkpoint.model.StoredModel.read` gives it."""
+        return self.get_parameter(name).detach().to("cpu", torch.float32).numpy()
 
 
 def empty_model(config: ModelConfig) -> ActVAR:

@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actvar.config import HEAD_WIDTH
-
-MAX_SCALE_MUL = math.log(100)
+from actvar.config import HEAD_WIDTH, MAX_SCALE_MUL
 
 
 class SelfAttention(nn.Module):

@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actvar.config import DYNAMIC, ModelConfig
+from actvar.config import DYNAMIC, NORM_EPS, ModelConfig
 from actvar.models.attention import SelfAttention
 from actvar.models.experts import FFN
 from actvar.models.selection import Selection, Selector, token_gather, token_scatter, token_select, top_mask
+from actvar.parameters import MODULATIONS
 
-NORM_EPS = 1e-6
-MODULATIONS = 6
 FREE = Selection()
 """Nothing is forced on a block."""
 

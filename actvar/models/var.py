@@ -15,13 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from actvar.config import ModelConfig
-from actvar.models.block import FREE, MODULATIONS, AdaLinear, Block, BlockTrace, modulated_norm
+from actvar.models.block import FREE, AdaLinear, Block, BlockTrace, modulated_norm
 from actvar.models.selection import Selection
-
-
-def is_scorer(name: str) -> bool:
-    """Whether a parameter of this name is a router's or a selector's."""
-    return ".router." in name or ".selector." in name
+from actvar.parameters import MODULATIONS, is_scorer
 
 
 def fresh_scorers(var: "VAR", seed: int = 0) -> dict[str, Tensor]:

@@ -182,7 +182,7 @@ class GraphBuilder:
         return self._external(name, replace(stored, shape=tuple(shape or stored.shape)))
 
     def weight_rows(self, name: str, start: int, end: int) -> str:
-        """Rows `start` to `end - 1` of a tensor of the weights file: the same bytes; the first rows under its own name."""
+        """Rows `start` to `end - 1` of a tensor of the weights file, the same bytes; under its name from row 0 on."""
         whole = self._stored[name]
         part = replace(whole, shape=(end - start, *whole.shape[1:]))
         if start == 0:

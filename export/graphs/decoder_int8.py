@@ -20,10 +20,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-import torch
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from torch import Tensor
 
 from actvar.bundle.contract import TensorSpec
 from actvar.bundle.manifest import StoredTensor
@@ -63,7 +61,7 @@ class Int8Decoder:
         weights: what the weights file is to hold of it, by name.
     """
 
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, np.ndarray]
     _inputs: tuple[TensorSpec, ...]
     _outputs: tuple[TensorSpec, ...]
     _model: onnx.ModelProto
@@ -85,19 +83,18 @@ def int8_decoder(model: ActVAR, progress: Callable[[float], None] | None = None)
         model: in evaluation mode.
         progress: told the share of the pictures that are drawn.
     """
-    read = model.state_dict().__getitem__
     file = WeightsFile.of(model.config, "fp32")
     builder = build_graph("decoder", model.config, file.layout.tensors, "fp32")
     fp32 = builder.build()
     for tensor in fp32.graph.initializer:
         if tensor.name in builder.weights:
-            array = file.tensor(tensor.name, read).numpy().reshape(builder.weights[tensor.name].shape)
+            array = file.tensor(tensor.name, model.read).reshape(builder.weights[tensor.name].shape)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     f_hats = list(_calibration_f_hats(model, progress or (lambda share: None)))
     quantized = _quantized(fp32, f_hats)
     constants = {tensor.name for tensor in fp32.graph.initializer} - builder.weights.keys()
     weights = {
-        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        tensor.name: numpy_helper.to_array(tensor).copy()
         for tensor in quantized.graph.initializer
         if tensor.dims and tensor.name not in constants
     }

@@ -16,8 +16,6 @@ Letters in shapes: M tokens, I values into a layer, O out of it.
 """
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from actvar.export.graphs.builder import GraphBuilder
 
@@ -30,15 +28,15 @@ VALUES, SCALES = "weight_int8", "weight_scale"
 """What a layer's weight is stored as: whole numbers [I, O], their scales [O]."""
 
 
-def column_scales(weight_IO: Tensor) -> Tensor:
-    """[O]: what whole numbers are multiplied with; 1 where all weights are 0."""
-    largest_O = weight_IO.abs().amax(0)
-    return torch.where(largest_O > 0, largest_O / LARGEST_WEIGHT, 1.0)
+def column_scales(weight_IO: np.ndarray) -> np.ndarray:
+    """[O] fp32: what whole numbers are multiplied with; 1 where all weights are 0."""
+    largest_O = np.abs(weight_IO).max(0)
+    return np.where(largest_O > 0, largest_O / np.float32(LARGEST_WEIGHT), np.float32(1))
 
 
-def whole_numbers(weight_IO: Tensor) -> Tensor:
+def whole_numbers(weight_IO: np.ndarray) -> np.ndarray:
     """[I, O] in int8; halves to even."""
-    return (weight_IO / column_scales(weight_IO)).round().to(torch.int8)
+    return np.rint(weight_IO / column_scales(weight_IO)).astype(np.int8)
 
 
 def quantized_linear(b: GraphBuilder, x_MI: str, layer: str, name: str, added: str = "") -> str:

@@ -5,9 +5,9 @@ Letters in shapes: M tokens of all rows, C width, R rows, K chosen.
 
 import numpy as np
 
+from actvar.config import NORM_EPS
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import GraphBuilder
-from actvar.models.block import NORM_EPS
 
 
 def linear(b: GraphBuilder, x_MC: str, layer: str, name: str) -> str:

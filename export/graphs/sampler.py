@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
+from actvar.config import SORTED_CODES
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.layers import best_first, linear
-from actvar.sampling import SORTED_CODES
 
 Phi: TypeAlias = tuple[str, str]
 """Weight and bias of a convolution phi of the quantizer."""
@@ -89,10 +87,33 @@ def next_tokens_in(b: GraphBuilder, f_hat_BEHH: str, down: Resize | None, shape_
 
 
 def resize_matrix(before: int, after: int, mode: str) -> np.ndarray:
-    """U of one side of a resize, [after, before]: a map x becomes U x U^T, as torch's `interpolate` has it."""
-    identity = torch.eye(before)[None, :, :, None]  # a column for each pixel, as many channels
-    resized = F.interpolate(identity, size=(after, 1), mode=mode)
-    return resized[0, :, :, 0].T.contiguous().numpy()
+    """U of one side of a resize, [after, before] fp32: a map x becomes U x U^T, as torch's `interpolate` has it.
+
+    Computed in float64, and rounded once. Of sides that are a power of two, as the published ones are, that is what
+    torch computes; of others torch rounds more often, and is off by some 1e-6.
+
+    Args:
+        before, after: the side, in pixels.
+        mode: "area", the mean of the pixels that a new one reaches into; or "bicubic", for an enlargement.
+    """
+    matrix = np.zeros((after, before))
+    if mode == "area":
+        for i in range(after):
+            start, end = i * before // after, -(-(i + 1) * before // after)
+            matrix[i, start:end] = 1 / (end - start)
+        return matrix.astype(np.float32)
+    places = np.arange(after)
+    centres = (before * (2 * places + 1) - after) / (2 * after)  # in pixels of the map before
+    first = np.floor(centres).astype(int) - 1
+    for tap in (first, first + 1, first + 2, first + 3):
+        np.add.at(matrix, (places, tap.clip(0, before - 1)), _cubic(np.abs(tap - centres)))  # the edge goes on outside
+    return matrix.astype(np.float32)
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution with a = -0.75: the weight of a pixel at a distance of up to 2."""
+    a, d = -0.75, distance
+    return np.where(d <= 1, ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a)
 
 
 def _resized(b: GraphBuilder, x: str, by: Resize | None, name: str) -> str:

@@ -13,6 +13,8 @@ to transpose, slice, convert or copy a weight, because an engine that does so ke
 
 Names are those of `ActVAR.state_dict()` where a tensor is what the checkpoint holds, in its shape and order.
 
+All of it is numpy's arithmetic, in fp32, one tensor at a time.
+
 Letters in shapes: C width, L tokens of one scale, h heads, E code width, N experts, de = 4C / N.
 """
 
@@ -20,22 +22,21 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
-import torch
-from torch import Tensor
+import ml_dtypes
+import numpy as np
 
 from actvar.bundle.manifest import StoredTensor, WeightsSpec
-from actvar.config import DYNAMIC, ModelConfig
+from actvar.config import DYNAMIC, MAX_SCALE_MUL, ModelConfig
 from actvar.errors import CheckpointError
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import SHORT
-from actvar.models.actvar import empty_model
-from actvar.models.attention import MAX_SCALE_MUL
-from actvar.models.selection import best_first
+from actvar.parameters import parameter_shapes
 from actvar.scales import PHI_COUNT, ScaleSchedule
 
 ALIGNMENT = 4096
@@ -61,6 +62,9 @@ DECODER_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "float16", "int8"
 of a bf16 bundle are fp16: its activations are bounded by the norms before them, and do not need bfloat16's range as a
 transformer's may."""
 
+Read: TypeAlias = Callable[[str], np.ndarray]
+"""Gives a tensor of a model, in fp32, by its name in `ActVAR.state_dict()`."""
+
 _HELD = {"fp16-weights": "float16"}  # the blocks' matrices, where not in what they are multiplied in: graphs widen them
 
 
@@ -82,10 +86,10 @@ def static_pieces(config: ModelConfig) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a deployed tensor comes from tensors of `ActVAR.state_dict()`, which it is given in fp32."""
+    """How a deployed tensor comes from tensors of the model."""
 
     sources: tuple[str, ...]
-    make: Callable[..., Tensor] = lambda tensor: tensor
+    make: Callable[..., np.ndarray] = lambda tensor: tensor
 
     def dtype(self, name: str, precision: str) -> str:
         """What the file holds it in."""
@@ -94,13 +98,42 @@ class _Recipe:
             return computed if name.endswith(".bias") else _HELD.get(precision, computed)
         return DECODER_TYPES[precision] if _DECODER.match(name) else "float32"
 
-    def compute(self, read: Callable[[str], Tensor]) -> Tensor:
-        return self.make(*(read(source).detach().float() for source in self.sources))
+    def compute(self, read: Read) -> np.ndarray:
+        return self.make(*map(read, self.sources))
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Of the result, by the shapes of the model's tensors."""
-        zero = torch.zeros(())  # in every place: computing on the meta device takes seconds of imports
-        return tuple(self.compute(lambda source: zero.expand(shapes[source])).shape)
+        zero = np.zeros((), np.float32)  # in every place, at no cost
+        return self.compute(lambda source: np.broadcast_to(zero, shapes[source])).shape
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Rows of an FFN's matrix or bias, in the order of its static experts: those with the highest score first.
+
+    Attributes:
+        rows: of all experts, in the model's order.
+        scores: the name of what orders them.
+        end, start: those of the ordered rows that are meant.
+    """
+
+    rows: _Recipe
+    scores: str
+    end: int
+    start: int = 0
+
+    def compute(self, read: Read) -> np.ndarray:
+        rows, order_N = self.rows.compute(read), expert_order(read(self.scores))
+        ordered = rows.reshape(len(order_N), -1, *rows.shape[1:])[order_N]
+        return ordered.reshape(rows.shape)[self.start : self.end]
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """See `_Recipe`. Nothing is put in order: it would be a copy of all weights."""
+        return (self.end - self.start, *self.rows.shape(shapes)[1:])
+
+    def dtype(self, name: str, precision: str) -> str:
+        """See `_Recipe`."""
+        return self.rows.dtype(name, precision)
 
 
 @dataclass(frozen=True)
@@ -115,12 +148,12 @@ class _Int8Recipe:
 
     matrix: "_AnyRecipe"
     turned: bool
-    part: Callable[[Tensor], Tensor]
+    part: Callable[[np.ndarray], np.ndarray]
     of_shape: Callable[[int, int], tuple[int, ...]]
 
-    def compute(self, read: Callable[[str], Tensor]) -> Tensor:
+    def compute(self, read: Read) -> np.ndarray:
         made = self.matrix.compute(read)
-        return self.part(made if self.turned else made.t())
+        return self.part(made if self.turned else made.T)
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """See `_Recipe`. Nothing is computed: it would be all weights' rounding."""
@@ -136,21 +169,21 @@ class _Int8Recipe:
 class _Given:
     """A tensor that is there already."""
 
-    tensor: Tensor
+    tensor: np.ndarray
 
-    def compute(self, read: Callable[[str], Tensor]) -> Tensor:
+    def compute(self, read: Read) -> np.ndarray:
         return self.tensor
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """See `_Recipe`."""
-        return tuple(self.tensor.shape)
+        return self.tensor.shape
 
     def dtype(self, name: str, precision: str) -> str:
         """See `_Recipe`."""
-        return str(self.tensor.dtype).removeprefix("torch.")
+        return self.tensor.dtype.name
 
 
-_AnyRecipe = _Recipe | _Int8Recipe | _Given
+_AnyRecipe = _Recipe | _InOrder | _Int8Recipe | _Given
 
 
 @dataclass(frozen=True)
@@ -165,7 +198,7 @@ class WeightsFile:
     _recipes: Mapping[str, _AnyRecipe]
 
     @classmethod
-    def of(cls, config: ModelConfig, precision: str, decoder: Mapping[str, Tensor] | None = None) -> "WeightsFile":
+    def of(cls, config: ModelConfig, precision: str, decoder: Mapping[str, np.ndarray] | None = None) -> "WeightsFile":
         """The file of a bundle of this precision: tensors in the order in which the graphs read them.
 
         It costs no memory: the layout is that of a model of names and shapes alone.
@@ -175,7 +208,7 @@ class WeightsFile:
             precision: of `actvar.bundle.contract.PRECISIONS`.
             decoder: what stands in the place of the decoder's own tensors, if it is another decoder.
         """
-        shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
+        shapes = parameter_shapes(config)
         recipes: dict[str, _AnyRecipe] = dict(_recipes(config, shapes, precision))
         if precision == "int8":
             recipes = _in_int8(recipes)
@@ -188,20 +221,18 @@ class WeightsFile:
             position += -(-stored[name].length // ALIGNMENT) * ALIGNMENT
         return cls(WeightsSpec(position, None, stored), recipes)
 
-    def tensor(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """What the file holds under a name, on the CPU; `read` and errors are those of `write`."""
-        return _converted(name, self._recipes[name].compute(read).cpu(), self.layout.tensors[name].dtype)
+    def tensor(self, name: str, read: Read) -> np.ndarray:
+        """What the file holds under a name; `read` and errors are those of `write`."""
+        return _converted(name, self._recipes[name].compute(read), self.layout.tensors[name].dtype)
 
-    def write(
-        self, path: Path, read: Callable[[str], Tensor], progress: Callable[[float], None] | None = None
-    ) -> WeightsSpec:
+    def write(self, path: Path, read: Read, progress: Callable[[float], None] | None = None) -> WeightsSpec:
         """Write the file: raw little-endian values, each tensor at a multiple of ALIGNMENT, zeros between.
 
         Holds one tensor at a time; the hash is taken while writing.
 
         Args:
             path: the file, overwritten.
-            read: gives a tensor of the model by its name in `ActVAR.state_dict()`, of any type, on any device.
+            read: gives a tensor of the model, which is only looked at.
             progress: told the share of the tensors that are written.
 
         Returns: the file's place in the manifest.
@@ -223,24 +254,25 @@ class WeightsFile:
         return WeightsSpec(self.layout.bytes, digest.hexdigest(), tensors)
 
 
-def _converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
-    wanted: torch.dtype = getattr(torch, dtype)
-    if wanted.is_floating_point and wanted != torch.float32:
-        lowest, highest = tensor.aminmax()
-        if max(-lowest, highest) > torch.finfo(wanted).max:
+def _converted(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+    """The values in the type that a file holds them in, in the order of the dimensions."""
+    wanted = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    if dtype in ("float16", "bfloat16"):
+        largest = max(-tensor.min(), tensor.max())
+        if largest > float(ml_dtypes.finfo(wanted).max):
             raise CheckpointError(f"{name} holds values that {SHORT[dtype]} cannot. Make an fp32 bundle of it.")
-    return tensor.to(wanted).contiguous()
+    return np.ascontiguousarray(tensor, wanted)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    """The values, little-endian. numpy has no bfloat16, so it is shown integers of the same size."""
-    integers = tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.itemsize]).numpy()
+def _bytes(tensor: np.ndarray) -> memoryview:
+    """The values, little-endian; as integers of the same size, as a buffer cannot say bfloat16."""
+    integers = tensor.reshape(-1).view(f"i{tensor.itemsize}")
     return integers.astype(integers.dtype.newbyteorder("<"), copy=False).data
 
 
-def _recipes(config: ModelConfig, names: Iterable[str], precision: str) -> dict[str, _Recipe]:
+def _recipes(config: ModelConfig, names: Iterable[str], precision: str) -> dict[str, _Recipe | _InOrder]:
     """How each deployed tensor comes from the model's, whose names are given."""
-    recipes: dict[str, _Recipe] = {}
+    recipes: dict[str, _Recipe | _InOrder] = {}
 
     def keep(*kept: str) -> None:
         recipes.update(_kept(*kept))
@@ -260,7 +292,7 @@ def _recipes(config: ModelConfig, names: Iterable[str], precision: str) -> dict[
     for i in range(PHI_COUNT):
         weight, bias = _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}")
         recipes[f"vqvae.quantize.phi.{i}.weight"] = _Recipe((weight,), _phi_weight)
-        recipes[f"vqvae.quantize.phi.{i}.bias"] = _Recipe((bias,), partial(torch.mul, other=0.5))
+        recipes[f"vqvae.quantize.phi.{i}.bias"] = _Recipe((bias,), partial(np.multiply, np.float32(0.5)))
     keep(*_linear("vqvae.post_quant_conv"))
     for name in (name for name in names if name.startswith("vqvae.decoder.")):
         if upsampling := _UPSAMPLING.fullmatch(name):
@@ -286,7 +318,7 @@ def _in_int8(recipes: Mapping[str, _AnyRecipe]) -> dict[str, _AnyRecipe]:
     return found
 
 
-def _block(config: ModelConfig, i: int, precision: str) -> dict[str, _Recipe]:
+def _block(config: ModelConfig, i: int, precision: str) -> dict[str, _Recipe | _InOrder]:
     block, activation = f"var.blocks.{i}", config.activation
     attn, ffn = f"{block}.attn", f"{block}.ffn"
     selects = activation is not None and (i == 0 or activation.token_choice == DYNAMIC)
@@ -301,42 +333,23 @@ def _block(config: ModelConfig, i: int, precision: str) -> dict[str, _Recipe]:
     }
 
 
-def _ffn(config: ModelConfig, ffn: str, precision: str) -> dict[str, _Recipe]:
+def _ffn(config: ModelConfig, ffn: str, precision: str) -> dict[str, _Recipe | _InOrder]:
     """The two matrices and what is chosen by; static experts in their order, and in int8 in the pieces that are run."""
-    fc1, fc2, router = f"{ffn}.fc1", f"{ffn}.fc2", _linear(f"{ffn}.router")
-    if config.activation is None or config.activation.expert_choice == DYNAMIC:
-        recipes = {**_kept(*router), **_kept(*_linear(fc1))} if config.activation else _kept(*_linear(fc1))
-        return {**recipes, f"{fc2}.weight_t": _Recipe((f"{fc2}.weight",), torch.t)}
-    scores = router[1]
-    whole = {
-        f"{fc1}.weight": _Recipe((f"{fc1}.weight", scores), in_order),
-        f"{fc1}.bias": _Recipe((f"{fc1}.bias", scores), in_order),
-        f"{fc2}.weight_t": _Recipe(
-            (f"{fc2}.weight", scores), _turned_in_order
-        ),
-    }
+    weight, bias = _linear(f"{ffn}.fc1")
+    matrices = {**_kept(weight, bias), f"{ffn}.fc2.weight_t": _Recipe((f"{ffn}.fc2.weight",), np.transpose)}
+    if config.activation is None:
+        return {**matrices}
+    if config.activation.expert_choice == DYNAMIC:
+        return {**_kept(*_linear(f"{ffn}.router")), **matrices}
+    ordered = {name: _InOrder(recipe, f"{ffn}.router.bias", config.hidden) for name, recipe in matrices.items()}
     if precision != "int8":
-        return whole
-    pieces: dict[str, _Recipe] = {}
+        return {**ordered}
+    pieces: dict[str, _Recipe | _InOrder] = {}
     for place, (start, end) in enumerate(static_pieces(config)):
-        for name, recipe in whole.items():
+        for name, recipe in ordered.items():
             layer, _, kind = name.rpartition(".")
-            pieces[f"{layer}.{place}.{kind}"] = _Recipe(recipe.sources, partial(_some_rows, recipe.make, start, end))
+            pieces[f"{layer}.{place}.{kind}"] = replace(recipe, start=start, end=end)
     return pieces
-
-
-def in_order(rows: Tensor, scores_N: Tensor) -> Tensor:
-    """The rows of N experts, those with the highest score first."""
-    _, best_N = best_first(scores_N)
-    return rows.unflatten(0, (len(best_N), -1))[best_N].flatten(0, 1)
-
-
-def _turned_in_order(weight_CF: Tensor, scores_N: Tensor) -> Tensor:
-    return in_order(weight_CF.t(), scores_N)
-
-
-def _some_rows(make: Callable[..., Tensor], start: int, end: int, *sources: Tensor) -> Tensor:
-    return make(*sources)[start:end]
 
 
 def _kept(*names: str) -> dict[str, _Recipe]:
@@ -347,31 +360,39 @@ def _linear(layer: str) -> tuple[str, str]:
     return f"{layer}.weight", f"{layer}.bias"
 
 
-def _positions(schedule: ScaleSchedule, si: int, levels_SC: Tensor, all_1TC: Tensor, *start_11C: Tensor) -> Tensor:
+def _positions(
+    schedule: ScaleSchedule, si: int, levels_SC: np.ndarray, all_1TC: np.ndarray, *start_11C: np.ndarray
+) -> np.ndarray:
     """[1, L, C]: what `VAR.positions` gives, and at the first scale the start embedding added."""
     first, tokens = schedule.starts[si], schedule.tokens[si]
     positions_1LC = levels_SC[si] + all_1TC[:, first : first + tokens]
     return sum(start_11C, positions_1LC)
 
 
-def _qkv_bias(q_bias_C: Tensor, v_bias_C: Tensor) -> Tensor:
+def expert_order(scores_N: np.ndarray) -> np.ndarray:
+    """[N]: static experts by their scores, the best first, as `actvar.models.selection.best_first` has them."""
+    return np.argsort(np.where(np.isnan(scores_N), -np.inf, -scores_N), kind="stable")
+
+
+def _qkv_bias(q_bias_C: np.ndarray, v_bias_C: np.ndarray) -> np.ndarray:
     """[3C]; keys have no bias."""
-    return torch.cat((q_bias_C, torch.zeros_like(q_bias_C), v_bias_C))
+    return np.concatenate((q_bias_C, np.zeros_like(q_bias_C), v_bias_C))
 
 
-def _query_scale(scale_mul_1h11: Tensor) -> Tensor:
-    """[h, 1, 1]: what unit-length queries are multiplied with."""
-    return scale_mul_1h11[0].clamp_max(MAX_SCALE_MUL).exp()
+def _query_scale(scale_mul_1h11: np.ndarray) -> np.ndarray:
+    """[h, 1, 1]: what unit-length queries are multiplied with; rounded to fp32 once, which no fp32 `exp` promises."""
+    logarithm_h11 = np.minimum(scale_mul_1h11[0], np.float32(MAX_SCALE_MUL))
+    return np.exp(logarithm_h11, dtype=np.float64).astype(np.float32)
 
 
-def _phi_weight(weight_EE33: Tensor) -> Tensor:
+def _phi_weight(weight_EE33: np.ndarray) -> np.ndarray:
     """phi(x) = x/2 + conv(x)/2 as one convolution's kernel."""
-    halved = weight_EE33 / 2
-    halved[:, :, 1, 1] += torch.eye(len(halved), device=halved.device) / 2
+    halved = weight_EE33 / np.float32(2)
+    halved[:, :, 1, 1] += np.eye(len(halved), dtype=np.float32) / 2
     return halved
 
 
-def subpixel_weight(weight_OI33: Tensor) -> Tensor:
+def subpixel_weight(weight_OI33: np.ndarray) -> np.ndarray:
     """[4O, I, 2, 2]: the kernel, on the map itself, of a convolution behind a nearest upsampling to twice the side.
 
     Three rows of the upsampled map are two of the map, so the kernel's rows that meet the same one are summed. Rows
@@ -381,17 +402,17 @@ def subpixel_weight(weight_OI33: Tensor) -> Tensor:
     Returns: first all channels of (row 2i - 1, column 2j - 1), then of (2i - 1, 2j), (2i, 2j - 1), (2i, 2j): the order
     of DepthToSpace's mode DCR.
     """
-    rows_2OI23 = torch.stack(_two_taps(weight_OI33, 2))
-    pixels_22OI22 = torch.stack(_two_taps(rows_2OI23, 4), 1)
-    return pixels_22OI22.flatten(0, 2)
+    rows_2OI23 = np.stack(_two_taps(weight_OI33, 2))
+    pixels_22OI22 = np.stack(_two_taps(rows_2OI23, 4), 1)
+    return pixels_22OI22.reshape(-1, *pixels_22OI22.shape[3:])
 
 
-def subpixel_bias(bias_O: Tensor) -> Tensor:
+def subpixel_bias(bias_O: np.ndarray) -> np.ndarray:
     """[4O]: that of `subpixel_weight`."""
-    return bias_O.repeat(4)
+    return np.tile(bias_O, 4)
 
 
-def _two_taps(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def _two_taps(kernel: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Along one dimension, from 3 taps on the upsampled map to 2 on the map: for places 2i - 1 and 2i."""
-    first, middle, last = kernel.unbind(dim)
-    return torch.stack((first + middle, last), dim), torch.stack((first, middle + last), dim)
+    first, middle, last = np.moveaxis(kernel, axis, 0)
+    return np.stack((first + middle, last), axis), np.stack((first, middle + last), axis)

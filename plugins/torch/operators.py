@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from actvar.models.block import NORM_EPS
+from actvar.config import NORM_EPS
 from actvar.plugins.kernel_calls import DTYPE_CODES, Kernels, RoutedFfnShape, open_kernels
 
 _CODES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
