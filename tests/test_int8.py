@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from cpu_alone import is_refused_elsewhere
 from onnx import numpy_helper
 from operator_references import best_first

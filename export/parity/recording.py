@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actvar.bundle.contract import scale_name
-from actvar.config import HEAD_WIDTH, Sampling
+from actvar.config import HEAD_WIDTH, STATIC, ModelConfig, Sampling
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
@@ -65,7 +65,7 @@ def record(
         traced = model.var.trace(tokens_in_BLE.repeat(2, 1, 1) if si else None, condition, past_D2RhPd, si)
         f_hat_BEHH = made.f_hats[si]
         outputs = {"token_ids": made.token_ids[si], "next_f_hat": f_hat_BEHH, LOGITS: made.guided_logits[si]}
-        outputs |= {HIDDEN: traced.hidden_DRLC, **stacked(traced.best)}
+        outputs |= {HIDDEN: traced.hidden_DRLC, **stacked(config, traced.best)}
         if si + 1 < len(config.schedule):
             window_D2RhTd[..., config.cached_tokens[si] : config.cached_tokens[si + 1], :] = traced.new_kv_D2RhKd
             outputs |= {"new_kv": traced.new_kv_D2RhKd, "next_tokens_in": quantizer.tokens_in(f_hat_BEHH, si + 1)}
@@ -73,9 +73,14 @@ def record(
     yield "decoder", _recording({"f_hat": f_hat_BEHH}, {"image": made.pictures_B3HW})
 
 
-def stacked(selections: Sequence[Selection]) -> dict[str, Tensor]:
-    """What all blocks chose, as a graph gives it: kept tokens DRK and experts DRKA, where there is a choice."""
+def stacked(config: ModelConfig, selections: Sequence[Selection]) -> dict[str, Tensor]:
+    """What all blocks chose, as a graph gives it: kept tokens DRK and experts DRKA, where there is a choice.
+
+    Static experts are none: which they are is decided before a graph runs.
+    """
     chosen = {KEPT: [each.kept_RK for each in selections], EXPERTS: [each.experts_RKA for each in selections]}
+    if config.activation and config.activation.expert_choice == STATIC:
+        del chosen[EXPERTS]
     whole = {name: [ids for ids in of_blocks if ids is not None] for name, of_blocks in chosen.items()}
     return {name: torch.stack(of_blocks) for name, of_blocks in whole.items() if of_blocks}
 

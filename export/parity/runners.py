@@ -116,29 +116,32 @@ class EagerGraphRunner(_Runner):
         }
 
     def _scale(self, si: int, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        var, quantizer, schedule = self._model.var, self._model.vqvae.quantize, self._model.config.schedule
+        config, var, quantizer = self._model.config, self._model.var, self._model.vqvae.quantize
+        schedule = config.schedule
         modulation_DR6C, f_hat_BEHH = given["modulation"], given["f_hat"]
         nothing = modulation_DR6C.new_empty(0)  # where a graph has no such input: the scale does not read it either
         condition = Condition(modulation_DR6C, given["head_modulation"], given.get("start", nothing))
         depth, rows, _, _ = modulation_DR6C.shape
-        past_D2RhPd = modulation_DR6C.new_empty(depth, 2, rows, self._model.config.heads, 0, HEAD_WIDTH)
+        past_D2RhPd = modulation_DR6C.new_empty(depth, 2, rows, config.heads, 0, HEAD_WIDTH)
         if "past_kv" in given:
-            past_D2RhPd = given["past_kv"][..., : self._model.config.cached_tokens[si], :]
+            past_D2RhPd = given["past_kv"][..., : config.cached_tokens[si], :]
         run = partial(var.trace, given["tokens_in"].repeat(2, 1, 1) if si else None, condition, past_D2RhPd, si)
         strength = float(given["cfg"]) * schedule.cfg_ramp(si)
 
         free = run()
-        forced = self._selections(si, stacked(free.best))
+        forced = self._selections(si, stacked(config, free.best))
         traced = run(forced) if forced else free
         logits_BLV, free_logits_BLV = guide(traced.logits_RLV, strength), guide(free.logits_RLV, strength)
         limits = given["uniform"], int(given["top_k"]), float(given["top_p"])
         ids_BL = sample(free_logits_BLV, *limits)
-        drawn_BL = self._possible(TOKENS, ids_BL, self._model.config.vqvae.vocab_size)
+        drawn_BL = self._possible(TOKENS, ids_BL, config.vqvae.vocab_size)
         next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL if drawn_BL is None else drawn_BL, si)
         made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH, HIDDEN: traced.hidden_DRLC}
-        made |= stacked(traced.best)
+        made |= stacked(config, traced.best)
         if KEPT in self._choices or EXPERTS in self._choices:
-            made |= {name + FREE: ids for name, ids in stacked(free.best).items()} | {LOGITS + FREE: free_logits_BLV}
+            made |= {name + FREE: ids for name, ids in stacked(config, free.best).items()} | {
+                LOGITS + FREE: free_logits_BLV
+            }
             made[TOKENS + FORCED] = sample(logits_BLV, *limits)
         if si + 1 < len(schedule):
             tokens_in_BLE = quantizer.tokens_in(next_f_hat_BEHH, si + 1)
