@@ -143,6 +143,10 @@ class Sampling:
 class ModelConfig:
     """A VAR (activation None) or an ActVAR, with its VQVAE; `sampling` is what it is used with unless told otherwise.
 
+    `guided_scales` says how many of the first scales are guided, each picture with a row of its class and a row without
+    one. None is all of them: an ordinary model. 0 is a guidance-free model, which draws by the conditional row alone.
+    After the last guided scale the conditional row goes on alone.
+
     Raises:
         ValueError: the parts do not fit each other, or a rate keeps no token or no expert.
     """
@@ -155,6 +159,7 @@ class ModelConfig:
     activation: Activation | None = None
     class_names: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    guided_scales: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.depth <= MAX_DEPTH:
@@ -163,6 +168,9 @@ class ModelConfig:
             raise ValueError(f"num_classes must be at least 1 and at most {MAX_CLASSES}, got {self.num_classes}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{self.num_classes} classes need as many names, got {len(self.class_names)}")
+        if self.guided_scales is not None and not 0 <= self.guided_scales < len(self.schedule):
+            most = len(self.schedule) - 1
+            raise ValueError(f"guided_scales must lie in 0..{most} or be left out, got {shown(self.guided_scales)}")
         if self.activation is None:
             return
         if self.hidden % self.activation.experts:
@@ -212,11 +220,40 @@ class ModelConfig:
             return False
         return self.kept_tokens(si) < self.schedule.tokens[si] or self.active_experts(si) < self.activation.experts
 
+    def row_groups(self, si: int) -> int:
+        """G of scale index si (from 0): 2 where it is guided, with a conditional and an unconditional group of rows."""
+        return 2 if self.guided_scales is None or si < self.guided_scales else 1
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any scale is guided, so that the strength of guidance means something."""
+        return self.guided_scales != 0
+
     @property
     def cached_tokens(self) -> tuple[int, ...]:
         """P of every scale as inference has it: the tokens that the scales before it left in each block's KV cache."""
         kept = [self.kept_tokens(si) for si in range(len(self.schedule))]
         return tuple(sum(kept[:si]) for si in range(len(kept)))
+
+    def guided_until(self, scale: int | None) -> "ModelConfig":
+        """The same model, guided at its first `scale` scales alone; None leaves it as it is, and its last scale is all.
+
+        Raises:
+            ValueError: the model has no guidance that could end, or cannot do without any.
+        """
+        if scale is None:
+            return self
+        if not self.is_guided:
+            raise ValueError("the model is guidance-free, and has no guidance that could end")
+        if scale == 0:
+            raise ValueError(
+                "guidance until scale 0 is none at all, for which a model is trained to be guidance-free "
+                "(train stage2 --distil-guidance); to draw without guidance set its strength to 0"
+            )
+        last = len(self.schedule)
+        if not 1 <= scale <= last:
+            raise ValueError(f"guidance must end at a scale of 1..{last - 1}, or at {last}, which is all; got {scale}")
+        return replace(self, guided_scales=scale if scale < last else None)
 
     def dense(self) -> "ModelConfig":
         """The VAR that this ActVAR was made from."""
@@ -233,6 +270,7 @@ class ModelConfig:
             "activation": self.activation and _activation_dict(self.activation),
             "class_names": list(self.class_names),
             "sampling": asdict(self.sampling),
+            **({} if self.guided_scales is None else {"guided_scales": self.guided_scales}),
         }
 
     @classmethod
@@ -248,6 +286,8 @@ class ModelConfig:
             like["activation"] = None
         elif isinstance(given, dict):
             like["activation"] |= {name: DYNAMIC for name in _CHOICES if name in given}
+        if isinstance(data, dict) and "guided_scales" in data:
+            like["guided_scales"] = 0
         _check_types("the configuration", data, like)
         activation = data["activation"]
         return cls(
@@ -259,6 +299,7 @@ class ModelConfig:
             activation=activation and Activation(**{name: _frozen(value) for name, value in activation.items()}),
             class_names=tuple(data["class_names"]),
             sampling=Sampling(**data["sampling"]),
+            guided_scales=data.get("guided_scales"),
         )
 
 

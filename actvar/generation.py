@@ -1,6 +1,7 @@
 """Pictures from the eager model: the oracle that every graph, engine and backend is compared with.
 
-Letters in shapes: B pictures, R = 2B rows, L tokens of a scale, E code width, H side of f_hat.
+Letters in shapes: B pictures, R rows: B conditional, then where a scale is guided B unconditional ones. L tokens of a
+scale, E code width, H side of f_hat.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actvar.config import Sampling
+from actvar.config import ModelConfig, Sampling
 from actvar.models.actvar import ActVAR
 from actvar.models.kv_cache import KVCache
 from actvar.sampling import guide, sample
@@ -27,6 +28,11 @@ class Generation:
     guided_logits: tuple[Tensor, ...]
 
 
+def class_rows(config: ModelConfig, class_ids: Sequence[int]) -> Tensor:
+    """The class of every row, [R] int64: those of the pictures, then where a model is guided as many without one."""
+    return torch.tensor([*class_ids, *[config.num_classes] * len(class_ids) * (config.row_groups(0) - 1)])
+
+
 @torch.no_grad()
 def generate(
     model: ActVAR,
@@ -41,26 +47,27 @@ def generate(
     Args:
         model: in evaluation mode; its device is used.
         class_ids: B classes.
-        sampling: guidance strength, top-k and top-p.
+        sampling: guidance strength, which counts at guided scales, top-k and top-p.
         seed: with the picture's number it decides all its random numbers.
         picture_numbers: B numbers; 0 to B-1 if left out.
         on_scale_end: is given the index of each scale and f_hat after it, [B, E, H, H], before the next begins.
     """
     var, quantizer, schedule = model.var, model.vqvae.quantize, model.config.schedule
     numbers = picture_numbers or range(len(class_ids))
-    device = var.pos_start.device
-    batch, no_class = len(class_ids), model.config.num_classes
-    condition = var.condition(torch.tensor([*class_ids, *[no_class] * batch], device=device))
-    cache = KVCache(model.config, 2 * batch, var.pos_start)
+    device, batch = var.pos_start.device, len(class_ids)
+    class_ids_R = class_rows(model.config, class_ids).to(device)
+    condition, cache = var.condition(class_ids_R), KVCache(model.config, len(class_ids_R), var.pos_start)
     f_hat_BEHH = var.pos_start.new_zeros(batch, quantizer.width, schedule.side, schedule.side)
 
     ids, f_hats, all_logits = [], [], []
     for si, tokens in enumerate(schedule.tokens):
-        tokens_in_RLE = quantizer.tokens_in(f_hat_BEHH, si).repeat(2, 1, 1) if si else None
-        logits_RLV, new_kv = var.infer(tokens_in_RLE, condition, cache.past, si)
+        groups = model.config.row_groups(si)
+        rows = groups * batch
+        tokens_in_RLE = quantizer.tokens_in(f_hat_BEHH, si).repeat(groups, 1, 1) if si else None
+        logits_RLV, new_kv = var.infer(tokens_in_RLE, condition.of_rows(rows), cache.past[:, :, :rows], si)
         cache.append(new_kv)
         uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers])).to(device)
-        logits_BLV = guide(logits_RLV, sampling.cfg * schedule.cfg_ramp(si))
+        logits_BLV = guide(logits_RLV, sampling.cfg * schedule.cfg_ramp(si)) if groups == 2 else logits_RLV
         ids_BL = sample(logits_BLV, uniform_BL, sampling.top_k, sampling.top_p)
         f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL, si)
         ids.append(ids_BL)

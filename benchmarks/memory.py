@@ -17,7 +17,6 @@ import numpy as np
 
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.config import HEAD_WIDTH, PRESETS, ModelConfig
-from actvar.flops import ROWS
 from actvar.provenance import typed
 
 ALLOWED = 1.25
@@ -41,7 +40,7 @@ def kv_bytes(manifest: Manifest) -> int:
     """The cache of one picture at its largest: what the last scale reads."""
     model = manifest.model
     dtypes = {tensor.dtype for graph in manifest.graphs.values() for tensor in graph.inputs if tensor.name == "past_kv"}
-    values = model.depth * 2 * ROWS * model.heads * model.cached_tokens[-1] * HEAD_WIDTH
+    values = model.depth * 2 * model.row_groups(0) * model.heads * model.cached_tokens[-1] * HEAD_WIDTH
     return values * np.dtype(dtypes.pop()).itemsize
 
 
@@ -50,10 +49,10 @@ def largest_activation_bytes(model: ModelConfig) -> int:
     vqvae = model.vqvae
     values = []
     for si, tokens in enumerate(model.schedule.tokens):
-        kept = model.kept_tokens(si)
-        values.append(ROWS * kept * model.hidden)
-        values.append(ROWS * model.heads * kept * (model.cached_tokens[si] + kept))  # attention's scores
-        values.append(ROWS * tokens * vqvae.vocab_size)
+        kept, rows = model.kept_tokens(si), model.row_groups(si)
+        values.append(rows * kept * model.hidden)
+        values.append(rows * model.heads * kept * (model.cached_tokens[si] + kept))  # attention's scores
+        values.append(rows * tokens * vqvae.vocab_size)
     side, before = model.schedule.side, vqvae.ch * vqvae.ch_mult[-1]
     for level, mult in reversed(list(enumerate(vqvae.ch_mult))):
         channels = vqvae.ch * mult

@@ -34,7 +34,7 @@ _CONTROL = ("If", "Scan", "Loop")
 def scale_inputs(session: onnxruntime.InferenceSession, model: ModelConfig, si: int) -> dict[str, np.ndarray]:
     """What a graph reads for one picture at scale index si: random numbers, and the model's own cuts."""
     sampling, random = model.sampling, np.random.default_rng(si)
-    sizes = {"B": 1, "R": 2, "L": model.schedule.tokens[si], "P": model.cached_tokens[si]}
+    sizes = {"B": 1, "G": model.row_groups(si), "L": model.schedule.tokens[si], "P": model.cached_tokens[si]}
     given = {name: np.asarray(getattr(sampling, name)) for name in ("cfg", "top_k", "top_p")} | {
         SCALE_INPUT: np.array(si)
     }

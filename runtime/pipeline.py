@@ -72,7 +72,7 @@ class GraphSource:
             **{name: np.asarray(getattr(sampling, name)) for name in ("cfg", "top_k", "top_p")},
         }
         dtypes = {t.name: t.dtype for graph in self.engine.manifest.graphs.values() for t in graph.inputs}
-        typed = {name: array.astype(dtypes[name]) for name, array in arrays.items()}
+        typed = {name: array.astype(dtypes[name]) for name, array in arrays.items() if name in dtypes}  # cfg may not be
         for si, tokens in enumerate(schedule.tokens):
             typed[_uniform(si)] = np.stack([token_uniforms(seed, order.number, si, tokens) for order in orders])
         return typed

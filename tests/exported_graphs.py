@@ -57,8 +57,7 @@ class Graph:
         known = {"cfg": 2.0, "top_k": 30, "top_p": 0.9, "class_ids": np.arange(batch)}
         for value in self.model.graph.input:
             dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            sizes = {"B": batch, "R": 2 * batch}
-            dims = [sizes.get(d.dim_param, d.dim_value) for d in value.type.tensor_type.shape.dim]
+            dims = [batch if d.dim_param == "B" else d.dim_value for d in value.type.tensor_type.shape.dim]
             drawn = rng.random(dims) if value.name == "uniform" else rng.standard_normal(dims)
             if value.name == "past_kv":
                 drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)  # keys are of unit length

@@ -146,6 +146,27 @@ class HostCuda:
         self.put(stream, copy)
         return (OK,)
 
+    make_cudaPitchedPtr, make_cudaExtent = map(staticmethod, (real.make_cudaPitchedPtr, real.make_cudaExtent))
+
+    def cudaMemcpy3DAsync(self, planes, stream):
+        assert planes.kind == real.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        source, target, extent = planes.srcPtr, planes.dstPtr, planes.extent
+        width = int(extent.width)  # as it is now: what `planes` holds is gone by the time that the stream copies
+        if width > min(source.pitch, target.pitch) or extent.height > min(source.ysize, target.ysize):
+            return (real.cudaError_t.cudaErrorInvalidPitchValue,)
+        places = [
+            tuple(int(each.ptr) + (plane * each.ysize + row) * each.pitch for each in (target, source))
+            for plane in range(extent.depth)
+            for row in range(extent.height)
+        ]
+
+        def copy() -> None:
+            for to, of in places:
+                np.copyto(self.at(to, width), self.at(of, width))
+
+        self.put(stream, copy)
+        return (OK,)
+
     def put(self, stream: int, work: Work) -> None:
         """Work that is done when the stream comes to it, or is recorded."""
         if stream in self.recording:
@@ -365,7 +386,6 @@ class HostContext:
         sizes = {}
         for given, shape in self._shapes.items():
             sizes.update(zip(self._engine.tensors[given][2], shape, strict=True))
-        sizes.setdefault("R", 2 * sizes.get("B", 1))  # which the library works out from the graph
         return tuple(sizes[size] if isinstance(size, str) else size for size in self._engine.tensors[name][2])
 
     def update_device_memory_size_for_shapes(self):

@@ -123,7 +123,8 @@ def test_the_contract_chains():
     [
         ("format", "zip"),
         ("version", 2),
-        ("version", 6),
+        ("version", 5),
+        ("version", 7),
         ("precision", "fp8"),
         ("source", 3),
         ("source", "two\nlines"),
@@ -183,7 +184,7 @@ def test_a_field_of_another_kind_is_refused_by_name(folder: Path, field: str, va
             ("outputs[1].shape", "of at most", "bytes"),
         ),
         (lambda c: c["graphs"]["scale_02"]["outputs"].pop(), ("graphs.scale_02.outputs.new_kv", "found None")),
-        (lambda c: c["model"].update(depth=3), ("outputs.modulation", "(3, 'R', 6, 192)")),
+        (lambda c: c["model"].update(depth=3), ("outputs.modulation", "(3, 2, 'B', 6, 192)")),
         (lambda c: c["model"].update(depth=10**8), ("model", "100000000")),
         (lambda c: c["model"].update(depth="2"), ("model", "depth")),
         (

@@ -18,6 +18,7 @@ from gpu_on_host import IN_CAPTURE, NAME, HostCuda  # noqa: E402
 
 from actvar.errors import ActVARError, EngineError  # noqa: E402
 from actvar.runtime.backends.cuda_memory import CudaMemory, device_info  # noqa: E402
+from actvar.runtime.backends.memory import Rows  # noqa: E402
 
 
 @pytest.fixture
@@ -57,12 +58,25 @@ def test_rows_go_to_places_a_pitch_apart_and_nothing_between_changes(memory: Cud
     target, source, stream = memory.allocate(12), memory.allocate(6), memory.stream()
     stream.write(target.address, staged(memory, b"............"))
     stream.write(source.address, staged(memory, b"aabbcc"))
-    stream.copy_rows(target.address + 1, 4, source.address, 2, 3)
-    stream.copy_rows(target.address, 4, source.address, 0, 3)  # a scale that keeps no token
+    stream.copy_rows(target.address + 1, 4, source.address, 2, Rows(1, 1, 3))
+    stream.copy_rows(target.address, 4, source.address, 0, Rows(3, 3, 1))  # a scale that keeps no token
     back = memory.stage(12)
     stream.read(back, target.address)
     stream.wait()
     assert back.tobytes() == b".aa..bb..cc."
+
+
+def test_rows_go_to_the_first_of_each_plane(memory: CudaMemory):
+    """A scale that is not guided writes the first group of rows in each part of the window alone."""
+    target, source, stream = memory.allocate(24), memory.allocate(6), memory.stream()
+    stream.write(target.address, staged(memory, b"." * 24))
+    stream.write(source.address, staged(memory, b"abcdef"))
+    stream.copy_rows(target.address + 1, 4, source.address, 1, Rows(2, 3, 2))
+    stream.copy_rows(target.address + 10, 4, source.address + 4, 2, Rows(1, 3, 1))
+    back = memory.stage(24)
+    stream.read(back, target.address)
+    stream.wait()
+    assert back.tobytes() == b".a...b....ef.c...d......"
 
 
 def test_a_recording_runs_when_it_is_replayed_and_reads_what_is_there_then(memory: CudaMemory):

@@ -2,9 +2,14 @@
 
 Plain Python: what the exporter writes, what the manifest is held to, and what a runtime allocates by.
 
-Letters in shapes: B pictures, R = 2B rows; both stand in the manifest by name, all else by number. L tokens of a scale,
-E code width, H side of f_hat, C width, D depth, h heads, T tokens that the KV cache has room for, K tokens kept,
-d = 64.
+Letters in shapes: B pictures, which stands in the manifest by name, all else by number. G groups of rows, 2 or 1: the
+conditional rows of all pictures, then where a scale is guided the unconditional ones. L tokens of a scale, E code
+width, H side of f_hat, C width, D depth, h heads, T tokens that the KV cache has room for, P of them filled, K tokens
+kept, d = 64.
+
+Rows are two dimensions, [G, B], so that whoever chooses B alone has chosen all sizes; a graph puts them together as
+R = G * B rows by a reshape, which moves nothing. After the last guided scale a graph is given both groups, and reads
+the first of each block's cache and modulation alone.
 """
 
 from dataclasses import dataclass
@@ -50,7 +55,7 @@ Shape = tuple[Dimension, ...]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph. Dimensions are numbers, or "B" and "R" for pictures and rows."""
+    """One input or output of a graph. Dimensions are numbers, or "B" for pictures."""
 
     name: str
     dtype: str
@@ -58,8 +63,7 @@ class TensorSpec:
 
     def sized(self, pictures: int) -> tuple[int, ...]:
         """Its shape for a batch."""
-        sizes = {"B": pictures, "R": 2 * pictures}
-        return tuple(sizes[size] if isinstance(size, str) else size for size in self.shape)
+        return tuple(pictures if isinstance(size, str) else size for size in self.shape)
 
 
 def scale_name(si: int) -> str:
@@ -75,8 +79,8 @@ def graph_names(model: ModelConfig) -> tuple[str, ...]:
 def kv_parts(model: ModelConfig) -> tuple[tuple[str, str], ...]:
     """What the graph of all scales reads in place of `past_kv`, and gives in place of `new_kv`: names in pairs.
 
-    Of each block its keys, then its values. It reads those of the scales before, [R, h, P, d], and gives what the next
-    scale reads, [R, h, P + K, d]: one behind the other, they are the whole cache, without a gap.
+    Of each block its keys, then its values. It reads those of the scales before, [G, B, h, P, d], and gives what the
+    next scale reads, [G, B, h, P + K, d]: one behind the other, they are the whole cache, without a gap.
     """
     places = [(part, block) for block in range(model.depth) for part in ("keys", "values")]
     return tuple((f"past_{part}_{block}", f"kv_{part}_{block}") for part, block in places)
@@ -88,24 +92,30 @@ def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str
     A graph leaves out inputs that it has no use for, and may give back more. `past_kv` is the whole KV cache: a scale
     reads the part that the scales before it have filled, so that the cache is allocated once and never moved.
     `next_f_hat` is f_hat with this scale's tokens added: in ONNX an output cannot bear an input's name. `cfg` is the
-    strength at the last scale; the ramp up to it is the graph's.
+    strength at the last scale; the ramp up to it is the graph's, and a scale that is not guided has no `cfg`.
     """
     width, depth, code, side = model.width, model.depth, model.vqvae.z_channels, model.schedule.side
-    modulation: dict[str, Shape] = {"modulation": (depth, "R", 6, width), "head_modulation": ("R", 2, width)}
+    groups = model.row_groups(0)
+    modulation: dict[str, Shape] = {
+        "modulation": (depth, groups, "B", 6, width),
+        "head_modulation": (groups, "B", 2, width),
+    }
     f_hat: dict[str, Shape] = {"f_hat": ("B", code, side, side)}
     if graph == "condition":
-        return {"class_ids": ("B",)}, {**modulation, "start": ("R", 1, width)}
+        return {"class_ids": ("B",)}, {**modulation, "start": (groups, "B", 1, width)}
     if graph == "decoder":
         return f_hat, {"image": ("B", 3, model.picture_size, model.picture_size)}
 
     si = graph_names(model).index(graph) - 1
     tokens = model.schedule.tokens
-    keys: Shape = (depth, 2, "R", model.heads)
-    first: dict[str, Shape] = {"start": ("R", 1, width)} if si == 0 else {"tokens_in": ("B", tokens[si], code)}
-    drawing: dict[str, Shape] = {"uniform": ("B", tokens[si]), "cfg": (), "top_k": (), "top_p": ()}
-    past: dict[str, Shape] = {"past_kv": (*keys, model.cached_tokens[-1], HEAD_WIDTH)} if si else {}
+    own_groups, rest = model.row_groups(si), (model.heads, model.kept_tokens(si), HEAD_WIDTH)
+    first: dict[str, Shape] = {"start": (groups, "B", 1, width)} if si == 0 else {"tokens_in": ("B", tokens[si], code)}
+    guidance: dict[str, Shape] = {"cfg": ()} if own_groups == 2 else {}
+    drawing: dict[str, Shape] = {"uniform": ("B", tokens[si]), **guidance, "top_k": (), "top_p": ()}
+    room = (model.heads, model.cached_tokens[-1], HEAD_WIDTH)
+    past: dict[str, Shape] = {"past_kv": (depth, 2, groups, "B", *room)} if si else {}
     inputs = {**first, **f_hat, **modulation, **drawing, **past}
     outputs: dict[str, Shape] = {"token_ids": ("B", tokens[si]), "next_f_hat": f_hat["f_hat"]}
     if si + 1 < len(tokens):  # the last scale feeds nothing
-        outputs |= {"next_tokens_in": ("B", tokens[si + 1], code), "new_kv": (*keys, model.kept_tokens(si), HEAD_WIDTH)}
+        outputs |= {"next_tokens_in": ("B", tokens[si + 1], code), "new_kv": (depth, 2, own_groups, "B", *rest)}
     return inputs, outputs

@@ -5,7 +5,7 @@ here opens a graph. Plain Python: no numpy, no engine.
 
 A bundle may come from anywhere, so whatever is read is held to its form before it is used.
 
-    manifest.json   {"format": "actvar-bundle", "version": 5, "model", "precision", "source", "versions",
+    manifest.json   {"format": "actvar-bundle", "version": 6, "model", "precision", "source", "versions",
                      "weights": {file, bytes, sha256, tensors: {name: {dtype, shape, offset}}},
                      "graphs": {name: {file, bytes, sha256, inputs, outputs, weights: {name: shape}}},
                      "scales": {name: {file, bytes, sha256, weights: {name: {dtype, shape, offset}}}},
@@ -39,7 +39,7 @@ from actvar.config import ModelConfig
 from actvar.errors import BundleError, DamagedError
 from actvar.files import FileEntry, read_verified, require_size
 
-FORMAT, VERSION = "actvar-bundle", 5
+FORMAT, VERSION = "actvar-bundle", 6
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
 MAX_SIZE = 1 << 24  # of one dimension, and of any number of the model's configuration
 MAX_RANK = 8
@@ -352,9 +352,7 @@ class _ManifestReader(FormReader):
         self.matching(f"{where}.name", name, _TENSOR_NAME, "letters, digits and underscores")
         if not isinstance(shape, list) or len(shape) > MAX_RANK:
             raise self.refuse(f"{where}.shape", f"a list of at most {MAX_RANK} dimensions", shape)
-        dimensions = tuple(
-            size if size in ("B", "R") else self.integer(f"{where}.shape", size, 0, MAX_SIZE) for size in shape
-        )
+        dimensions = tuple(size if size == "B" else self.integer(f"{where}.shape", size, 0, MAX_SIZE) for size in shape)
         spec = TensorSpec(name, self.one_of(f"{where}.dtype", dtype, tuple(ITEM_BYTES)), dimensions)
         if math.prod(spec.sized(1)) * ITEM_BYTES[spec.dtype] > MAX_FILE_BYTES:
             raise self.refuse(f"{where}.shape", f"of at most {MAX_FILE_BYTES} bytes", shape)

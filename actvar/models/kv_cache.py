@@ -3,7 +3,6 @@
 Letters in shapes: D depth, R rows, h heads, P tokens so far, K new tokens, d = 64.
 """
 
-import torch
 from torch import Tensor
 
 from actvar.config import HEAD_WIDTH, ModelConfig
@@ -29,7 +28,7 @@ class KVCache:
         return self._buffer[..., : self._length, :]
 
     def append(self, new_kv_D2RhKd: Tensor) -> None:
-        """Add a scale's keys and values."""
+        """Add a scale's keys and values, of all rows, or of the first ones: then nobody may read the others again."""
         end = self._length + new_kv_D2RhKd.shape[-2]
-        torch.narrow(self._buffer, -2, self._length, end - self._length).copy_(new_kv_D2RhKd)
+        self._buffer[:, :, : new_kv_D2RhKd.shape[2], :, self._length : end] = new_kv_D2RhKd
         self._length = end

@@ -39,6 +39,10 @@ class Condition:
     head_modulation_R2C: Tensor
     start_R1C: Tensor
 
+    def of_rows(self, rows: int) -> "Condition":
+        """That of the first rows alone; nothing is copied."""
+        return Condition(self.modulation_DR6C[:, :rows], self.head_modulation_R2C[:rows], self.start_R1C[:rows])
+
 
 @dataclass(frozen=True)
 class ScaleTrace:
@@ -105,7 +109,7 @@ class VAR(nn.Module):
         """Scale si against the KV cache.
 
         Args:
-            tokens_in_RLE: what the quantizer's `tokens_in` gives, for both rows of every picture; None at scale 0.
+            tokens_in_RLE: what the quantizer's `tokens_in` gives, for every row of every picture; None at scale 0.
             condition: of the same rows.
             past_kv_D2RhPd: what the scales before left.
             si: the scale, from 0.

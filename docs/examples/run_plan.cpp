@@ -17,7 +17,7 @@
 struct Input
 {
     void* address;           // device
-    nvinfer1::Dims shape;    // with the batch's numbers for B and R = 2B
+    nvinfer1::Dims shape;    // with the batch's number for B
 };
 
 class Graph

@@ -3,9 +3,9 @@
 Knows what goes in and out of each, in the shapes of `actvar.bundle.contract`, and how the KV cache passes. No weights
 and no model: a graph names tensors of the weights file, whatever they hold.
 
-Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), D depth, C width, L tokens of a scale, E
-code width, H side of f_hat, h heads, T tokens that the KV cache has room for, P of them filled, K kept, d = 64, V
-codes, A active experts.
+Letters in shapes: B pictures, G groups of rows (conditional, then where a scale is guided unconditional), R = G * B
+rows, D depth, C width, L tokens of a scale, E code width, H side of f_hat, h heads, T tokens that the KV cache has room
+for, P of them filled, K kept, d = 64, V codes, A active experts.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,9 +52,9 @@ def build_graph(
         sizes = OneScale(b, config, si)
         _scale(ScaleWriter(b, config, sizes, debug=debug), si)
         if debug:
-            kept = config.kept_tokens(si)
-            choices = ("R", kept), ("R", kept, config.active_experts(si))
-            outputs |= _debug_outputs(config, sizes, config.schedule.tokens[si], *choices)
+            kept, active = config.kept_tokens(si), config.active_experts(si)
+            rows = config.row_groups(si), "B"
+            outputs |= _debug_outputs(config, sizes, rows, config.schedule.tokens[si], kept, active)
     _declare(b.output, outputs, blocks)
     return b
 
@@ -83,38 +83,42 @@ def build_scales(
     b = GraphBuilder("scales", weights, "float32")
     width, codes, side, cache = config.width, config.vqvae.z_channels, config.schedule.side, kv_parts(config)
     f_hat: Shape = ("B", codes, side, side)
-    inputs: dict[str, Shape] = {SCALE_INPUT: (), "start": ("R", 1, width), "tokens_in": ("B", "L", codes)}
-    inputs |= {"f_hat": f_hat, "modulation": (config.depth, "R", 6, width), "head_modulation": ("R", 2, width)}
-    inputs |= {"uniform": ("B", "L"), "cfg": (), "top_k": (), "top_p": ()}
-    inputs |= {past: ("R", config.heads, "P", HEAD_WIDTH) for past, _ in cache}
+    groups = config.row_groups(0)
+    every = {config.row_groups(si) for si in range(len(config.schedule))}
+    own: Dimension = groups if len(every) == 1 else "G"
+    inputs: dict[str, Shape] = {SCALE_INPUT: (), "start": (own, "B", 1, width), "tokens_in": ("B", "L", codes)}
+    inputs |= {"f_hat": f_hat, "modulation": (config.depth, groups, "B", 6, width)}
+    inputs |= {"head_modulation": (groups, "B", 2, width), "uniform": ("B", "L")}
+    inputs |= {"cfg": (), "top_k": (), "top_p": ()} if config.is_guided else {"top_k": (), "top_p": ()}
+    inputs |= {past: (own, "B", config.heads, "P", HEAD_WIDTH) for past, _ in cache}
     _declare(b.input, inputs)
 
     sizes = AllScales(b, config)
     writer = ScaleWriter(b, config, sizes, masks, debug)
     of_blocks = zip(cache[::2], cache[1::2], strict=True)
-    caches = [Cache(past, named) for past, named in (zip(*of_block, strict=True) for of_block in of_blocks)]
+    caches = [Cache((past_k, past_v), (k, v)) for (past_k, k), (past_v, v) in of_blocks]
     writer.hand_on(writer.draw(writer.blocks(writer.embedded(), caches)[-1].x_RLC))
 
     outputs: dict[str, Shape] = {"token_ids": ("B", "L"), "next_f_hat": f_hat, "next_tokens_in": ("B", "next_L", codes)}
-    outputs |= {kv: ("R", config.heads, "T", HEAD_WIDTH) for _, kv in cache}
+    outputs |= {kv: (own, "B", config.heads, "T", HEAD_WIDTH) for _, kv in cache}
     if debug:
-        outputs |= _debug_outputs(config, sizes, "L", ("kept_R", "kept_K"), ("expert_R", "expert_K", "A"))
+        outputs |= _debug_outputs(config, sizes, (own, "B"), "L", "K", "A")
     _declare(b.output, outputs)
     return b
 
 
 def _debug_outputs(
-    config: ModelConfig, sizes: Sizes, tokens: Dimension, kept: Shape, experts: Shape
+    config: ModelConfig, sizes: Sizes, rows: Shape, tokens: Dimension, kept: Dimension, active: Dimension
 ) -> dict[str, Shape]:
-    """Shapes of what a scale gives for debugging, by those of one block's choices."""
+    """Shapes of what a scale gives for debugging, by its rows [G, B] and what each of them keeps."""
     outputs: dict[str, Shape] = {
         LOGITS: ("B", tokens, config.vqvae.vocab_size),
-        HIDDEN: (config.depth, "R", tokens, config.width),
+        HIDDEN: (config.depth, *rows, tokens, config.width),
     }
     if sizes.selects is not False:
-        outputs[KEPT] = (config.depth, *kept)
+        outputs[KEPT] = (config.depth, *rows, kept)
     if sizes.routes is not False and config.activation and config.activation.expert_choice == DYNAMIC:
-        outputs[EXPERTS] = (config.depth, *experts)
+        outputs[EXPERTS] = (config.depth, *rows, kept, active)
     return outputs
 
 
@@ -126,10 +130,11 @@ def _declare(add: Callable[[str, str, Shape], str], tensors: Mapping[str, Shape]
 
 def _condition(b: GraphBuilder, config: ModelConfig) -> None:
     """All that the class decides: AdaLN of every block and of the head, and the first token."""
-    width = config.width
-    no_class = helper.make_tensor("no_class", TensorProto.INT64, [1], [config.num_classes])
-    unconditional_B = b.op("ConstantOfShape", b.op("Shape", "class_ids"), value=no_class, name="no_class")
-    rows_R = b.op("Concat", "class_ids", unconditional_B, axis=0, name="rows")
+    width, groups, rows_R = config.width, config.row_groups(0), "class_ids"
+    if groups == 2:
+        no_class = helper.make_tensor("no_class", TensorProto.INT64, [1], [config.num_classes])
+        unconditional_B = b.op("ConstantOfShape", b.op("Shape", "class_ids"), value=no_class, name="no_class")
+        rows_R = b.op("Concat", "class_ids", unconditional_B, axis=0, name="rows")
     embedded_RC = b.op("Gather", b.weight("var.class_emb.weight"), rows_R, axis=0, name="class_emb")
     silu_RC = b.op("Mul", embedded_RC, b.op("Sigmoid", embedded_RC), name="silu")
 
@@ -139,11 +144,11 @@ def _condition(b: GraphBuilder, config: ModelConfig) -> None:
         each = [b.op("Add", shared_R6C, b.weight(f"{block}.ada_gss", (6, width)), name=block) for block in blocks]
     else:
         each = [_adaln(b, config, silu_RC, f"{block}.ada_lin.1") for block in blocks]
-    b.op("Reshape", b.op("Concat", *each, axis=0), b.ints(config.depth, -1, 6, width), output="modulation")
+    b.op("Reshape", b.op("Concat", *each, axis=0), b.ints(config.depth, groups, -1, 6, width), output="modulation")
 
     head_M = linear(b, silu_RC, "var.head_nm.ada_lin.1", "head_nm")
-    b.op("Reshape", head_M, b.ints(-1, 2, width), output="head_modulation")
-    b.op("Add", b.reshape(embedded_RC, -1, 1, width), b.weight(positions_name(0)), output="start")
+    b.op("Reshape", head_M, b.ints(groups, -1, 2, width), output="head_modulation")
+    b.op("Add", b.reshape(embedded_RC, groups, -1, 1, width), b.weight(positions_name(0)), output="start")
 
 
 def _adaln(b: GraphBuilder, config: ModelConfig, silu_RC: str, layer: str) -> str:
@@ -158,7 +163,8 @@ def _scale(writer: ScaleWriter, si: int) -> None:
     blocks = writer.blocks(x_RLC, _past(b, config, si))
     if not last:
         new_kv = [part for block in blocks for part in block.new_kv]
-        shape = b.ints(config.depth, 2, -1, config.heads, config.kept_tokens(si), HEAD_WIDTH)
+        kept = config.kept_tokens(si)
+        shape = b.ints(config.depth, 2, config.row_groups(si), -1, config.heads, kept, HEAD_WIDTH)
         b.op("Reshape", b.op("Concat", *new_kv, axis=0, name="kv"), shape, output="new_kv")
     next_f_hat = writer.draw(blocks[-1].x_RLC)
     if not last:
@@ -166,16 +172,21 @@ def _scale(writer: ScaleWriter, si: int) -> None:
 
 
 def _past(b: GraphBuilder, config: ModelConfig, si: int) -> list[Cache]:
-    """Each block's keys and values of the first P tokens: the part of `past_kv` that the scales before si filled."""
+    """Each block's keys and values of the first P tokens: the part of `past_kv` that the scales before si filled.
+
+    After the last guided scale only that of the first group: it is a place of its own in each block's part.
+    """
     cached, capacity = config.cached_tokens[si], config.cached_tokens[-1]
     if cached == 0:
         return [Cache()] * config.depth
-    flat = b.reshape("past_kv", 2 * config.depth, -1, config.heads, capacity, HEAD_WIDTH)
+    apart = config.row_groups(0) // config.row_groups(si)  # groups that are places of their own
+    flat = b.reshape("past_kv", 2 * config.depth * apart, -1, config.heads, capacity, HEAD_WIDTH)
     axes, first_axis = b.ints(0, 3), b.ints(0)
     parts = []
     for place in range(2 * config.depth):
         with b.scope(f"blocks.{place // 2}"):
             name = f"past_{'kv'[place % 2]}"
-            window = b.op("Slice", flat, b.ints(place, 0), b.ints(place + 1, cached), axes, name=f"{name}_window")
+            first = b.ints(place * apart, 0), b.ints(place * apart + 1, cached)
+            window = b.op("Slice", flat, *first, axes, name=f"{name}_window")
             parts.append(b.op("Squeeze", window, first_axis, name=name))
     return [Cache(past) for past in zip(parts[::2], parts[1::2], strict=True)]

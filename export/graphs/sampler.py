@@ -2,8 +2,8 @@
 
 The counterpart of `actvar.sampling` and of the quantizer's `contribution` and `tokens_in`; all in fp32.
 
-Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L tokens, C width, V codes, S codes that
-are sorted, E code width, H side of f_hat, p side of a token map.
+Letters in shapes: B pictures, R = 2B rows of a guided scale (conditional, then unconditional), L tokens, C width, V
+codes, S codes that are sorted, E code width, H side of f_hat, p side of a token map.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ import numpy as np
 
 from actvar.config import SORTED_CODES
 from actvar.export.graphs.builder import GraphBuilder
-from actvar.export.graphs.layers import best_first, linear
+from actvar.export.graphs.layers import best_first
 
 Phi: TypeAlias = tuple[str, str]
 """Weight and bias of a convolution phi of the quantizer."""
 
 
-def guided_logits(b: GraphBuilder, width: int, ramp: str, normed_RLC: str, cfg: str) -> str:
-    """Head and guidance, [B*L, V]: logits = (1 + t) * conditional - t * unconditional, t = cfg * ramp.
+def guided(b: GraphBuilder, ramp: str, normed_RLC: str, cfg: str) -> str:
+    """The guided input of the head, BLC: logits = (1 + t) * conditional - t * unconditional, t = cfg * ramp.
 
     The head is linear and the two weights sum to 1, so guiding its input is the same, with half the head's work.
     """
@@ -28,8 +28,7 @@ def guided_logits(b: GraphBuilder, width: int, ramp: str, normed_RLC: str, cfg: 
         strength = b.op("Mul", cfg, ramp, name="strength")
         conditional, unconditional = b.split(normed_RLC, 2, axis=0)
         difference = b.op("Sub", conditional, unconditional, name="difference")
-        guided_BLC = b.op("Add", conditional, b.op("Mul", difference, strength, name="push"), name="guided")
-    return linear(b, b.reshape(guided_BLC, -1, width), "var.head", "head")
+        return b.op("Add", conditional, b.op("Mul", difference, strength, name="push"), name="guided")
 
 
 def sample(b: GraphBuilder, logits_BLV: str, vocab_size: int, uniform_BL: str, top_k: str, top_p: str) -> str:

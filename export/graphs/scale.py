@@ -2,17 +2,20 @@
 
 Written once, for the graph of one scale and for that of all: `sizes.py` knows the difference.
 
-Letters in shapes: R rows, L tokens, C width, V codes, B pictures, E code width, H side of f_hat, p side of a token map.
+Letters in shapes: G groups of rows, B pictures, R = G * B rows, D depth, L tokens, C width, V codes, E code width, H
+side of f_hat, p side of a token map, K kept tokens, N experts, A active ones.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from actvar.config import FIXED, ModelConfig
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.layers import best_places, linear, modulated_norm
-from actvar.export.graphs.sampler import add_tokens, guided_logits, next_tokens_in, sample
-from actvar.export.graphs.sizes import Sizes
+from actvar.export.graphs.sampler import add_tokens, guided, next_tokens_in, sample
+from actvar.export.graphs.sizes import Flag, Size, Sizes
 from actvar.export.graphs.transformer import BlockWriter, Cache, WrittenBlock
 
 LOGITS, HIDDEN, KEPT, EXPERTS = "logits", "hidden", "kept", "experts"
@@ -37,17 +40,19 @@ class ScaleWriter:
     debug: bool = False
 
     def embedded(self) -> str:
-        """The blocks' input RLC, where both rows of a picture read the same tokens; or what the first scale reads."""
+        """The blocks' input RLC, where all rows of a picture read the same tokens; or what the first scale reads."""
         b, sizes, width, is_first = self.b, self.sizes, self.config.width, self.sizes.is_first
         if is_first is True:
-            return "start"
+            return b.reshape("start", -1, 1, width)
         with b.scope("embed"):
             tokens_ME = b.reshape("tokens_in", -1, self.config.vqvae.z_channels)
             words_MC = linear(b, tokens_ME, "var.word_embed", "word")
             words_BLC = b.op("Reshape", words_MC, sizes.shape("words", -1, sizes.tokens, width), name="reshape")
             x_BLC = b.op("Add", words_BLC, sizes.positions(), name="position")
-            x_RLC = b.op("Concat", x_BLC, x_BLC, axis=0, name="rows")
-            return b.op("Where", is_first, "start", x_RLC, name="input") if is_first else x_RLC
+            x_RLC = self._for_each_group(x_BLC)
+            if is_first is False:
+                return x_RLC
+            return b.op("Where", is_first, b.reshape("start", -1, 1, width), x_RLC, name="input")
 
     def blocks(self, x_RLC: str, caches: Sequence[Cache]) -> list[WrittenBlock]:
         """All blocks, one after the other, and the debug outputs of them.
@@ -56,12 +61,13 @@ class ScaleWriter:
         between two blocks are the kept tokens alone.
         """
         b, writer = self.b, BlockWriter(self.b, self.config, self.sizes, self.masks)
-        activation = self.config.activation
+        activation, depth, width = self.config.activation, self.config.depth, self.config.width
         is_fixed = activation is not None and activation.token_choice == FIXED and self.sizes.selects is not False
+        modulation_DR6C = b.reshape(self._own_groups("modulation", axis=1), depth, -1, 6, width)
         kept_RKC, indices_RK = writer.select(0, x_RLC) if is_fixed else ("", "")
         written: list[WrittenBlock] = []
         for i, cache in enumerate(caches):
-            modulation_R6C = b.op("Gather", "modulation", b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
+            modulation_R6C = b.op("Gather", modulation_DR6C, b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
             if is_fixed:
                 block = writer.update(i, kept_RKC, modulation_R6C, cache)
                 kept_RKC = block.x_RLC
@@ -80,9 +86,18 @@ class ScaleWriter:
         """From the last block's output to `token_ids` and to `next_f_hat`, whose name is returned."""
         b, sizes, codes = self.b, self.sizes, self.config.vqvae.vocab_size
         with b.scope("head"):
-            scale_R1C, shift_R1C = b.split("head_modulation", 2, axis=1, name="modulation")
-            normed_RLC = modulated_norm(b, self.config.width, x_RLC, scale_R1C, shift_R1C)
-            logits_MV = guided_logits(b, self.config.width, sizes.ramp(), normed_RLC, "cfg")
+            width = self.config.width
+            modulation_R2C = b.reshape(self._own_groups("head_modulation", axis=0), -1, 2, width)
+            scale_R1C, shift_R1C = b.split(modulation_R2C, 2, axis=1, name="modulation")
+            normed_RLC = modulated_norm(b, width, x_RLC, scale_R1C, shift_R1C)
+            (drawn_from_BLC,) = b.choose(
+                sizes.guided,
+                lambda: [guided(b, sizes.ramp(), normed_RLC, "cfg")],
+                lambda: [normed_RLC],
+                ["float32"],
+                "drawn_from",
+            )
+            logits_MV = linear(b, b.reshape(drawn_from_BLC, -1, width), "var.head", "head")
             shape_BLV = sizes.shape("logits", -1, sizes.tokens, codes)
             logits_BLV = b.op("Reshape", logits_MV, shape_BLV, output=LOGITS if self.debug else "")
         token_ids_BL = sample(b, logits_BLV, codes, "uniform", "top_k", "top_p")
@@ -96,12 +111,30 @@ class ScaleWriter:
         shape_BEL = self.sizes.shape("next", -1, self.config.vqvae.z_channels, self.sizes.next_tokens)
         next_tokens_in(self.b, f_hat_BEHH, down, shape_BEL)
 
+    def _own_groups(self, value: str, axis: int) -> str:
+        """Of a tensor with the groups of all scales along an axis, those of this scale."""
+        b, groups = self.b, self.sizes.groups
+        if groups == self.config.row_groups(0):
+            return value
+        return b.op("Slice", value, b.ints(0), self.sizes.shape("own", groups), b.ints(axis), name="own_groups")
+
+    def _for_each_group(self, x_BLC: str) -> str:
+        """RLC."""
+        b, groups = self.b, self.sizes.groups
+        if groups == 1:
+            return x_BLC
+        if groups == 2:
+            return b.op("Concat", x_BLC, x_BLC, axis=0, name="rows")
+        x_GBLC = b.op("Expand", x_BLC, self.sizes.shape("for_each", groups, 1, 1, 1), name="for_each_group")
+        shape_RLC = self.sizes.shape("embedded", -1, self.sizes.tokens, self.config.width)
+        return b.op("Reshape", x_GBLC, shape_RLC, name="rows")
+
     def _look_inside(self, blocks: Sequence[WrittenBlock]) -> None:
         """The debug outputs of the blocks, of each one part, stacked.
 
         The choice of experts itself is inside an operator: here it is made again, by the same rule.
         """
-        b = self.b
+        b, sizes, depth = self.b, self.sizes, self.config.depth
         parts: dict[str, list[str]] = {HIDDEN: [], KEPT: [], EXPERTS: []}
         for block in blocks:
             parts[HIDDEN].append(block.x_RLC)
@@ -110,7 +143,28 @@ class ScaleWriter:
             if block.router_scores_RKN:
                 active_1, names = self.sizes.shape("active", self.sizes.active), ("best_experts", "experts_in_order")
                 parts[EXPERTS].append(best_places(b, block.router_scores_RKN, active_1, axis=-1, names=names))
+        there: dict[str, tuple[Flag, tuple[Size, ...], str]] = {
+            HIDDEN: (True, (sizes.tokens, self.config.width), "float32"),
+            KEPT: (sizes.selects, (sizes.kept,), "int64"),
+            EXPERTS: (sizes.routes, (sizes.kept, sizes.active), "int64"),
+        }
         for name, values in parts.items():
             if values:
+                is_there, ends, dtype = there[name]
                 apart = [b.op("Unsqueeze", value, b.ints(0), name=f"{name}_of_block") for value in values]
-                b.op("Concat", *apart, axis=0, output=name)
+                stacked = b.op("Concat", *apart, axis=0, name=f"{name}_of_blocks")
+                in_groups = sizes.shape(f"{name}_in_groups", depth, sizes.groups, -1, *ends)
+                nothing = np.zeros((depth, 0, 0, *[0] * len(ends)), dtype)
+                self._shown(name, is_there, (stacked, in_groups), nothing)
+
+    def _shown(self, name: str, is_there: Flag, reshaped: tuple[str, str], nothing: np.ndarray) -> None:
+        """An output: a value in the shape that it takes, where it is there."""
+        b = self.b
+        (shown,) = b.choose(
+            is_there,
+            lambda: [b.op("Reshape", *reshaped, name="in_groups")],
+            lambda: [b.constant(f"no_{name}", nothing)],
+            [nothing.dtype.name],
+            f"{name}_there",
+        )
+        b.op("Identity", shown, output=name)

@@ -30,10 +30,13 @@ class Sizes(ABC):
     """What a scale is written by.
 
     Attributes:
+        groups: of rows, G.
         tokens, kept: L and K.
+        cached: tokens of the KV cache when the scale has added its own, T.
         active: experts that each token uses.
         side: p.
         next_tokens: L of the next scale; after the last one there is none, and it is 1.
+        guided: whether there are unconditional rows.
         selects, routes: whether tokens, and experts, are left out.
         is_first: whether the blocks read `start`, and no tokens.
     """
@@ -44,11 +47,15 @@ class Sizes(ABC):
         tokens, kept = config.schedule.tokens, [config.kept_tokens(si) for si in self._scales]
         active = [config.active_experts(si) for si in self._scales]
         experts = config.activation.experts if config.activation else 1
+        groups = [config.row_groups(si) for si in self._scales]
+        self.guided = self._flag("guided", [each == 2 for each in groups])
+        self.groups = groups[0] if len(set(groups)) == 1 else self._size("groups", groups)
         self.selects = self._flag("selects", [some < all_ for some, all_ in zip(kept, tokens, strict=True)])
         self.routes = self._flag("routes", [some < experts for some in active])
         self.is_first = self._flag("is_first", [si == 0 for si in self._scales])
         self.tokens = self._size("tokens", tokens)
         self.kept = self.tokens if self.selects is False else self._size("kept", kept)
+        self.cached = self._size("cached", list(accumulate(kept)))
         self.active = experts if self.routes is False else self._size("active", active)
         self._actives = active
         self.side = self._size("side", config.schedule.patch_nums)

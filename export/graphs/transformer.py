@@ -3,8 +3,8 @@
 Precision of an fp16 graph: matrices and attention in fp16; the residual stream, LayerNorm, the lengths of queries and
 keys, softmax, selector and router in fp32.
 
-Letters in shapes: R rows, L tokens of this scale, K kept, P cached, T = P + K, C width, h heads, d = 64, N experts; M
-= R * K, the tokens of all rows.
+Letters in shapes: G groups of B rows, R = G * B rows, L tokens of this scale, K kept, P cached, T = P + K, C width, h
+heads, d = 64, N experts; M = R * K, the tokens of all rows.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ NORMALIZE_EPS = 1e-12
 """The least length that a query or key is divided by, as in torch's `normalize`."""
 
 KeysValues: TypeAlias = tuple[str, str]
-"""Of one block, each [R, h, tokens, d]."""
+"""Of one block, each [R, h, tokens, d]; as inputs and outputs of a graph, [G, B, h, tokens, d]."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Cache:
 
     Attributes:
         past: None at the first scale.
-        named: outputs of the graph; values without a name of their own where there are none.
+        named: outputs of the graph, whose past is its inputs; none where there are none.
     """
 
     past: KeysValues | None = None
-    named: KeysValues = ("", "")
+    named: KeysValues | None = None
 
 
 @dataclass(frozen=True)
@@ -145,14 +145,26 @@ class BlockWriter:
         k_RhKd = b.to_compute(self._unit_length(b.to_fp32(k_RhKd)))
 
         k_RhTd, v_RhTd = k_RhKd, v_RhKd
-        if cache.past:
-            k_RhTd = b.op("Concat", cache.past[0], k_RhKd, axis=2, name="keys", output=cache.named[0])
-            v_RhTd = b.op("Concat", cache.past[1], v_RhKd, axis=2, name="values", output=cache.named[1])
+        if cache.past and cache.named:
+            k_RhTd = self._grown(cache.past[0], k_RhKd, cache.named[0])
+            v_RhTd = self._grown(cache.past[1], v_RhKd, cache.named[1])
+        elif cache.past:
+            k_RhTd = b.op("Concat", cache.past[0], k_RhKd, axis=2, name="keys")
+            v_RhTd = b.op("Concat", cache.past[1], v_RhKd, axis=2, name="values")
         scores_RhKT = b.op("MatMul", q_RhKd, b.op("Transpose", k_RhTd, perm=[0, 1, 3, 2]), name="scores")
         probability_RhKT = b.to_compute(b.op("Softmax", b.to_fp32(scores_RhKT), axis=-1))
         out_RhKd = b.op("MatMul", probability_RhKT, v_RhTd, name="attend")
         out_MC = b.reshape(b.op("Transpose", out_RhKd, perm=[0, 2, 1, 3]), -1, width)
         return linear(b, out_MC, f"{weights}.proj", "proj"), (k_RhKd, v_RhKd)
+
+    def _grown(self, past_GBhPd: str, new_RhKd: str, named: str) -> str:
+        """Old and new keys, or values, as rows RhTd; given by the graph under a name, in groups."""
+        b, heads = self.b, self.config.heads
+        shape = self.sizes.shape("groups_of_heads", self.sizes.groups, -1, heads, self.sizes.kept, HEAD_WIDTH)
+        new_GBhKd = b.op("Reshape", new_RhKd, shape, name="in_groups")
+        kv_GBhTd = b.op("Concat", past_GBhPd, new_GBhKd, axis=3, name="grown", output=named)
+        shape = self.sizes.shape("rows_of_heads", -1, heads, self.sizes.cached, HEAD_WIDTH)
+        return b.op("Reshape", kv_GBhTd, shape, name="rows")
 
     def _unit_length(self, x_RhKd: str) -> str:
         b = self.b

@@ -213,10 +213,10 @@ def _rank(name: str) -> int:
     return _IN_ORDER.index(name) if name in _IN_ORDER else len(_IN_ORDER)
 
 
-def _of_tokens(experts_DRKA: np.ndarray, kept_DRK: np.ndarray) -> np.ndarray:
-    """A number for each pair of a token and an expert of it, [D, R, K * A]."""
-    pairs_DRKA = (kept_DRK[..., None] << 32) + experts_DRKA
-    return pairs_DRKA.reshape(*kept_DRK.shape[:2], -1)
+def _of_tokens(experts_DGBKA: np.ndarray, kept_DGBK: np.ndarray) -> np.ndarray:
+    """A number for each pair of a token and an expert of it, [D, G, B, K * A]."""
+    pairs_DGBKA = (kept_DGBK[..., None] << 32) + experts_DGBKA
+    return pairs_DGBKA.reshape(*kept_DGBK.shape[:-1], -1)
 
 
 def _sets(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -3,8 +3,8 @@
 Three adapters to polygraphy's runners. The engine is the runtime's own, sessions, options and guards included, so what
 is compared is what draws; another backend behind the same protocol is compared without a change here.
 
-Letters in shapes: B pictures, R = 2B rows, D depth, h heads, P tokens cached, L tokens of a scale, K kept, A active
-experts, C width, E code width, H side of f_hat, V codes, d = 64.
+Letters in shapes: B pictures, G groups of rows, R = G * B, D depth, h heads, P tokens cached, L tokens of a scale, K
+kept, A active experts, C width, E code width, H side of f_hat, V codes, d = 64.
 """
 
 import time
@@ -22,10 +22,11 @@ from actvar.bundle.contract import Shape, graph_names, scale_name
 from actvar.bundle.manifest import GraphSpec
 from actvar.config import HEAD_WIDTH, Sampling
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
-from actvar.export.parity.recording import stacked
+from actvar.export.parity.recording import in_groups, of_rows_in_groups, stacked
+from actvar.generation import class_rows
 from actvar.models.actvar import ActVAR
 from actvar.models.selection import Selection
-from actvar.models.var import Condition
+from actvar.models.var import Condition, ScaleTrace
 from actvar.runtime.backends import protocol
 from actvar.runtime.pictures import Order, PictureSource
 from actvar.sampling import guide, sample
@@ -106,53 +107,52 @@ class EagerGraphRunner(_Runner):
         return {name: tensor.numpy() for name, tensor in made.items()}
 
     def _condition(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        class_ids_B = given["class_ids"]
-        no_class_B = torch.full_like(class_ids_B, self._model.config.num_classes)
-        made = self._model.var.condition(torch.cat((class_ids_B, no_class_B)))
-        return {
-            "modulation": made.modulation_DR6C,
-            "head_modulation": made.head_modulation_R2C,
-            "start": made.start_R1C,
-        }
+        config = self._model.config
+        class_ids_R = class_rows(config, given["class_ids"].tolist())
+        return in_groups(self._model.var.condition(class_ids_R), config.row_groups(0))
 
     def _scale(self, si: int, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        config, var, quantizer = self._model.config, self._model.var, self._model.vqvae.quantize
-        schedule = config.schedule
-        modulation_DR6C, f_hat_BEHH = given["modulation"], given["f_hat"]
-        nothing = modulation_DR6C.new_empty(0)  # where a graph has no such input: the scale does not read it either
-        condition = Condition(modulation_DR6C, given["head_modulation"], given.get("start", nothing))
-        depth, rows, _, _ = modulation_DR6C.shape
-        past_D2RhPd = modulation_DR6C.new_empty(depth, 2, rows, config.heads, 0, HEAD_WIDTH)
+        config = self._model.config
+        var, quantizer, schedule = self._model.var, self._model.vqvae.quantize, config.schedule
+        f_hat_BEHH, groups = given["f_hat"], config.row_groups(si)
+        rows = groups * len(f_hat_BEHH)
+        start_R1C = given["start"].flatten(0, 1) if "start" in given else f_hat_BEHH.new_empty(0)  # nor is it read
+        modulations = given["modulation"].flatten(1, 2), given["head_modulation"].flatten(0, 1)
+        condition = Condition(*modulations, start_R1C).of_rows(rows)
+        past_D2RhPd = f_hat_BEHH.new_empty(config.depth, 2, rows, config.heads, 0, HEAD_WIDTH)
         if "past_kv" in given:
-            past_D2RhPd = given["past_kv"][..., : config.cached_tokens[si], :]
-        run = partial(var.trace, given["tokens_in"].repeat(2, 1, 1) if si else None, condition, past_D2RhPd, si)
-        strength = float(given["cfg"]) * schedule.cfg_ramp(si)
+            past_D2RhPd = given["past_kv"].flatten(2, 3)[:, :, :rows, :, : config.cached_tokens[si]]
+        run = partial(var.trace, given["tokens_in"].repeat(groups, 1, 1) if si else None, condition, past_D2RhPd, si)
+        strength = float(given["cfg"]) * schedule.cfg_ramp(si) if groups == 2 else 0.0
+
+        def logits(trace: ScaleTrace) -> Tensor:
+            return guide(trace.logits_RLV, strength) if groups == 2 else trace.logits_RLV
 
         free = run()
         forced = self._selections(si, stacked(config, free.best))
         traced = run(forced) if forced else free
-        logits_BLV, free_logits_BLV = guide(traced.logits_RLV, strength), guide(free.logits_RLV, strength)
+        logits_BLV, free_logits_BLV = logits(traced), logits(free)
         limits = given["uniform"], int(given["top_k"]), float(given["top_p"])
         ids_BL = sample(free_logits_BLV, *limits)
-        drawn_BL = self._possible(TOKENS, ids_BL, config.vqvae.vocab_size)
+        drawn_BL = self._possible(TOKENS, ids_BL, self._choices.get(TOKENS), config.vqvae.vocab_size)
         next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL if drawn_BL is None else drawn_BL, si)
-        made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH, HIDDEN: traced.hidden_DRLC}
-        made |= stacked(config, traced.best)
+        of_rows = {HIDDEN: traced.hidden_DRLC, **stacked(config, traced.best)}
+        made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH}
         if KEPT in self._choices or EXPERTS in self._choices:
-            made |= {name + FREE: ids for name, ids in stacked(config, free.best).items()} | {
-                LOGITS + FREE: free_logits_BLV
-            }
-            made[TOKENS + FORCED] = sample(logits_BLV, *limits)
+            of_rows |= {name + FREE: ids for name, ids in stacked(config, free.best).items()}
+            made |= {LOGITS + FREE: free_logits_BLV, TOKENS + FORCED: sample(logits_BLV, *limits)}
+        made |= of_rows_in_groups(of_rows, groups)
         if si + 1 < len(schedule):
             tokens_in_BLE = quantizer.tokens_in(next_f_hat_BEHH, si + 1)
-            made |= {"new_kv": traced.new_kv_D2RhKd, "next_tokens_in": tokens_in_BLE}
+            made |= {"new_kv": traced.new_kv_D2RhKd.unflatten(2, (groups, -1)), "next_tokens_in": tokens_in_BLE}
         return made
 
     def _selections(self, si: int, free: Mapping[str, Tensor]) -> list[Selection]:
         """What each block is to choose; nothing if that is what it chooses by itself, or is not possible."""
         config = self._model.config
         ends = {KEPT: config.schedule.tokens[si], EXPERTS: config.activation.experts if config.activation else 0}
-        chosen = {name: self._possible(name, ids, ends[name]) for name, ids in free.items() if name in self._choices}
+        others = {name: _rows(self._choices[name]) for name in free if name in self._choices}
+        chosen = {name: self._possible(name, free[name], ids, ends[name]) for name, ids in others.items()}
         possible = {name: ids for name, ids in chosen.items() if ids is not None}
         if len(possible) < len(chosen) or all(ids.equal(free[name]) for name, ids in possible.items()):
             return []
@@ -160,11 +160,19 @@ class EagerGraphRunner(_Runner):
         kept, experts = (parts.get(name, (None,) * config.depth) for name in (KEPT, EXPERTS))
         return [Selection(*of_block) for of_block in zip(kept, experts, strict=True)]
 
-    def _possible(self, name: str, like: Tensor, end: int) -> Tensor | None:
+    def _possible(self, name: str, like: Tensor, other: np.ndarray | None, end: int) -> Tensor | None:
         """The other side's choice, if there is one: below `end`, and of a selection each only once, in order."""
-        ids = torch.from_numpy(np.array(self._choices.get(name, ())))
+        ids = torch.from_numpy(np.array(() if other is None else other))
         fits = ids.dtype == like.dtype and ids.shape == like.shape and bool(((ids >= 0) & (ids < end)).all())
         return ids if fits and (name == TOKENS or bool((ids.diff(dim=-1) > 0).all())) else None
+
+
+def _rows(choices: np.ndarray) -> np.ndarray:
+    """[D, G, B, ...] as [D, R, ...]; what has not that form is no choice, and stays as it is."""
+    if choices.ndim < 4:
+        return choices
+    depth, groups, batch, *rest = choices.shape
+    return choices.reshape(depth, groups * batch, *rest)
 
 
 class EngineGraphRunner(_Runner):
@@ -190,12 +198,12 @@ class EngineGraphRunner(_Runner):
             made["new_kv"] = made["new_kv"][..., -kept:, :]
         return made
 
-    def _past(self, past_D2RhTd: np.ndarray, dtype: str) -> protocol.Tensor:
+    def _past(self, past_D2GBhTd: np.ndarray, dtype: str) -> protocol.Tensor:
         """The engine's own cache, filled as the scales before would leave it: where it lies is the engine's affair."""
         model = self._engine.manifest.model
         si = graph_names(model).index(self._graph) - 1
-        cache = self._engine.kv_cache(past_D2RhTd.shape[2] // 2)
-        cache.append(self._engine.upload(past_D2RhTd[..., : model.cached_tokens[si], :], dtype))
+        cache, groups = self._engine.kv_cache(past_D2GBhTd.shape[3]), model.row_groups(si - 1)
+        cache.append(self._engine.upload(past_D2GBhTd[:, :, :groups, ..., : model.cached_tokens[si], :], dtype))
         return cache.past
 
 

@@ -6,7 +6,8 @@ is and what runs a graph is behind `Memory` and `Executor`. The same code draws 
 A *lane* is all that one chain needs to be under way: a stream and the buffers. An engine with two lanes prepares and
 fetches one batch of pictures while the other is drawn.
 
-Letters in shapes: D depth, R rows, h heads, T tokens that the cache has room for, K new tokens, d = 64.
+Letters in shapes: D depth, G groups of rows, B pictures, h heads, T tokens that the cache has room for, K new tokens,
+d = 64.
 """
 
 import math
@@ -22,7 +23,7 @@ from actvar.bundle.contract import ITEM_BYTES, TensorSpec, graph_names
 from actvar.bundle.manifest import EXPORT_AGAIN, GraphSpec, Manifest
 from actvar.config import HEAD_WIDTH
 from actvar.errors import BundleError
-from actvar.runtime.backends.memory import Block, Buffer, Memory, Stream, decode, encode
+from actvar.runtime.backends.memory import Block, Buffer, Memory, Rows, Stream, decode, encode
 from actvar.runtime.backends.protocol import Chain, KVCache, Launched
 from actvar.runtime.pictures import Turn
 
@@ -227,7 +228,8 @@ class _Lane:
             return _GrowingKVCache()
         model = self._manifest.model
         dtypes = (t.dtype for graph in self._manifest.graphs.values() for t in graph.outputs if t.name == "new_kv")
-        shape = (model.depth, 2, 2 * pictures, model.heads, model.cached_tokens[-1], HEAD_WIDTH)
+        rows = model.row_groups(0), pictures
+        shape = (model.depth, 2, *rows, model.heads, model.cached_tokens[-1], HEAD_WIDTH)
         return _WindowedKVCache(self._buffer("past_kv", next(dtypes), shape), self.stream)
 
     # ---- a whole chain
@@ -306,8 +308,8 @@ class _Lane:
 class _WindowedKVCache:
     """The whole cache as one buffer; every scale's keys and values go to their place in it."""
 
-    def __init__(self, past_D2RhTd: Buffer, stream: Stream):
-        self.past = past_D2RhTd
+    def __init__(self, past_D2GBhTd: Buffer, stream: Stream):
+        self.past = past_D2GBhTd
         self._stream, self._filled = stream, 0
 
     def append(self, new_kv: Buffer) -> None:
@@ -320,10 +322,12 @@ class _WindowedKVCache:
             raise BundleError(
                 f"A scale gives new_kv as {new_kv.dtype}, and an earlier one as {self.past.dtype}. {EXPORT_AGAIN}"
             )
-        *rows, tokens, width = new_kv.shape
+        *_, tokens, width = new_kv.shape
         item = width * ITEM_BYTES[new_kv.dtype]
         target = self.past.address + self._filled * item
-        self._stream.copy_rows(target, self.past.shape[-2] * item, new_kv.address, tokens * item, math.prod(rows))
+        copied, of_target = (math.prod(each.shape[2:-2]) for each in (new_kv, self.past))
+        rows = Rows(copied, of_target, planes=math.prod(new_kv.shape[:2]))
+        self._stream.copy_rows(target, self.past.shape[-2] * item, new_kv.address, tokens * item, rows)
         self._filled += tokens
 
 
@@ -351,13 +355,16 @@ def _with_growing_kv(manifest: Manifest) -> Manifest:
     for si, name in enumerate(graph_names(model)[1:-1]):
         before, kept = model.cached_tokens[si], model.kept_tokens(si)
 
-        def sized(tensor: TensorSpec, part: str, tokens: int) -> TensorSpec:
-            return replace(tensor, shape=(*tensor.shape[:-2], tokens, HEAD_WIDTH)) if tensor.name == part else tensor
+        def sized(tensor: TensorSpec, part: str, giver: int, tokens: int) -> TensorSpec:
+            if tensor.name != part:
+                return tensor
+            depth, parts, _, *rows, _, width = tensor.shape
+            return replace(tensor, shape=(depth, parts, model.row_groups(giver), *rows, tokens, width))
 
         graphs[name] = replace(
             graphs[name],
-            inputs=tuple(sized(tensor, "past_kv", before) for tensor in graphs[name].inputs),
-            outputs=tuple(sized(tensor, "new_kv", before + kept) for tensor in graphs[name].outputs),
+            inputs=tuple(sized(tensor, "past_kv", si - 1, before) for tensor in graphs[name].inputs),
+            outputs=tuple(sized(tensor, "new_kv", si, before + kept) for tensor in graphs[name].outputs),
         )
     return replace(manifest, graphs=graphs)
 

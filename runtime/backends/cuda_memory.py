@@ -16,7 +16,7 @@ from cuda.bindings import runtime as cudart
 
 from actvar.bundle.plans import Gpu
 from actvar.errors import ActVARError, EngineError
-from actvar.runtime.backends.memory import Block
+from actvar.runtime.backends.memory import Block, Rows
 
 _LOG = logging.getLogger(__name__)
 
@@ -105,12 +105,19 @@ class CudaStream:
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         _checked(cudart.cudaMemcpyAsync(staged.ctypes.data, address, staged.nbytes, kind, self._stream), "copying")
 
-    def copy_rows(self, target: int, target_pitch: int, source: int, width: int, rows: int) -> None:
-        """See `Stream`."""
-        if rows == 0 or width == 0:
+    def copy_rows(self, target: int, target_pitch: int, source: int, width: int, rows: Rows) -> None:
+        """See `Stream`. One copy, whether planes lie without a gap or not."""
+        count, kind = rows.copied * rows.planes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        if count == 0 or width == 0:
             return
-        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        copied = cudart.cudaMemcpy2DAsync(target, target_pitch, source, width, width, rows, kind, self._stream)
+        if rows.copied == rows.of_target:
+            copied = cudart.cudaMemcpy2DAsync(target, target_pitch, source, width, width, count, kind, self._stream)
+        else:
+            planes = cudart.cudaMemcpy3DParms()
+            planes.srcPtr = cudart.make_cudaPitchedPtr(source, width, width, rows.copied)
+            planes.dstPtr = cudart.make_cudaPitchedPtr(target, target_pitch, width, rows.of_target)
+            planes.extent, planes.kind = cudart.make_cudaExtent(width, rows.copied, rows.planes), kind
+            copied = cudart.cudaMemcpy3DAsync(planes, self._stream)
         _checked(copied, "copying rows")
 
     def copy(self, target: int, source: int, count: int) -> None:

@@ -46,6 +46,21 @@ class Buffer:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows in planes, as they are copied: of every plane of the target the first rows, and all of the source's.
+
+    Attributes:
+        copied: rows of a plane of the source.
+        of_target: rows of a plane of the target.
+        planes: of both.
+    """
+
+    copied: int
+    of_target: int
+    planes: int
+
+
 class Stream(Protocol):
     """Work in the order in which it was given. On a GPU it goes on while the host does something else."""
 
@@ -59,8 +74,8 @@ class Stream(Protocol):
     def read(self, staged: np.ndarray, address: int) -> None:
         """Copy memory into a staged array."""
 
-    def copy_rows(self, target: int, target_pitch: int, source: int, width: int, rows: int) -> None:
-        """Copy `rows` rows of `width` bytes that lie one behind the other to places `target_pitch` bytes apart."""
+    def copy_rows(self, target: int, target_pitch: int, source: int, width: int, rows: Rows) -> None:
+        """Copy rows of `width` bytes that lie one behind the other to places `target_pitch` bytes apart."""
 
     def wait(self) -> None:
         """Until all work is done.
@@ -125,13 +140,15 @@ class HostStream:
         """See `Stream`."""
         ctypes.memmove(staged.ctypes.data, address, staged.nbytes)
 
-    def copy_rows(self, target: int, target_pitch: int, source: int, width: int, rows: int) -> None:
+    def copy_rows(self, target: int, target_pitch: int, source: int, width: int, rows: Rows) -> None:
         """See `Stream`."""
-        if rows == 0 or width == 0:
+        shape = rows.planes, rows.copied, width
+        if 0 in shape:
             return
-        extent = (rows - 1) * target_pitch + width
-        target_rows = np.lib.stride_tricks.as_strided(_bytes(target, extent), (rows, width), (target_pitch, 1))
-        target_rows[:] = _bytes(source, rows * width).reshape(rows, width)
+        plane = rows.of_target * target_pitch
+        extent = (rows.planes - 1) * plane + (rows.copied - 1) * target_pitch + width
+        target_rows = np.lib.stride_tricks.as_strided(_bytes(target, extent), shape, (plane, target_pitch, 1))
+        target_rows[:] = _bytes(source, rows.planes * rows.copied * width).reshape(shape)
 
     def wait(self) -> None:
         """See `Stream`."""

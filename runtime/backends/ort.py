@@ -169,12 +169,12 @@ class _OrtExecutor:
         try:
             sweep = self._weights.let_go() if graph == "condition" else nullcontext()
             binding = session.io_binding()
-            for name, buffer in self._apart(inputs):
+            for name, buffer in self._apart(inputs, self._groups(graph)):
                 binding.bind_input(*self._place(name, buffer))
             for name, value in ({} if own else self._unread(graph, inputs)).items():
                 binding.bind_ortvalue_input(name, value)
             unwanted = {} if own or "new_kv" in outputs else self._kv_nobody_reads(inputs["f_hat"].shape[0], lane)
-            for name, buffer in (*self._apart(outputs), *unwanted.items()):
+            for name, buffer in (*self._apart(outputs, self._groups(graph)), *unwanted.items()):
                 binding.bind_output(*self._place(name, buffer))
             with sweep:
                 session.run_with_iobinding(binding)
@@ -184,8 +184,16 @@ class _OrtExecutor:
     def forget(self, lane: int) -> None:
         """See `Executor`. Nothing is kept from one run to the next."""
 
-    def _apart(self, buffers: Buffers) -> Iterator[tuple[str, Buffer]]:
-        """What a session reads or gives; the graph of all scales has a tensor for each part of the KV cache."""
+    def _groups(self, graph: str) -> int:
+        """Of the rows of a scale; of any number, where the graph is no scale's."""
+        model = self._manifest.model
+        return model.row_groups(max(graph_names(model).index(graph) - 1, 0))
+
+    def _apart(self, buffers: Buffers, groups: int) -> Iterator[tuple[str, Buffer]]:
+        """What a session reads or gives; the graph of all scales has a tensor for each part of the KV cache.
+
+        After the last guided scale it reads the first group of each part alone, with which the part begins.
+        """
         for name, buffer in buffers.items():
             if name not in self._kv_parts:
                 yield name, buffer
@@ -193,7 +201,7 @@ class _OrtExecutor:
             parts = self._kv_parts[name]
             for i, part in enumerate(parts):
                 address = buffer.address + i * (buffer.bytes // len(parts))
-                yield part, Buffer(address, buffer.dtype, buffer.shape[2:], buffer.owner)
+                yield part, Buffer(address, buffer.dtype, (groups, *buffer.shape[3:]), buffer.owner)
 
     def _kv_nobody_reads(self, pictures: int, lane: Place) -> dict[str, Buffer]:
         """Places for the keys and values that the last scale gives: one for all blocks' keys, and one for all values.
@@ -201,9 +209,9 @@ class _OrtExecutor:
         Each block writes there and reads it in its attention, without which the next block has nothing to write. Not
         bound, they would all be held to the end of the run: at d16 that is as much as a quarter of the weights.
         """
-        model = self._manifest.model
-        tokens = model.cached_tokens[-1] + model.kept_tokens(len(model.schedule) - 1)
-        shape = (2 * pictures, model.heads, tokens, HEAD_WIDTH)
+        model, last = self._manifest.model, len(self._manifest.model.schedule) - 1
+        tokens = model.cached_tokens[-1] + model.kept_tokens(last)
+        shape = (model.row_groups(last), pictures, model.heads, tokens, HEAD_WIDTH)
         size = math.prod(shape) * ITEM_BYTES["float32"]
         scratch = lane.scratch(2 * size)
         return {
@@ -218,10 +226,13 @@ class _OrtExecutor:
         """What the graph of all scales reads and this scale does not: its index, and what it has no use for."""
         model, pictures = self._manifest.model, inputs["f_hat"].shape[0]
         si = graph_names(model).index(graph) - 1
-        unread: dict[str, tuple[int, ...]] = {"start": (2 * pictures, 1, model.width)}
+        rows = model.row_groups(si), pictures
+        unread: dict[str, tuple[int, ...]] = {"start": (*rows, 1, model.width)}
         if si == 0:
-            unread = {name: (2 * pictures, model.heads, 0, HEAD_WIDTH) for name in self._kv_parts["past_kv"]}
+            unread = {name: (*rows, model.heads, 0, HEAD_WIDTH) for name in self._kv_parts["past_kv"]}
             unread["tokens_in"] = (pictures, 1, model.vqvae.z_channels)
+        if model.is_guided and "cfg" not in inputs:
+            unread["cfg"] = ()
         arrays = {name: np.zeros(shape, np.float32) for name, shape in unread.items()} | {SCALE_INPUT: np.array(si)}
         return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 

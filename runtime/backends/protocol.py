@@ -3,7 +3,8 @@
 The pipeline never looks into a tensor between two graphs. An engine may therefore leave it on its device, put the
 outputs of a graph where the next run of it will put them again, or record a chain and replay it.
 
-Letters in shapes: D depth, R rows, h heads, T tokens that the cache has room for, K new tokens, d = 64.
+Letters in shapes: D depth, G groups of rows, B pictures, h heads, T tokens that the cache has room for, K new tokens,
+d = 64.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,10 +29,13 @@ class KVCache(Protocol):
 
     @property
     def past(self) -> Tensor:
-        """What the next scale reads as `past_kv`, when one has been appended: [D, 2, R, h, T, d]."""
+        """What the next scale reads as `past_kv`, when one has been appended: [D, 2, G, B, h, T, d]."""
 
     def append(self, new_kv: Tensor) -> None:
-        """Take what a scale gave as `new_kv`: [D, 2, R, h, K, d], or all so far where an engine's scales give that."""
+        """Take what a scale gave as `new_kv`: [D, 2, G, B, h, K, d], or all so far where an engine's scales give that.
+
+        G may be less than the cache has, from some scale on; the other groups are not read from then on.
+        """
 
 
 class GraphRunner(Protocol):

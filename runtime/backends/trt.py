@@ -222,8 +222,7 @@ class TrtExecutor:
         """Refuse a batch that the plans were not built for, in words that help."""
         low, _, high = self._batch
         for tensor in self._growing(graph):
-            axis = tensor.shape.index("B") if "B" in tensor.shape else tensor.shape.index("R")
-            pictures = inputs[tensor.name].shape[axis] // (1 if "B" in tensor.shape else 2)
+            pictures = inputs[tensor.name].shape[tensor.shape.index("B")]
             if not low <= pictures <= high:
                 raise BundleError(
                     f"The plans draw {low} to {high} pictures at once, and {pictures} are to be drawn. "
