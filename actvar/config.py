@@ -68,8 +68,7 @@ class Activation:
     `scales` are numbered from 1, as in the paper; `token_rates` and `expert_rates` hold one share in (0, 1] for each.
     Scales that are not named run densely.
 
-    The choices are the paper's own, or the baselines that its tables hold against them at the same rates, which run in
-    PyTorch only:
+    The choices are the paper's own, or what its tables hold against them at the same rates:
 
     - `token_choice` "dynamic": every block selects its tokens. "fixed": all blocks keep the tokens that the first one
       selects at that scale (fixed token pruning, Table 4).
@@ -104,9 +103,10 @@ class Activation:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
 
     @property
-    def is_dynamic(self) -> bool:
-        """Whether every block selects its tokens and every token its experts: ActVAR, and no baseline."""
-        return self.token_choice == self.expert_choice == DYNAMIC
+    def other_choices(self) -> str:
+        """Those that are not the paper's, in words: "fixed tokens, static experts"; empty without any."""
+        tokens = ["fixed tokens"] if self.token_choice == FIXED else []
+        return ", ".join([*tokens, *(["static experts"] if self.expert_choice == STATIC else [])])
 
     def token_rate(self, si: int) -> float:
         """Share of the tokens that each block updates at scale index si (from 0)."""

@@ -18,6 +18,8 @@ actvar-trt flops --depth 20 --token-rates 0.75,0.5 --expert-rates 0.75 --json fl
 
 actvar-trt flops --preset mini --token-rates 0.5 --expert-rates 1
 
+actvar-trt flops --depth 16 --expert-choice static
+
 actvar-trt flops --paper"""
 
 _DEFAULT_DEPTH = 20
@@ -47,5 +49,7 @@ def flops(
         size = size if size.is_given else replace(size, depth=_DEFAULT_DEPTH)
         size.refuse_beside(None, None, rates)
         model = guided_until(size.model(rates)[1], guidance_until)
-        report = FlopsReport(f"{'VAR' if size.dense else 'ActVAR'}-{size.name}", model)
+        other = model.activation.other_choices if model.activation else ""
+        name = f"{'VAR' if size.dense else 'ActVAR'}-{size.name}"
+        report = FlopsReport(f"{name} ({other})" if other else name, model)
     deliver(report.tables(), report.to_json(), json_file)

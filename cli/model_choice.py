@@ -2,16 +2,17 @@
 
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from actvar.checkpoint.files import Checkpoint
 from actvar.cli.options import MAX_DEPTH, Preset, integers, model_option, numbers, patch_nums_option
-from actvar.config import PRESETS, Activation, ModelConfig
+from actvar.config import DYNAMIC, PRESETS, Activation, ModelConfig
 from actvar.errors import UsageError
 from actvar.naming import NamedModel, named_model
 from actvar.scales import ScaleSchedule
 
 DEFAULT_RATE = 0.75
+_CHOICE = "the model's, or dynamic"
 RANDOM_ROUTER = "This checkpoint is dense: its router and selector are random, and only show size and speed."
 
 
@@ -54,6 +55,21 @@ class Rates:
     experts: Annotated[
         int | None, model_option(show_default="the model's, or 16", help="Number of experts that each FFN is cut into.")
     ] = None
+    token_choice: Annotated[
+        Literal["dynamic", "fixed"] | None,
+        model_option(
+            show_default=_CHOICE,
+            help="dynamic: each block keeps tokens of its own. fixed: all keep what the first one chose (Table 4).",
+        ),
+    ] = None
+    expert_choice: Annotated[
+        Literal["dynamic", "static"] | None,
+        model_option(
+            show_default=_CHOICE,
+            help="dynamic: each token uses experts of its own. static: all use the same ones (Table 5), which every "
+            "engine runs as a smaller FFN.",
+        ),
+    ] = None
 
     @property
     def are_given(self) -> bool:
@@ -89,6 +105,8 @@ class Rates:
                 scales=chosen,
                 token_rates=rates("--token-rates", self.token_rates, own.token_rates if own else ()),
                 expert_rates=rates("--expert-rates", self.expert_rates, own.expert_rates if own else ()),
+                token_choice=self.token_choice or (own.token_choice if own else DYNAMIC),
+                expert_choice=self.expert_choice or (own.expert_choice if own else DYNAMIC),
             )
         except ValueError as error:
             raise UsageError(f"The activation cannot be used: {error}.") from None

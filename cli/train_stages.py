@@ -14,8 +14,8 @@ import typer
 from actvar.cli.model_choice import Rates, activated
 from actvar.cli.options import model_option, training_option, vqvae_option
 from actvar.cli.training_run import TrainingRun
-from actvar.config import Activation, ModelConfig
-from actvar.distill.label_choice import Labels
+from actvar.config import STATIC, Activation, ModelConfig
+from actvar.distill.label_choice import DATA, Labels
 from actvar.errors import UsageError, needs
 
 if TYPE_CHECKING:
@@ -55,13 +55,6 @@ def stage1(
     teacher: TeacherOption,
     vqvae: TeachersVqvaeOption = None,
     rates: Rates,
-    token_choice: Annotated[
-        Literal["dynamic", "fixed"],
-        model_option(help="fixed: all blocks keep the tokens that the first one chose (Table 4)."),
-    ] = "dynamic",
-    expert_choice: Annotated[
-        Literal["dynamic", "static"], model_option(help="static: the same experts for all tokens (Table 5).")
-    ] = "dynamic",
     expert_label: Annotated[
         Literal["alone", "together"],
         training_option(help="Experts ranked by each one's own output, or by what the sum of all loses without it."),
@@ -74,6 +67,12 @@ def stage1(
         Literal["softened", "sharp"],
         training_option(help="As the paper prints it, which is nearly even, or 95 % to the best."),
     ] = "softened",
+    expert_order: Annotated[
+        Literal["learned", "data"],
+        training_option(
+            help="Of static experts: learned by this stage, or fixed before it by what each adds to the FFN on data."
+        ),
+    ] = "learned",
     alpha: Annotated[float, training_option(min=0, help="Weight of the labels' loss (Eq. 19).")] = 0.05,
     beta: Annotated[float, training_option(min=0, help="Weight of the balancing loss (Eq. 19).")] = 0.01,
     run: TrainingRun,
@@ -91,10 +90,12 @@ def stage1(
         dense = load_teacher(teacher, vqvae)
         scales = len(dense.config.schedule)
         chosen = rates.of(dense.config) or replace(Activation(), scales=(scales - 1, scales))
-        chosen = replace(chosen, token_choice=token_choice, expert_choice=expert_choice)
         config = activated(dense.config, chosen)
         _require_a_choice(config)
-        weighed = {"alpha": alpha, "beta": beta, "labels": Labels(expert_label, token_label, label_form)}
+        if expert_order == DATA and chosen.expert_choice != STATIC:
+            raise UsageError("--expert-order data is for static experts. Give --expert-choice static, too.")
+        labels = Labels(expert_label, token_label, label_form)
+        weighed = {"alpha": alpha, "beta": beta, "labels": labels, "expert_order": expert_order}
         _train(run, 2.0, train_stage1, dense, student_of(dense.var, config, run.seed), team, weighed)
         _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: actvar-trt train stage2 --student {run.out}")
 

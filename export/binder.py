@@ -149,11 +149,13 @@ def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made
             f"{checkpoint} has {found.activation.experts} experts, and the graphs of {bundle} were made for "
             f"{made_for.activation.experts}. {instead} a checkpoint with as many."
         )
-    if not found.activation.is_dynamic:
-        raise CheckpointError(
-            f"{checkpoint} is a baseline of the study, which runs in PyTorch only. "
-            "Bind a checkpoint whose token_choice and expert_choice are dynamic."
-        )
+    for name in ("token_choice", "expert_choice"):
+        own, wanted = getattr(found.activation, name), getattr(made_for.activation, name)
+        if own != wanted:
+            raise CheckpointError(
+                f"{checkpoint} has a {own} {name}, and the graphs of {bundle} were made for a {wanted} one. "
+                f"{instead} a checkpoint with the same choice."
+            )
     for si in range(len(found.schedule)):
         own, wanted = ((model.kept_tokens(si), model.active_experts(si)) for model in (found, made_for))
         if own != wanted:

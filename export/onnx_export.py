@@ -16,7 +16,7 @@ from actvar import __version__
 from actvar.bundle.contract import MASKED_SCALES, PRECISIONS, SCALES, graph_names
 from actvar.bundle.manifest import WEIGHTS_FILE, GraphSpec, Manifest, ScalesSpec, write_manifest
 from actvar.checkpoint.model import StoredModel
-from actvar.config import ModelConfig
+from actvar.config import DYNAMIC, ModelConfig
 from actvar.errors import UsageError, needs
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.builder import GraphBuilder
@@ -58,11 +58,10 @@ def export_bundle(
 
     Raises:
         ActVARError: for int8 PyTorch or ONNX Runtime is missing.
-        UsageError: no such precision, or the model is a baseline.
+        UsageError: no such precision.
         BundleError: the target is something else than a bundle, or cannot be written.
         CheckpointError: a weight does not fit into fp16.
     """
-    _require_dynamic(model.config)
     decoder = None
     if precision == "int8":
         switch_off()
@@ -86,28 +85,16 @@ def export_graphs(
     Arguments and errors are those of `export_bundle`.
 
     Raises:
-        UsageError: the precision is int8, whose graphs hold what was measured with the weights; or the model is a
-            baseline.
+        UsageError: the precision is int8, whose graphs hold what was measured with the weights.
     """
     if precision == "int8":
         raise UsageError("Graphs in int8 are made for the weights they have. Name a checkpoint: actvar-trt export.")
-    _require_dynamic(config)
     return _export(config, None, folder, precision, source, progress)
 
 
 def program_versions() -> dict[str, str]:
     """The programs that make a bundle."""
     return {"actvar": __version__, "numpy": np.__version__, "onnx": onnx.__version__}
-
-
-def _require_dynamic(config: ModelConfig) -> None:
-    """Make sure that a model is none of the study's baselines, which the graphs do not know."""
-    if config.activation and not config.activation.is_dynamic:
-        own = config.activation
-        raise UsageError(
-            f"A model with a {own.token_choice} token_choice and a {own.expert_choice} expert_choice is a baseline of "
-            "the study, and runs in PyTorch only. Export a model where both are dynamic."
-        )
 
 
 def _export(
@@ -158,10 +145,11 @@ def _export(
 
 
 def _of_all_scales(config: ModelConfig, precision: str) -> tuple[str, ...]:
-    """The graphs that run every scale: what an ActVAR in fp32 does in two ways has one in int8."""
+    """The graphs that run every scale: where tokens choose experts, what fp32 does in two ways has one in int8."""
     if precision in ("fp16", "bf16"):
         return ()
-    routes = config.activation and min(config.activation.expert_rates) < 1
+    activation = config.activation
+    routes = activation and activation.expert_choice == DYNAMIC and min(activation.expert_rates) < 1
     return (SCALES, MASKED_SCALES) if routes and precision != "int8" else (SCALES,)
 
 

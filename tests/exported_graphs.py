@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from small_models import small_config, vivid_model
 
-from actvar.config import MINI, Activation
+from actvar.config import DYNAMIC, FIXED, MINI, STATIC, Activation
 from actvar.export.onnx_export import export_bundle
 
 CONFIGS = {
@@ -25,6 +25,11 @@ CONFIGS = {
     "tokens alone": small_config(activation=Activation(4, (3,), (0.5,), (1.0,))),
     "experts alone": small_config(activation=Activation(4, (3,), (1.0,), (0.5,))),
     "all active": small_config(activation=Activation(4, (3, 4), (1.0, 1.0), (1.0, 1.0))),
+    "fixed tokens": small_config(activation=Activation(4, (2, 4), (0.5, 0.6), (0.75, 0.25), FIXED)),
+    "fixed tokens, static experts": small_config(
+        activation=Activation(8, (2, 4), (0.5, 0.6), (0.75, 0.25), FIXED, STATIC)
+    ),
+    "static experts": small_config(activation=Activation(8, (2, 4), (0.5, 0.6), (0.75, 0.25), DYNAMIC, STATIC)),
     "shared AdaLN": small_config(activation=Activation(4, (4,), (0.5,), (0.5,)), shared_adaln=True),
 }
 

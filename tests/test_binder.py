@@ -30,6 +30,7 @@ from actvar.runtime.sources import open_graphs
 
 SPARSE = Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))
 ACTIVE = small_config(activation=SPARSE)
+OTHER_CHOICES = small_config(activation=replace(SPARSE, token_choice="fixed", expert_choice="static"))
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
 
 
@@ -88,7 +89,11 @@ def assert_draws_like(folder: Path, model: ActVAR) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("config", [ACTIVE, small_config(shared_adaln=True)], ids=["active", "dense, shared AdaLN"])
+@pytest.mark.parametrize(
+    "config",
+    [ACTIVE, small_config(shared_adaln=True), OTHER_CHOICES],
+    ids=["active", "dense, shared AdaLN", "fixed tokens, static experts"],
+)
 def test_graphs_made_without_a_model_are_those_made_with_one(tmp_path, config: ModelConfig, precision: str):
     """Byte for byte, with every offset: a plan built from the one must fit the weights of the other."""
     alone = export_graphs(config, tmp_path / "alone", precision, "test")
@@ -301,8 +306,14 @@ UNFIT = {
     "VQVAE": (replace(ACTIVE, vqvae=replace(SMALL_VQVAE, norm_groups=4)), "the VQVAE's norm_groups is 4, and the"),
     "dense": (ACTIVE.dense(), "is a dense VAR without the selectors and routers that the graphs of"),
     "experts": (replace(ACTIVE, activation=replace(SPARSE, experts=8)), "has 8 experts, and the graphs of .* for 16"),
-    "fixed": (replace(ACTIVE, activation=replace(SPARSE, token_choice="fixed")), "is a baseline of the study"),
-    "static": (replace(ACTIVE, activation=replace(SPARSE, expert_choice="static")), "is a baseline of the study"),
+    "fixed": (
+        replace(ACTIVE, activation=replace(SPARSE, token_choice="fixed")),
+        "has a fixed token_choice, and the graphs of .* were made for a dynamic one",
+    ),
+    "static": (
+        replace(ACTIVE, activation=replace(SPARSE, expert_choice="static")),
+        "has a static expert_choice, and the graphs of .* were made for a dynamic one",
+    ),
     "rates": (
         replace(ACTIVE, activation=replace(SPARSE, token_rates=(0.75, 0.25))),
         "keeps 6 tokens and 4 experts at scale 4, and the graphs of .* keep 13 and 4",

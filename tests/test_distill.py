@@ -15,6 +15,7 @@ from torch import Tensor
 from actvar.class_names import imagenet_names
 from actvar.config import MINI, Activation, ModelConfig
 from actvar.data.tokens import TokenStore
+from actvar.distill.expert_order import orders_from_data
 from actvar.distill.losses import (
     balancing_loss,
     block_loss,
@@ -192,6 +193,30 @@ def test_a_static_choice_keeps_the_experts_whose_distances_are_least(store: Toke
     assert sorted(trained.blocks[0].ffn.router.bias.argsort(descending=True)[:2].tolist()) == [1, 3]
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["bl"] for line in log] == [0] * 12
+
+
+def test_an_order_from_data_is_fixed_before_stage_1(teacher: ActVAR, store: TokenStore, tmp_path: Path):
+    """Selectors learn beside it, and the experts' labels are no part of the loss; without selectors nothing is left."""
+    static = replace(STUDENT.activation, expert_choice="static")
+    run = settings(tmp_path / "both", expert_order="data")
+    expected = orders_from_data(
+        teacher.var, student_of(teacher.var, replace(STUDENT, activation=static)), store, teacher.vqvae.quantize
+    )
+    for rates, learns in (((0.75,), True), ((1.0,), False)):
+        config = replace(STUDENT, activation=replace(static, token_rates=rates * len(static.scales)))
+        student = student_of(teacher.var, config)
+        before = {name: value.clone() for name, value in student.state_dict().items()}
+        trained = train_stage1(teacher.var, student, run, store, teacher.vqvae.quantize)
+        assert trained.blocks[0].ffn.router.bias.argsort(descending=True).tolist() == expected[0].tolist()
+        selector = {"blocks.0.selector.weight", "blocks.0.selector.bias"} if learns else set()
+        assert changed(before, trained.state_dict()) == selector | {"blocks.0.ffn.router.bias"}
+        assert not any(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_an_order_from_data_is_for_static_experts(teacher: ActVAR, store: TokenStore, tmp_path: Path):
+    with pytest.raises(ValueError, match="for a static choice"):
+        run = settings(tmp_path, expert_order="data")
+        train_stage1(teacher.var, student_of(teacher.var, STUDENT), run, store, teacher.vqvae.quantize)
 
 
 def test_stage_1_brings_the_choosers_nearer_to_the_pseudo_labels(teacher: ActVAR, store: TokenStore, tmp_path: Path):

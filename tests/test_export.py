@@ -19,10 +19,10 @@ from small_models import small_config, vivid_model
 
 from actvar.bundle.contract import graph_names
 from actvar.bundle.manifest import Manifest, read_manifest, verify
-from actvar.config import MINI, PRESETS, Activation, Sampling
+from actvar.config import DYNAMIC, FIXED, MINI, PRESETS, STATIC, Activation, Sampling
 from actvar.errors import BundleError, CheckpointError, UsageError
 from actvar.export.graphs.sampler import resize_matrix
-from actvar.export.onnx_export import export_bundle, export_graphs
+from actvar.export.onnx_export import export_bundle
 from actvar.export.parity.recording import Recording, record
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
@@ -45,6 +45,14 @@ CONFIGS = {
     "all active": small_config(activation=Activation(4, (3, 4), (1.0, 1.0), (1.0, 1.0))),
     "shared AdaLN": small_config(activation=Activation(4, (4,), (0.5,), (0.5,)), shared_adaln=True),
     "two scales": small_config(patch_nums=(1, 3)),
+    "static experts": small_config(activation=Activation(8, (2, 4), (0.5, 0.6), (0.75, 0.25), DYNAMIC, STATIC)),
+    "static experts, everywhere": small_config(
+        activation=Activation(4, (1, 2, 3, 4), (1.0,) * 4, (0.5, 0.75, 0.5, 0.25), DYNAMIC, STATIC)
+    ),
+    "fixed tokens": small_config(activation=Activation(4, (2, 4), (0.5, 0.6), (0.75, 0.25), FIXED)),
+    "fixed tokens, static experts": small_config(
+        activation=Activation(4, (1, 3), (1.0, 0.4), (0.5, 0.75), FIXED, STATIC), depth=3
+    ),
 }
 
 
@@ -136,7 +144,7 @@ def test_the_limits_of_sampling_are_inputs_of_the_graphs(exported, sampling):
         np.testing.assert_array_equal(result, recordings[graph].outputs["token_ids"])
 
 
-@pytest.mark.parametrize("name", ["standard", "four experts", "shared AdaLN"])
+@pytest.mark.parametrize("name", ["standard", "four experts", "shared AdaLN", "fixed tokens, static experts"])
 def test_fp16_graphs_keep_the_residual_stream_and_the_choices_in_fp32(exported, name):
     """Keys and values pass in fp16, all else in fp32; logits stay close and almost all tokens the same.
 
@@ -160,12 +168,13 @@ def test_fp16_graphs_keep_the_residual_stream_and_the_choices_in_fp32(exported, 
     assert np.mean(same) > 0.95
 
 
-def test_bf16_graphs_compute_what_the_eager_model_does(exported):
+@pytest.mark.parametrize("name", ["four experts", "fixed tokens, static experts"])
+def test_bf16_graphs_compute_what_the_eager_model_does(exported, name):
     """By ONNX's own interpreter, as ONNX Runtime's CPU has no bfloat16: eight bits, so logits to 1e-2 in the mean.
 
     As in fp16 only keys and values leave a graph in few bits, and only matrices are multiplied in them.
     """
-    bundle = exported("four experts", "bf16")
+    bundle = exported(name, "bf16")
     recordings = dict(record(bundle.model, CLASSES, SAMPLING, seed=5))
     same = []
     for graph, spec in bundle.manifest.graphs.items():
@@ -422,18 +431,6 @@ def test_a_weight_too_large_for_fp16_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"var\.blocks\.1\.ffn\.fc1\.weight holds values that fp16 cannot"):
         export_bundle(model, tmp_path / "bundle", "fp16", "test")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("choice", [{"token_choice": "fixed"}, {"expert_choice": "static"}])
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_baseline_of_the_study_is_refused(tmp_path, choice, precision):
-    """Its graphs would choose by selectors and routers that it does not have."""
-    config = small_config((1, 2, 3), Activation(4, (3,), (0.5,), (0.5,), **choice))
-    with pytest.raises(UsageError, match="a baseline of the study, and runs in PyTorch only"):
-        export_bundle(vivid_model(config), tmp_path / "bundle", precision, "test")
-    with pytest.raises(UsageError, match="a baseline of the study, and runs in PyTorch only"):
-        export_graphs(config, tmp_path / "bundle", "fp32", "test")
-    assert not any(tmp_path.iterdir())
 
 
 def test_an_unknown_precision_is_refused(tmp_path, exported):

@@ -65,6 +65,21 @@ def test_the_json_has_every_scale_and_part(command: Command):
     assert found["saved"] == vars(savings(active))
 
 
+def test_choices_are_named_and_counted(command: Command):
+    """Static experts need no router, and fixed tokens one selector in all; all else stays for the same rates."""
+    usual = counted(command, "--depth", 16)["with_guidance"]["parts"]
+    found = counted(command, "--depth", 16, "--token-choice", "fixed", "--expert-choice", "static")
+    parts = found["with_guidance"]["parts"]
+    assert found["name"] == "ActVAR-d16 (fixed tokens, static experts)"
+    assert found["model"]["activation"]["expert_choice"] == "static"
+    assert parts["router"]["active"] == 0 < usual["router"]["active"]
+    assert parts["selector"]["active"] * 16 == usual["selector"]["active"]
+    same = usual.keys() - {"router", "selector"}
+    assert {part: parts[part] for part in same} == {part: usual[part] for part in same}
+    assert counted(command, "--depth", 16, "--expert-choice", "static")["name"] == "ActVAR-d16 (static experts)"
+    assert command("flops", "--expert-choice", "fixed")[0] == 2
+
+
 def test_the_table_says_what_the_json_says(command: Command):
     """A scale with something left out has a second row, and its share of saved operations."""
     found = counted(command, "--depth", 16, "--active-scales", 8, "--token-rates", 0.25)

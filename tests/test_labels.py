@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import vivid_model
+from small_models import small_config, vivid_model
 from small_training import TEACHER, fresh_student, random_store, stage_settings
 from torch import Tensor
 
-from actvar.config import MINI, ModelConfig
+from actvar.config import DYNAMIC, MINI, STATIC, Activation, ModelConfig
+from actvar.distill.expert_order import fix_orders, orders_from_data
 from actvar.distill.label_choice import PAPER, Labels
 from actvar.distill.labels import (
     TeacherPass,
@@ -20,7 +21,7 @@ from actvar.distill.labels import (
     token_changes,
 )
 from actvar.distill.losses import expert_distances, token_distances
-from actvar.distill.stages import train_stage1
+from actvar.distill.stages import student_of, train_stage1
 from actvar.models.actvar import random_model
 from actvar.models.experts import FFN
 from actvar.models.selection import top_mask
@@ -69,6 +70,33 @@ def test_many_tokens_are_ranked_as_each_alone():
     ffn, x_RLC = FFN(8), torch.randn(3, 200, 8)
     apart = torch.stack([losses_when_dropped(ffn, x_RLC[:, i : i + 1], 4, 2)[:, 0] for i in range(200)], dim=1)
     torch.testing.assert_close(losses_when_dropped(ffn, x_RLC, 4, 2), apart)
+
+
+@pytest.mark.parametrize("scales", [(3,), (2, 3)], ids=str)
+def test_an_order_from_data_is_that_of_dropping_them_for_real(scales: tuple[int, ...]):
+    """Over all tokens of the scales that leave experts out, block by block; the last to go is the best."""
+    config = small_config((1, 2, 3), Activation(4, scales, (1.0,) * len(scales), (0.5,) * len(scales), DYNAMIC, STATIC))
+    teacher, store = vivid_model(config.dense()), random_store()
+    student = student_of(teacher.var, config)
+    found_DN = orders_from_data(teacher.var, student, store, teacher.vqvae.quantize, pictures=3)
+    ids_BT, classes_B = store.batch(torch.tensor([0, 12, 23]))  # the first, the middle and the last
+    with torch.no_grad():
+        tokens_in_BTE, _ = teacher.vqvae.quantize.teacher_forcing(ids_BT)
+        _, traces = teacher.var(classes_B, tokens_in_BTE)
+    for order_N, block, trace in zip(found_DN.tolist(), teacher.var.blocks, traces, strict=True):
+        x = trace.ffn_input_RTC[:, (1 if 2 in scales else 5) :].flatten(0, 1)
+        parts, kept, dropped = added(block.ffn, x, 4), [0, 1, 2, 3], []
+        while kept:
+
+            def loss(i: int, dropped: list[int] = dropped, parts: list[Tensor] = parts) -> float:
+                return float(sum(parts[j] for j in (*dropped, i)).square().mean())
+
+            dropped.append(min(kept, key=loss))
+            kept.remove(dropped[-1])
+        assert order_N == dropped[::-1]
+    fix_orders(student, found_DN)
+    for order_N, block in zip(found_DN.tolist(), student.blocks, strict=True):
+        assert block.ffn.router(torch.zeros(1, 64)).argsort(descending=True).tolist() == [order_N]
 
 
 def test_two_experts_that_cancel_are_dropped_together():

@@ -272,7 +272,16 @@ def rtx() -> ModuleType:
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("mini", "fp32"), ("mini", "fp16"), ("mini", "bf16"), ("four experts", "fp32"), ("32 experts", "fp16")],
+    [
+        ("mini", "fp32"),
+        ("mini", "fp16"),
+        ("mini", "bf16"),
+        ("four experts", "fp32"),
+        ("32 experts", "fp16"),
+        ("fixed tokens, static experts", "fp32"),
+        ("static experts", "fp16"),
+        ("fixed tokens", "bf16"),
+    ],
 )
 def test_tensorrt_parses_every_lowered_graph(rtx, exported, name, precision):
     """Strongly typed, all weights as inputs in the shapes of the weights file, and no data-dependent layer."""

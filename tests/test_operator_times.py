@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,19 @@ def test_every_graph_of_a_picture_is_profiled_and_no_time_counts_twice(tmp_path:
         assert "If" not in by_operator
     routes = [scales == SCALES and config.active_experts(si) < SPARSE.experts for si in range(len(config.schedule))]
     assert [("NonZero" in by_operator) for by_operator in seconds.values()] == [*routes, False]
+
+
+@pytest.mark.parametrize("choice", ["dynamic", "static"])
+def test_the_ffns_of_two_bundles_take_turns(tmp_path: Path, choice: str):
+    """Scales at which nothing is saved have no share that is realised."""
+    config = small_config(activation=replace(SPARSE, token_rates=(1.0, 1.0), expert_choice=choice))
+    for name, model in (("active", config), ("dense", config.dense())):
+        export_bundle(vivid_model(model), tmp_path / name, "fp32", "random weights")
+    command = [sys.executable, SCRIPT, "--bundle", tmp_path / "active", "--beside", tmp_path / "dense"]
+    done = subprocess.run([*map(str, command), "--runs", "2", "--json", str(tmp_path / "file")], check=False)
+    assert done.returncode == 0
+    found = json.loads((tmp_path / "file").read_text())["ffns"]
+    assert [("realised" in scale) for scale in found.values()] == [False, False, True, True]
+    assert all(scale["seconds"] > 0 and scale["dense_seconds"] > 0 for scale in found.values())
+    if choice == "static":
+        assert found["scale_03"]["operations_saved"] == 0.5 and found["scale_04"]["operations_saved"] == 0.75

@@ -64,6 +64,15 @@ def test_a_baseline_is_an_option(train: Command, choice: str, value: str):
     assert getattr(load_model(Path("stage1/actvar.safetensors")).config.activation, choice) == value
 
 
+def test_an_order_of_static_experts_may_come_from_data(train: Command):
+    """Scores of whole numbers, which stage 2 leaves alone; of experts that are routed it is refused."""
+    assert train(*STAGE1, "--expert-choice", "static", "--expert-order", "data")[0] == 0 and train(*STAGE2)[0] == 0
+    router = load_model(Path("stage2/actvar.safetensors")).var.blocks[0].ffn.router
+    assert sorted(router.bias.tolist()) == [-3, -2, -1, 0]
+    code, _, err = train(*STAGE1, "--out", "other", "--expert-order", "data")
+    assert code == 2 and "Give --expert-choice static, too" in err
+
+
 def test_official_files_are_teachers(train: Command):
     """Under the names that VAR's authors gave: a VAR, and its VQVAE in a file of its own."""
     patch_nums, small = (1, 2, 3), {"V": 48, "E": 6}

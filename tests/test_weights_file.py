@@ -1,6 +1,7 @@
 """What the weights file holds, against the same arithmetic in PyTorch: in every precision, to the last bit."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from small_models import small_config, vivid_model
 from torch import Tensor
 
-from actvar.config import Activation, ModelConfig
+from actvar.config import FIXED, STATIC, Activation, ModelConfig
 from actvar.export.graphs.weights_file import BLOCK_TYPES, DECODER_TYPES, WeightsFile
 
 SPARSE = Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))
@@ -17,6 +18,10 @@ MODELS = {
     "VAR": small_config(),
     "ActVAR": small_config(activation=SPARSE),
     "shared AdaLN": small_config(activation=SPARSE, shared_adaln=True),
+    "static experts": small_config(activation=replace(SPARSE, expert_choice=STATIC)),
+    "fixed tokens, static experts": small_config(
+        activation=replace(SPARSE, experts=4, token_choice=FIXED, expert_choice=STATIC)
+    ),
 }
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp16-weights")
 BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
@@ -37,6 +42,9 @@ def written(config: ModelConfig, precision: str, path: Path) -> dict[str, Tensor
 
 def expected(name: str, config: ModelConfig, state: dict[str, Tensor]) -> Tensor:
     """A tensor in fp32, from its description at the head of `weights_file.py`."""
+    activation = config.activation
+    if activation and activation.expert_choice == STATIC and re.search(r"ffn\.fc(1|2\.weight_t)", name):
+        return in_order(name, config, state)
     if name in state:
         return state[name]
     if match := re.fullmatch(r"var\.positions\.(\d+)", name):
@@ -68,6 +76,25 @@ def expected(name: str, config: ModelConfig, state: dict[str, Tensor]) -> Tensor
     return torch.cat(pixels)
 
 
+def piece_of(layer: str, config: ModelConfig, state: dict[str, Tensor]) -> Tensor:
+    """[I, O]."""
+    if ".fc1." in layer:
+        return in_order(f"{layer}.weight", config, state).T
+    return in_order(f"{layer}.weight_t", config, state)
+
+
+def in_order(name: str, config: ModelConfig, state: dict[str, Tensor]) -> Tensor:
+    """An FFN's rows, expert by expert from the best; of a piece (`fc1.0.weight`) those of its experts alone."""
+    ffn, layer, piece, kind = re.fullmatch(r"(.*ffn)\.(fc[12])(?:\.(\d))?\.(weight_t|weight|bias)", name).groups()
+    rows = state[f"{ffn}.fc2.weight"].T if kind == "weight_t" else state[f"{ffn}.{layer}.{kind}"]
+    scores, parts = state[f"{ffn}.router.bias"].tolist(), rows.chunk(config.activation.experts)
+    best = sorted(range(len(parts)), key=lambda expert: (-scores[expert], expert))
+    if piece:
+        ends = [0, *sorted({config.active_experts(si) for si in range(4)})]
+        best = best[ends[int(piece)] : ends[int(piece) + 1]]
+    return torch.cat([parts[expert] for expert in best])
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_every_tensor_is_what_pytorch_computes(config: ModelConfig, precision: str, tmp_path: Path):
@@ -76,7 +103,7 @@ def test_every_tensor_is_what_pytorch_computes(config: ModelConfig, precision: s
     for name, found in written(config, precision, tmp_path / "weights.bin").items():
         layer, _, kind = name.rpartition(".")
         if kind in ("weight_int8", "weight_scale"):
-            whole = state[f"{layer}.weight"].T
+            whole = state[f"{layer}.weight"].T if f"{layer}.weight" in state else piece_of(layer, config, state)
             largest = whole.abs().amax(0)
             scale = torch.where(largest > 0, largest / 64, 1.0)
             wanted = scale if kind == "weight_scale" else (whole / scale).round().to(torch.int8)

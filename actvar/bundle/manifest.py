@@ -327,8 +327,10 @@ class _ManifestReader(FormReader):
             if name not in stored.tensors:
                 raise self.refuse(where, "among weights.tensors", name)
             shapes[name] = self.sizes(f"{where}.{name}", shape)
-            if math.prod(shapes[name]) != math.prod(stored.tensors[name].shape):
-                raise self.refuse(f"{where}.{name}", f"of as many values as {stored.tensors[name].shape}", shape)
+            whole = stored.tensors[name].shape
+            is_prefix = bool(whole) and shapes[name][1:] == whole[1:] and shapes[name][0] < whole[0]
+            if math.prod(shapes[name]) != math.prod(whole) and not is_prefix:
+                raise self.refuse(f"{where}.{name}", f"of as many values as {whole}, or its first rows", shape)
         return shapes
 
     def sizes(self, where: str, data: Any) -> tuple[int, ...]:

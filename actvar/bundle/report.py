@@ -132,7 +132,8 @@ def _activation(model: ModelConfig) -> str:
             model.activation.scales, model.activation.token_rates, model.activation.expert_rates, strict=True
         )
     )
-    return f"{model.activation.experts} experts; " + "; ".join(shares)
+    other = f" ({model.activation.other_choices})" if model.activation.other_choices else ""
+    return f"{model.activation.experts} experts{other}; " + "; ".join(shares)
 
 
 def _guided(model: ModelConfig) -> str:

@@ -1,10 +1,12 @@
-"""Which labels stage 1 teaches by: names, for settings and the command line. Plain Python."""
+"""Which labels stage 1 teaches by, and where a static order of experts comes from: names. Plain Python."""
 
 from dataclasses import dataclass
 
 ALONE, TOGETHER = "alone", "together"
 BLOCK, LOGITS = "block", "logits"
 SOFTENED, SHARP = "softened", "sharp"
+LEARNED, DATA = "learned", "data"
+"""A static order of experts: stage 1 learns it, or it is fixed before (`actvar.distill.expert_order`)."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from actvar.models.block import BlockTrace
 from actvar.models.experts import FFN
 from actvar.models.var import VAR
 
-_TOKENS_AT_ONCE = 256  # bounds what all experts' outputs of a piece take: 256 * N * C values
+TOKENS_AT_ONCE = 256  # bounds what all experts' outputs of a piece take: 256 * N * C values
 
 
 @dataclass(frozen=True)
@@ -74,31 +74,38 @@ def losses_when_dropped(ffn: FFN, x_RLC: Tensor, experts: int, keep: int) -> Ten
 
     Returns: RLN, fp32.
     """
-    pieces_KC = x_RLC.flatten(0, 1).split(_TOKENS_AT_ONCE)
-    losses_KN = torch.cat([_dropped_in_turn(_products(ffn, x_KC, experts), experts - keep) for x_KC in pieces_KC])
+    pieces_KC = x_RLC.flatten(0, 1).split(TOKENS_AT_ONCE)
+    dropped = (dropped_in_turn(expert_products(ffn, x_KC, experts), experts - keep) for x_KC in pieces_KC)
+    losses_KN = torch.cat([losses_KN for _, losses_KN in dropped])
     return losses_KN.view(*x_RLC.shape[:-1], experts) / x_RLC.shape[-1]
 
 
-def _products(ffn: FFN, x_KC: Tensor, experts: int) -> Tensor:
+def expert_products(ffn: FFN, x_KC: Tensor, experts: int) -> Tensor:
     """Scalar products of what every two experts add, c_i · c_j: KNN, fp32."""
     added_KNC = torch.stack([one.float() for one in expert_outputs(ffn, ffn.hidden(x_KC), experts)], dim=1)
     with torch.autocast(x_KC.device.type, enabled=False):
         return added_KNC @ added_KNC.mT
 
 
-def _dropped_in_turn(products_KNN: Tensor, count: int) -> Tensor:
-    """‖s + c_i‖² of each expert i, with s the sum of `count` experts dropped before it: KN; -inf for those."""
+def dropped_in_turn(products_KNN: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Drop `count` experts one after the other, each time the one with which ‖s + c_i‖² is least, s what was dropped.
+
+    Returns: the dropped experts in their order, [K, count] int64; and ‖s + c_i‖² of each expert i that is left, with s
+    the sum of all dropped ones: KN; -inf for the others.
+    """
     own_KN = products_KNN.diagonal(dim1=1, dim2=2)
     with_s_KN = torch.zeros_like(own_KN)  # s·c_i
     dropped_KN = torch.zeros_like(own_KN, dtype=torch.bool)
-    loss_KN = own_KN
+    loss_KN, order = own_KN, []
     for _ in range(count):
         next_K1 = loss_KN.masked_fill(dropped_KN, torch.inf).argmin(dim=1, keepdim=True)
         square_K1 = loss_KN.gather(1, next_K1)
         with_s_KN = with_s_KN + products_KNN.take_along_dim(next_K1.unsqueeze(2), dim=1).squeeze(1)
         dropped_KN = dropped_KN.scatter(1, next_K1, True)
         loss_KN = square_K1 + 2 * with_s_KN + own_KN
-    return loss_KN.masked_fill(dropped_KN, -torch.inf)
+        order.append(next_K1)
+    order_KD = torch.cat(order, dim=1) if order else torch.zeros_like(own_KN[:, :0], dtype=torch.int64)
+    return order_KD, loss_KN.masked_fill(dropped_KN, -torch.inf)
 
 
 @torch.no_grad()

@@ -15,7 +15,15 @@ from actvar.distill.losses import balancing_loss, distillation_loss
 from actvar.models.block import BlockTrace
 
 
-def scorer_losses(config: ModelConfig, labels: Labels, batch: TeacherPass, block: int, student: BlockTrace) -> Tensor:
+def scorer_losses(
+    config: ModelConfig,
+    labels: Labels,
+    batch: TeacherPass,
+    block: int,
+    student: BlockTrace,
+    *,
+    teaches_experts: bool = True,
+) -> Tensor:
     """Sums of the distillation (Eqs. 14, 17) and balancing losses (Eqs. 15, 18) of one block over the active scales.
 
     A scale at which a scorer leaves nothing out adds nothing: there is nothing to choose. Where tokens are fixed, the
@@ -28,6 +36,7 @@ def scorer_losses(config: ModelConfig, labels: Labels, batch: TeacherPass, block
         batch: the teacher's pass; its FFNs are the whole networks that the experts were cut from.
         block: which block, from 0.
         student: this block's pass in the student, on the same tokens.
+        teaches_experts: False where their order is fixed.
 
     Returns: [2], fp32: the distillation losses, the balancing losses.
     """
@@ -47,7 +56,7 @@ def scorer_losses(config: ModelConfig, labels: Labels, batch: TeacherPass, block
             scores_BL = selector_scores_RT[:, here]
             dis = dis + distillation_loss(scores_BL, label_of(labels, change_BL, keep))
             bl = bl + balancing_loss(scores_BL, student.kept_RT[:, here])
-        if active < experts:
+        if teaches_experts and active < experts:
             x_BLC = student.ffn_input_RTC[:, here].detach()
             closeness_BLN = expert_closeness(labels, ffn, x_BLC, experts, active)
             scores_BLN = student.router_scores_RTN[:, here]

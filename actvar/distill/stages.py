@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from actvar.class_names import IMAGENET_CLASSES, imagenet_names
-from actvar.config import ModelConfig
+from actvar.config import STATIC, ModelConfig
 from actvar.data.tokens import TokenStore
-from actvar.distill.label_choice import PAPER, Labels
+from actvar.distill.expert_order import fix_orders, orders_from_data
+from actvar.distill.label_choice import DATA, LEARNED, PAPER, Labels
 from actvar.distill.labels import TeacherPass, teacher_pass
 from actvar.distill.losses import block_loss, output_loss
 from actvar.distill.scorer_losses import scorer_losses
@@ -34,11 +35,15 @@ from actvar.training.update import Update
 
 @dataclass(frozen=True)
 class StageSettings(TokenSettings):
-    """The run; alpha and beta weigh stage 1's distillation and balancing losses (Eq. 19), whose labels are `labels`."""
+    """The run; alpha and beta weigh stage 1's distillation and balancing losses (Eq. 19), whose labels are `labels`.
+
+    `expert_order` says where a static order of experts comes from: "learned" by stage 1, or from "data" before it.
+    """
 
     alpha: float = 0.05
     beta: float = 0.01
     labels: Labels = PAPER
+    expert_order: str = LEARNED
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,14 @@ def student_of(teacher: VAR, config: ModelConfig, seed: int = 0) -> VAR:
     return student
 
 
-def learns_in_stage1(config: ModelConfig, name: str) -> bool:
-    """Whether a parameter is a router's or a selector's that has something to choose at some scale."""
+def learns_in_stage1(config: ModelConfig, name: str, expert_order: str = LEARNED) -> bool:
+    """Whether a parameter is a router's or a selector's that has something to choose at some scale, and may."""
     scales, activation = range(len(config.schedule)), config.activation
     if activation is None or not is_scorer(name):
         return False
     if ".selector." in name:
         return any(config.kept_tokens(si) < config.schedule.tokens[si] for si in scales)
-    return any(config.active_experts(si) < activation.experts for si in scales)
+    return expert_order == LEARNED and any(config.active_experts(si) < activation.experts for si in scales)
 
 
 def train_stage1(
@@ -88,6 +93,8 @@ def train_stage1(
     team: Team = ALONE,
 ) -> VAR:
     """Train routers and selectors; everything else is frozen (Eq. 19).
+
+    Experts whose order comes from data are given it first, and only selectors are left to train, if even they.
 
     Args:
         teacher: the dense model.
@@ -102,18 +109,28 @@ def train_stage1(
 
     Raises:
         CheckpointError, ActVARError, UsageError: see `actvar.training.loop.run`.
+        ValueError: an order from data is asked for, and every token has its own.
     """
+    config, is_learned = student.config, settings.expert_order == LEARNED
+    if settings.expert_order == DATA:
+        if config.activation is None or config.activation.expert_choice != STATIC:
+            raise ValueError("an order of experts from data is for a static choice of experts")
+        device = team.device(settings.device)
+        fix_orders(student, orders_from_data(teacher.to(device), student, store, quantizer.to(device)))
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss
         parts = [
-            scorer_losses(student.config, settings.labels, batch.teacher, block, trace)
+            scorer_losses(config, settings.labels, batch.teacher, block, trace, teaches_experts=is_learned)
             for block, trace in enumerate(batch.traces)
         ]
         dis, bl = torch.stack(parts).sum(0).unbind()
         return {"loss": cls + settings.alpha * dis + settings.beta * bl, "cls": cls, "dis": dis, "bl": bl}
 
-    stage = _Stage("Stage 1", losses, partial(learns_in_stage1, student.config), straight_through=True)
+    learns = partial(learns_in_stage1, config, expert_order=settings.expert_order)
+    if not any(learns(name) for name, _ in student.named_parameters()):
+        return _finished(student.cpu(), store)
+    stage = _Stage("Stage 1", losses, learns, straight_through=True)
     return _train(stage, teacher, student, settings, store, quantizer, team)
 
 
@@ -190,9 +207,14 @@ def _train(
 
     run(stage.title, step, {"student": student, **update.states}, settings, inputs, team)
     update.finish()
-    trained = team.onto_cpu(student).eval().requires_grad_(False)
-    trained.config = replace(trained.config, class_names=_class_names(trained.config, store))
-    return trained
+    return _finished(team.onto_cpu(student), store)
+
+
+def _finished(student: VAR, store: TokenStore) -> VAR:
+    """In evaluation mode, with names for its classes."""
+    student.eval().requires_grad_(False)
+    student.config = replace(student.config, class_names=_class_names(student.config, store))
+    return student
 
 
 def _class_names(config: ModelConfig, store: TokenStore) -> tuple[str, ...]:

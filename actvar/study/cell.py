@@ -106,6 +106,7 @@ def _distil(
             save_every=_SAVE_EVERY,
             labels=cell.row.labels,
             alpha=cell.row.alpha,
+            expert_order=cell.row.expert_order,
             precision="fp32",  # whatever the machine has: cells of several must be alike
         )
 

@@ -115,6 +115,16 @@ CLAIMS: Sequence[Claim] = (
         (Comparison("static-experts-e25", "t50-75-e25"),),
     ),
     Claim(
+        "An order of static experts from data beats the learned one, where 12 of 16 work",
+        "ours",
+        (Comparison("static-experts", "static-experts-data"),),
+    ),
+    Claim(
+        "The same where 4 of 16 work",
+        "ours",
+        (Comparison("static-experts-e25", "static-experts-data-e25"),),
+    ),
+    Claim(
         "A sharp label, given weight, beats the label as printed",
         "ours",
         (Comparison("label-printed", FULL),),

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actvar.config import FIXED, MINI, STATIC, Activation, ModelConfig
-from actvar.distill.label_choice import LOGITS, PAPER, SHARP, TOGETHER, Labels
+from actvar.distill.label_choice import DATA, LEARNED, LOGITS, PAPER, SHARP, TOGETHER, Labels
 
 SEEDS = (0, 1, 2)
 """A seed decides the routers' first values, the order of the data, and the pictures that are drawn."""
 
-LEARNED = Labels(form=SHARP)
+TAUGHT = Labels(form=SHARP)
 """What rows are taught by: of the label as printed, and of an alpha of 0.05, a short stage 1 learns next to nothing."""
 
 DENSE, TRAINED_ON, FULL = "var", "var-trained-on", "t75-75-e75"
@@ -30,14 +30,16 @@ class Row:
         trained: False for the teacher as it is.
         labels: what stage 1 teaches to choose.
         alpha: how much that weighs beside the classification loss (Eq. 19).
+        expert_order: where a static order of experts comes from.
     """
 
     name: str
     words: str
     activation: Activation | None
     trained: bool = True
-    labels: Labels = LEARNED
+    labels: Labels = TAUGHT
     alpha: float = 1.0
+    expert_order: str = LEARNED
 
     def model(self, teacher: ModelConfig = MINI) -> ModelConfig:
         """Its configuration, made of the teacher's."""
@@ -89,6 +91,14 @@ ROWS: Sequence[Row] = (
         "static-experts-e25",
         "static weight pruning, rates (50 %, 75 %; 25 %)",
         replace(_rates(0.5, 0.75, 0.25), expert_choice=STATIC),
+    ),
+    # What the order is worth that static experts are given.
+    Row("static-experts-data", "static experts, order from data", Activation(expert_choice=STATIC), expert_order=DATA),
+    Row(
+        "static-experts-data-e25",
+        "static experts, order from data, rates (50 %, 75 %; 25 %)",
+        replace(_rates(0.5, 0.75, 0.25), expert_choice=STATIC),
+        expert_order=DATA,
     ),
 )
 

@@ -40,7 +40,7 @@ def page(results: Sequence[Result], command: str, plots: Sequence[str], others: 
     parts = [_head(results, command), _claims(figures), "## The paper's tables", _key()]
     parts += [_table(table, figures) for table in TABLES]
     parts += [f"![{name}](pictures/{name})" for name in plots]
-    parts += [_labels(figures), _against(figures), _stage1(figures), _stage2(figures)]
+    parts += [_labels(figures), _orders(figures), _against(figures), _stage1(figures), _stage2(figures)]
     parts += [_static(results, others, figures, command), _making(results, command)]
     return "\n\n".join(parts) + "\n"
 
@@ -160,6 +160,18 @@ def _labels(figures: Figures) -> str:
 def _rows(figures: Figures, names: Iterable[str]) -> str:
     words = {row.name: row.words for row in ROWS}
     return _markdown(("row", *_MEASURED), [(words[name], *_measured(figures, name)) for name in names])
+
+
+def _orders(figures: Figures) -> str:
+    text = (
+        "### Where the order of static experts comes from\n\n"
+        "A question of our own. A block's order is learned by stage 1, by the same labels as a router; or it is taken "
+        "from data before, and only the selectors learn in stage 1. Then experts are dropped one after the other, each "
+        "time the one that the FFN's output misses least over the tokens of 64 training pictures, and the last to go "
+        "is the first of the order. The first three rows are of 12 experts of 16, the others of 4."
+    )
+    many = (FULL, STATIC_EXPERTS, "static-experts-data")
+    return f"{text}\n\n{_rows(figures, (*many, FEW.other, FEW.row, 'static-experts-data-e25'))}"
 
 
 def _against(figures: Figures) -> str:

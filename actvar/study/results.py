@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actvar.bundle.json_form import FormReader, write_json
+from actvar.distill.label_choice import LEARNED
 from actvar.errors import ActVARError, BundleError, shown
 from actvar.study.budget import Budget
 from actvar.study.matrix import Cell
@@ -61,6 +62,8 @@ def settings_of(cell: Cell, budget: Budget, teacher: str) -> dict[str, Any]:
         teacher: SHA-256 of its weights.
     """
     row = {name: value for name, value in asdict(cell.row).items() if name != "words"}
+    if cell.row.expert_order == LEARNED:
+        del row["expert_order"]  # as it was when there was no other
     plain = {"recipe": RECIPE, "row": row, "seed": cell.seed, "budget": asdict(budget), "teacher": teacher}
     return json.loads(json.dumps(plain))  # tuples as lists, as a file gives them back
 

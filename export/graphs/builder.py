@@ -181,6 +181,15 @@ class GraphBuilder:
         stored = self._stored[name]
         return self._external(name, replace(stored, shape=tuple(shape or stored.shape)))
 
+    def weight_rows(self, name: str, start: int, end: int) -> str:
+        """Rows `start` to `end - 1` of a tensor of the weights file, the same bytes; under its name from row 0 on."""
+        whole = self._stored[name]
+        part = replace(whole, shape=(end - start, *whole.shape[1:]))
+        if start == 0:
+            return self._external(name, part)
+        offset = whole.offset + whole.length // whole.shape[0] * start
+        return self._external(f"{name}.{start}", replace(part, offset=offset))
+
     def weight_slice(self, name: str, place: int, count: int) -> str:
         """One of `count` equal parts, along its first dimension, of a tensor of the weights file: the same bytes."""
         whole = self._stored[name]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from actvar.bundle.contract import SCALE_INPUT, Dimension, Shape, contract, graph_names, kv_parts
 from actvar.bundle.manifest import StoredTensor
-from actvar.config import HEAD_WIDTH, ModelConfig
+from actvar.config import DYNAMIC, HEAD_WIDTH, ModelConfig
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.decoder import DecoderWriter
 from actvar.export.graphs.layers import linear
@@ -117,7 +117,7 @@ def _debug_outputs(
     }
     if sizes.selects is not False:
         outputs[KEPT] = (config.depth, *rows, kept)
-    if sizes.routes is not False:
+    if sizes.routes is not False and config.activation and config.activation.expert_choice == DYNAMIC:
         outputs[EXPERTS] = (config.depth, *rows, kept, active)
     return outputs
 

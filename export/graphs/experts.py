@@ -1,6 +1,11 @@
-"""A block's FFN as ONNX nodes: all of its hidden neurons, or those of the experts that each token chooses.
+"""A block's FFN as ONNX nodes: all of its hidden neurons, or those of the experts that are chosen.
 
-Experts are left out in one of three ways:
+Static experts lie in their block's order, so the chosen ones are the first rows of both matrices. In the graph of one
+scale the FFN is a dense one with fewer rows, for every engine. In the graph of all scales it is cut where some scale
+ends: each piece is a product of its own, packed once, and those that a scale does not reach stand in an `If`. In int8
+the pieces are stored as layers of their own (`static_pieces`), for both kinds of graph.
+
+Experts that tokens choose are left out in one of three ways:
 
 - by `ActVarRoutedFFN`, an operator of ours, in the graph of one scale: an engine has a plugin for it.
 - apart, in the graph of all scales. Each expert's tokens are collected and multiplied by `Gemm`s of its own, as ONNX
@@ -20,11 +25,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actvar.config import ModelConfig
+from actvar.config import STATIC, ModelConfig
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.layers import best_first, linear
 from actvar.export.graphs.sizes import Sizes
+from actvar.export.graphs.weights_file import static_pieces
 
 
 def chosen_experts(b: GraphBuilder, scores_MN: str, active_1: str) -> str:
@@ -74,12 +80,56 @@ class FFNWriter:
         """
         b, weights = self.b, self.weights
         x_MC = b.reshape(x_RKC, -1, self.config.width)
+        if self._is_static:
+            return self._static(b.to_compute(x_MC)), ""
         if self.sizes.routes is False:
             return dense_ffn(b, weights, b.to_compute(x_MC)), ""
         if self.masks or b.has(f"{weights}.fc2.{int8.VALUES}"):
             return self._masked(x_MC)
         active = self.sizes.active
         return self._operator(active, x_RKC, x_MC) if isinstance(active, int) else self._apart(x_MC)
+
+    @property
+    def _is_static(self) -> bool:
+        activation = self.config.activation
+        return activation is not None and activation.expert_choice == STATIC
+
+    def _static(self, x_MC: str) -> str:
+        """The first rows of both matrices: at once where it is known how many, else piece by piece."""
+        b, active, is_int8 = self.b, self.sizes.active, self.b.has(f"{self.weights}.fc1.0.{int8.VALUES}")
+        of_one = self.config.hidden // self._experts
+        bias_C = b.weight(f"{self.weights}.fc2.bias")
+        if isinstance(active, int) and not is_int8:
+            return self._rows(x_MC, 0, of_one * active, bias_C)
+        first, *others = list(enumerate(static_pieces(self.config)))
+
+        def piece(place: int, start: int, end: int, sum_MC: str) -> str:
+            with b.scope(f"pieces.{place}"):
+                return self._piece(x_MC, place, sum_MC) if is_int8 else self._rows(x_MC, start, end, sum_MC)
+
+        sum_MC = bias_C  # from the last piece to the first, so that what an `If` hands on undone is the bias alone
+        for place, (start, end) in reversed(others):
+            (sum_MC,) = b.choose(
+                self.sizes.uses_more_than(start // of_one),
+                lambda place=place, start=start, end=end, before=sum_MC: [piece(place, start, end, before)],
+                lambda before=sum_MC: [before],
+                ["float32"],
+                "more",
+            )
+        return piece(first[0], *first[1], sum_MC)
+
+    def _rows(self, x_MC: str, start: int, end: int, added: str) -> str:
+        """What the hidden neurons of some rows give, and what is added to it."""
+        b, fc1, fc2 = self.b, f"{self.weights}.fc1", f"{self.weights}.fc2"
+        w1, b1 = (b.weight_rows(f"{fc1}.{part}", start, end) for part in ("weight", "bias"))
+        hidden_Me = b.op("Gelu", b.op("Gemm", x_MC, w1, b1, transB=1, name="fc1"), approximate="tanh")
+        return b.op("Gemm", hidden_Me, b.weight_rows(f"{fc2}.weight_t", start, end), added, name="fc2")
+
+    def _piece(self, x_MC: str, place: int, added: str) -> str:
+        """The same in int8."""
+        b, fc1, fc2 = self.b, f"{self.weights}.fc1", f"{self.weights}.fc2"
+        hidden_Me = b.op("Gelu", int8.quantized_linear(b, x_MC, f"{fc1}.{place}", "fc1"), approximate="tanh")
+        return int8.quantized_linear(b, hidden_Me, f"{fc2}.{place}", "fc2", added)
 
     def _operator(self, active: int, x_RKC: str, x_MC: str) -> tuple[str, str]:
         b, weights, scores_RKN = self.b, self.weights, self._scores(x_MC)
@@ -160,4 +210,5 @@ class FFNWriter:
 
     @property
     def _experts(self) -> int:
-        return self.b.shape(f"{self.weights}.router.bias")[0]
+        assert self.config.activation is not None
+        return self.config.activation.experts

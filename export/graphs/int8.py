@@ -39,8 +39,11 @@ def whole_numbers(weight_IO: np.ndarray) -> np.ndarray:
     return np.rint(weight_IO / column_scales(weight_IO)).astype(np.int8)
 
 
-def quantized_linear(b: GraphBuilder, x_MI: str, layer: str, name: str) -> str:
-    """x W + b of a layer that is stored in int8; in fp32, every token by its own scale."""
+def quantized_linear(b: GraphBuilder, x_MI: str, layer: str, name: str, added: str = "") -> str:
+    """x W + b of a layer that is stored in int8; in fp32, every token by its own scale.
+
+    `added` takes the place of its bias.
+    """
     weight_IO, scale_O, last = b.weight(f"{layer}.{VALUES}"), b.weight(f"{layer}.{SCALES}"), b.ints(-1)
     highest_M1 = b.op("ReduceMax", x_MI, last, keepdims=1, name="highest")
     lowest_M1 = b.op("Neg", b.op("ReduceMin", x_MI, last, keepdims=1, name="lowest"))
@@ -53,4 +56,4 @@ def quantized_linear(b: GraphBuilder, x_MI: str, layer: str, name: str) -> str:
     inputs = rows_MI, weight_IO, b.scalar(1.0), scale_O, zero
     product_MO = b.op("MatMulIntegerToFloat", *inputs, domain=_DOMAIN, name=f"{name}_int8")
     scaled_MO = b.op("Mul", product_MO, scale_M1, name=f"{name}_scaled")
-    return b.op("Add", scaled_MO, b.weight(f"{layer}.bias"), name=name)
+    return b.op("Add", scaled_MO, added or b.weight(f"{layer}.bias"), name=name)

@@ -7,11 +7,11 @@ side of f_hat, p side of a token map, K kept tokens, N experts, A active ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actvar.config import ModelConfig
+from actvar.config import FIXED, ModelConfig
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.layers import best_places, linear, modulated_norm
 from actvar.export.graphs.sampler import add_tokens, guided, next_tokens_in, sample
@@ -55,15 +55,29 @@ class ScaleWriter:
             return b.op("Where", is_first, b.reshape("start", -1, 1, width), x_RLC, name="input")
 
     def blocks(self, x_RLC: str, caches: Sequence[Cache]) -> list[WrittenBlock]:
-        """All blocks, one after the other, and the debug outputs of them."""
+        """All blocks, one after the other, and the debug outputs of them.
+
+        Fixed tokens are gathered once, before the first block, and scattered once, after the last one: what stands
+        between two blocks are the kept tokens alone.
+        """
         b, writer = self.b, BlockWriter(self.b, self.config, self.sizes, self.masks)
-        depth, width = self.config.depth, self.config.width
+        activation, depth, width = self.config.activation, self.config.depth, self.config.width
+        is_fixed = activation is not None and activation.token_choice == FIXED and self.sizes.selects is not False
         modulation_DR6C = b.reshape(self._own_groups("modulation", axis=1), depth, -1, 6, width)
+        kept_RKC, indices_RK = writer.select(0, x_RLC) if is_fixed else ("", "")
         written: list[WrittenBlock] = []
         for i, cache in enumerate(caches):
             modulation_R6C = b.op("Gather", modulation_DR6C, b.int_scalar(i), axis=0, name=f"blocks.{i}/modulation")
-            written.append(writer.block(i, x_RLC, modulation_R6C, cache))
-            x_RLC = written[-1].x_RLC
+            if is_fixed:
+                block = writer.update(i, kept_RKC, modulation_R6C, cache)
+                kept_RKC = block.x_RLC
+                if self.debug or i + 1 == len(caches):
+                    whole_RLC = writer.put_back(i, x_RLC, indices_RK, kept_RKC)
+                    block = replace(block, x_RLC=whole_RLC, kept_RK=indices_RK)
+            else:
+                block = writer.block(i, x_RLC, modulation_R6C, cache)
+                x_RLC = block.x_RLC
+            written.append(block)
         if self.debug:
             self._look_inside(written)
         return written

@@ -57,8 +57,13 @@ class Sizes(ABC):
         self.kept = self.tokens if self.selects is False else self._size("kept", kept)
         self.cached = self._size("cached", list(accumulate(kept)))
         self.active = experts if self.routes is False else self._size("active", active)
+        self._actives = active
         self.side = self._size("side", config.schedule.patch_nums)
         self.next_tokens = self._size("next_tokens", [p * p for p in self._next_sides])
+
+    def uses_more_than(self, experts: int) -> Flag:
+        """Whether tokens use more than so many experts."""
+        return self._flag(f"more_than_{experts}_experts", [active > experts for active in self._actives])
 
     def ramp(self) -> str:
         """The part of the guidance strength that counts, fp32 without dimensions."""

@@ -61,27 +61,43 @@ class BlockWriter:
     masks: bool = False
 
     def block(self, i: int, x_RLC: str, modulation_R6C: str, cache: Cache) -> WrittenBlock:
-        """Block i."""
-        b, selects = self.b, self.sizes.selects
+        """Block i, with tokens of its own choice."""
+        if self.sizes.selects is False:
+            return self.update(i, x_RLC, modulation_R6C, cache)
+        kept_RKC, indices_RK = self.select(i, x_RLC)
+        updated = self.update(i, kept_RKC, modulation_R6C, cache)
+        return replace(updated, x_RLC=self.put_back(i, x_RLC, indices_RK, updated.x_RLC), kept_RK=indices_RK)
+
+    def select(self, i: int, x_RLC: str) -> tuple[str, str]:
+        """What block i's selector keeps, RKC, and its places, RK; at a scale that keeps all, all and no places."""
+        b = self.b
         with b.scope(f"blocks.{i}"):
-            if selects is False:
-                return self._update(i, x_RLC, modulation_R6C, cache)
             kept_RKC, indices_RK = b.choose(
-                selects,
+                self.sizes.selects,
                 lambda: self._selected(i, x_RLC),
                 lambda: (x_RLC, b.constant("nowhere", np.zeros((0, 0), np.int64))),
                 ["float32", "int64"],
                 "input",
             )
-            updated = self._update(i, kept_RKC, modulation_R6C, cache)
+            return kept_RKC, indices_RK
+
+    def put_back(self, i: int, x_RLC: str, indices_RK: str, updated_RKC: str) -> str:
+        """All tokens after block i, RLC: those that `select` kept are updated."""
+        b = self.b
+        with b.scope(f"blocks.{i}"):
             (y_RLC,) = b.choose(
-                selects,
-                lambda: [b.op("ActVarTokenScatter", x_RLC, indices_RK, updated.x_RLC, name="scatter")],
-                lambda: [updated.x_RLC],
+                self.sizes.selects,
+                lambda: [b.op("ActVarTokenScatter", x_RLC, indices_RK, updated_RKC, name="scatter")],
+                lambda: [updated_RKC],
                 ["float32"],
                 "output",
             )
-            return replace(updated, x_RLC=y_RLC, kept_RK=indices_RK)
+            return y_RLC
+
+    def update(self, i: int, x_RKC: str, modulation_R6C: str, cache: Cache) -> WrittenBlock:
+        """All of block i but its selector, on the kept tokens alone."""
+        with self.b.scope(f"blocks.{i}"):
+            return self._update(i, x_RKC, modulation_R6C, cache)
 
     def _selected(self, i: int, x_RLC: str) -> tuple[str, str]:
         """The kept tokens, RKC, and their places, RK."""
@@ -97,7 +113,6 @@ class BlockWriter:
             return b.op("ActVarTokenGather", x_RLC, indices_RK, name="gather"), indices_RK
 
     def _update(self, i: int, x_RKC: str, modulation_R6C: str, cache: Cache) -> WrittenBlock:
-        """All of a block but its selector, on the kept tokens alone."""
         b, sizes, width = self.b, self.sizes, self.config.width
         heads = sizes.shape("heads", -1, sizes.kept, self.config.heads, HEAD_WIDTH)
         shape_RKC = sizes.shape("kept", -1, sizes.kept, width)

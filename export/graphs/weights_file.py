@@ -6,7 +6,8 @@ to transpose, slice, convert or copy a weight, because an engine that does so ke
 - linear layers stay [out, in], as in the checkpoint, for `Gemm(transB=1)`. Measured with ONNX Runtime without
   prepacking: as fast as [in, out] for 50 rows and more, 10 to 15 % faster below.
 - fc1 [4C, C] and fc2, turned to [4C, C], are also N experts of [de, C] one after the other: the routed FFN reads the
-  same bytes under the shape [N, de, C].
+  same bytes under the shape [N, de, C]. Static experts lie in their block's order, best first, so that a scale reads as
+  many of the first rows as it uses.
 - what depends on the checkpoint alone is computed here: sums of embeddings, the joint bias of Q, K and V, the query
   scales, phi as a single convolution, the decoder's convolutions of upsampled maps as convolutions of the maps.
 
@@ -21,8 +22,9 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -30,7 +32,7 @@ import ml_dtypes
 import numpy as np
 
 from actvar.bundle.manifest import StoredTensor, WeightsSpec
-from actvar.config import MAX_SCALE_MUL, ModelConfig
+from actvar.config import DYNAMIC, MAX_SCALE_MUL, ModelConfig
 from actvar.errors import CheckpointError
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import SHORT
@@ -71,6 +73,17 @@ def positions_name(si: int) -> str:
     return f"var.positions.{si}"
 
 
+def static_pieces(config: ModelConfig) -> list[tuple[int, int]]:
+    """Rows of the FFN's matrices, from a start to an end, that scales with static experts run alike; all that are run.
+
+    Every scale's own rows are the first few of these, whole.
+    """
+    assert config.activation is not None
+    counts = {config.active_experts(si) for si in range(len(config.schedule))}
+    of_one = config.hidden // config.activation.experts
+    return list(pairwise(of_one * count for count in (0, *sorted(counts))))
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """How a deployed tensor comes from tensors of the model."""
@@ -92,6 +105,35 @@ class _Recipe:
         """Of the result, by the shapes of the model's tensors."""
         zero = np.zeros((), np.float32)  # in every place, at no cost
         return self.compute(lambda source: np.broadcast_to(zero, shapes[source])).shape
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Rows of an FFN's matrix or bias, in the order of its static experts: those with the highest score first.
+
+    Attributes:
+        rows: of all experts, in the model's order.
+        scores: the name of what orders them.
+        end, start: those of the ordered rows that are meant.
+    """
+
+    rows: _Recipe
+    scores: str
+    end: int
+    start: int = 0
+
+    def compute(self, read: Read) -> np.ndarray:
+        rows, order_N = self.rows.compute(read), expert_order(read(self.scores))
+        ordered = rows.reshape(len(order_N), -1, *rows.shape[1:])[order_N]
+        return ordered.reshape(rows.shape)[self.start : self.end]
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """See `_Recipe`. Nothing is put in order: it would be a copy of all weights."""
+        return (self.end - self.start, *self.rows.shape(shapes)[1:])
+
+    def dtype(self, name: str, precision: str) -> str:
+        """See `_Recipe`."""
+        return self.rows.dtype(name, precision)
 
 
 @dataclass(frozen=True)
@@ -141,7 +183,7 @@ class _Given:
         return self.tensor.dtype.name
 
 
-_AnyRecipe = _Recipe | _Int8Recipe | _Given
+_AnyRecipe = _Recipe | _InOrder | _Int8Recipe | _Given
 
 
 @dataclass(frozen=True)
@@ -167,7 +209,7 @@ class WeightsFile:
             decoder: what stands in the place of the decoder's own tensors, if it is another decoder.
         """
         shapes = parameter_shapes(config)
-        recipes: dict[str, _AnyRecipe] = dict(_recipes(config, shapes))
+        recipes: dict[str, _AnyRecipe] = dict(_recipes(config, shapes, precision))
         if precision == "int8":
             recipes = _in_int8(recipes)
         if decoder:
@@ -228,9 +270,9 @@ def _bytes(tensor: np.ndarray) -> memoryview:
     return integers.astype(integers.dtype.newbyteorder("<"), copy=False).data
 
 
-def _recipes(config: ModelConfig, names: Iterable[str]) -> dict[str, _Recipe]:
+def _recipes(config: ModelConfig, names: Iterable[str], precision: str) -> dict[str, _Recipe | _InOrder]:
     """How each deployed tensor comes from the model's, whose names are given."""
-    recipes: dict[str, _Recipe] = {}
+    recipes: dict[str, _Recipe | _InOrder] = {}
 
     def keep(*kept: str) -> None:
         recipes.update(_kept(*kept))
@@ -245,7 +287,7 @@ def _recipes(config: ModelConfig, names: Iterable[str]) -> dict[str, _Recipe]:
         sources = ("var.lvl_embed.weight", "var.pos_1LC", *(() if si else ("var.pos_start",)))
         recipes[positions_name(si)] = _Recipe(sources, partial(_positions, config.schedule, si))
     for i in range(config.depth):
-        recipes.update(_block(config, f"var.blocks.{i}"))
+        recipes.update(_block(config, i, precision))
     keep(*_linear("var.head"), "vqvae.quantize.embedding.weight")
     for i in range(PHI_COUNT):
         weight, bias = _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}")
@@ -276,19 +318,38 @@ def _in_int8(recipes: Mapping[str, _AnyRecipe]) -> dict[str, _AnyRecipe]:
     return found
 
 
-def _block(config: ModelConfig, block: str) -> dict[str, _Recipe]:
+def _block(config: ModelConfig, i: int, precision: str) -> dict[str, _Recipe | _InOrder]:
+    block, activation = f"var.blocks.{i}", config.activation
     attn, ffn = f"{block}.attn", f"{block}.ffn"
+    selects = activation is not None and (i == 0 or activation.token_choice == DYNAMIC)
     return {
-        **(_kept(*_linear(f"{block}.selector")) if config.activation else {}),
+        **(_kept(*_linear(f"{block}.selector")) if selects else {}),
         **_kept(f"{attn}.mat_qkv.weight"),
         f"{attn}.mat_qkv.bias": _Recipe((f"{attn}.q_bias", f"{attn}.v_bias"), _qkv_bias),
         f"{attn}.query_scale": _Recipe((f"{attn}.scale_mul_1H11",), _query_scale),
         **_kept(*_linear(f"{attn}.proj")),
-        **(_kept(*_linear(f"{ffn}.router")) if config.activation else {}),
-        **_kept(*_linear(f"{ffn}.fc1")),
-        f"{ffn}.fc2.weight_t": _Recipe((f"{ffn}.fc2.weight",), np.transpose),
+        **_ffn(config, ffn, precision),
         **_kept(f"{ffn}.fc2.bias"),
     }
+
+
+def _ffn(config: ModelConfig, ffn: str, precision: str) -> dict[str, _Recipe | _InOrder]:
+    """The two matrices and what is chosen by; static experts in their order, and in int8 in the pieces that are run."""
+    weight, bias = _linear(f"{ffn}.fc1")
+    matrices = {**_kept(weight, bias), f"{ffn}.fc2.weight_t": _Recipe((f"{ffn}.fc2.weight",), np.transpose)}
+    if config.activation is None:
+        return {**matrices}
+    if config.activation.expert_choice == DYNAMIC:
+        return {**_kept(*_linear(f"{ffn}.router")), **matrices}
+    ordered = {name: _InOrder(recipe, f"{ffn}.router.bias", config.hidden) for name, recipe in matrices.items()}
+    if precision != "int8":
+        return {**ordered}
+    pieces: dict[str, _Recipe | _InOrder] = {}
+    for place, (start, end) in enumerate(static_pieces(config)):
+        for name, recipe in ordered.items():
+            layer, _, kind = name.rpartition(".")
+            pieces[f"{layer}.{place}.{kind}"] = replace(recipe, start=start, end=end)
+    return pieces
 
 
 def _kept(*names: str) -> dict[str, _Recipe]:
@@ -306,6 +367,11 @@ def _positions(
     first, tokens = schedule.starts[si], schedule.tokens[si]
     positions_1LC = levels_SC[si] + all_1TC[:, first : first + tokens]
     return sum(start_11C, positions_1LC)
+
+
+def expert_order(scores_N: np.ndarray) -> np.ndarray:
+    """[N]: static experts by their scores, the best first, as `actvar.models.selection.best_first` has them."""
+    return np.argsort(np.where(np.isnan(scores_N), -np.inf, -scores_N), kind="stable")
 
 
 def _qkv_bias(q_bias_C: np.ndarray, v_bias_C: np.ndarray) -> np.ndarray:

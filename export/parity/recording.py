@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from actvar.bundle.contract import scale_name
-from actvar.config import HEAD_WIDTH, Sampling
+from actvar.config import HEAD_WIDTH, STATIC, ModelConfig, Sampling
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.generation import class_rows, generate
 from actvar.models.actvar import ActVAR
@@ -70,7 +70,7 @@ def record(
         traced = model.var.trace(tokens_in_RLE, condition.of_rows(rows), past_D2RhPd, si)
         f_hat_BEHH = made.f_hats[si]
         outputs = {"token_ids": made.token_ids[si], "next_f_hat": f_hat_BEHH, LOGITS: made.guided_logits[si]}
-        outputs |= of_rows_in_groups({HIDDEN: traced.hidden_DRLC, **stacked(traced.best)}, own)
+        outputs |= of_rows_in_groups({HIDDEN: traced.hidden_DRLC, **stacked(config, traced.best)}, own)
         if si + 1 < len(config.schedule):
             begin, end = config.cached_tokens[si : si + 2]
             window_D2RhTd[:, :, :rows, :, begin:end] = traced.new_kv_D2RhKd
@@ -80,9 +80,14 @@ def record(
     yield "decoder", _recording({"f_hat": f_hat_BEHH}, {"image": made.pictures_B3HW})
 
 
-def stacked(selections: Sequence[Selection]) -> dict[str, Tensor]:
-    """What all blocks chose: kept tokens DRK and experts DRKA, where there is a choice."""
+def stacked(config: ModelConfig, selections: Sequence[Selection]) -> dict[str, Tensor]:
+    """What all blocks chose: kept tokens DRK and experts DRKA, where there is a choice.
+
+    Static experts are none: which they are is decided before a graph runs.
+    """
     chosen = {KEPT: [each.kept_RK for each in selections], EXPERTS: [each.experts_RKA for each in selections]}
+    if config.activation and config.activation.expert_choice == STATIC:
+        del chosen[EXPERTS]
     whole = {name: [ids for ids in of_blocks if ids is not None] for name, of_blocks in chosen.items()}
     return {name: torch.stack(of_blocks) for name, of_blocks in whole.items() if of_blocks}
 

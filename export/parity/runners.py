@@ -129,17 +129,17 @@ class EagerGraphRunner(_Runner):
             return guide(trace.logits_RLV, strength) if groups == 2 else trace.logits_RLV
 
         free = run()
-        forced = self._selections(si, stacked(free.best))
+        forced = self._selections(si, stacked(config, free.best))
         traced = run(forced) if forced else free
         logits_BLV, free_logits_BLV = logits(traced), logits(free)
         limits = given["uniform"], int(given["top_k"]), float(given["top_p"])
         ids_BL = sample(free_logits_BLV, *limits)
         drawn_BL = self._possible(TOKENS, ids_BL, self._choices.get(TOKENS), config.vqvae.vocab_size)
         next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL if drawn_BL is None else drawn_BL, si)
-        of_rows = {HIDDEN: traced.hidden_DRLC, **stacked(traced.best)}
+        of_rows = {HIDDEN: traced.hidden_DRLC, **stacked(config, traced.best)}
         made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH}
         if KEPT in self._choices or EXPERTS in self._choices:
-            of_rows |= {name + FREE: ids for name, ids in stacked(free.best).items()}
+            of_rows |= {name + FREE: ids for name, ids in stacked(config, free.best).items()}
             made |= {LOGITS + FREE: free_logits_BLV, TOKENS + FORCED: sample(logits_BLV, *limits)}
         made |= of_rows_in_groups(of_rows, groups)
         if si + 1 < len(schedule):

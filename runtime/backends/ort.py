@@ -286,7 +286,8 @@ class _Weights:
             sweeper.join()
 
     def _make(self, stored: StoredTensor, shape: tuple[int, ...]) -> onnxruntime.OrtValue:
-        array = self._bytes[stored.offset : stored.offset + stored.length].view(stored.dtype).reshape(shape)
+        values = self._bytes[stored.offset : stored.offset + stored.length].view(stored.dtype)
+        array = values[: math.prod(shape)].reshape(shape)  # the first rows, where a graph reads no more
         if self._device == "cpu":
             return onnxruntime.OrtValue.ortvalue_from_numpy(array)  # a view: nothing is copied
         return unowned(onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0))
