@@ -104,10 +104,10 @@ def bench(
     if place == "cuda" and first_gpu() is None:
         raise UsageError(f"--device {place} needs an NVIDIA GPU, and there is none. Leave it out, and --backend, too.")
     kinds = peer_kinds(peers)
-    if models and (size != Size() or rates.are_given):
+    if models and (replace(size, patch_nums=None) != Size() or rates.are_given):
         raise UsageError("--model names what is there, and a preset, rates or scales shape another. Leave them out.")
     if models:
-        named = [chosen_model(model, vqvae, hub, backend == "tensorrt") for model in models]
+        named = [chosen_model(model, vqvae, size.patch_nums, hub, backend == "tensorrt") for model in models]
         graphs = named_contestants(named, precision, backend, official_var)
         contestants = [*graphs, *peers_of(graphs, None, kinds, official_var, place)]
     else:

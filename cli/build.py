@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -112,7 +113,7 @@ def build(
     size.refuse_beside(model, vqvae, rates)
     if not (model or size.is_given):
         raise UsageError("There is nothing to build. Give --depth 20, a --preset or a --model.")
-    named = chosen_model(model, vqvae, hub) if model else None
+    named = chosen_model(model, vqvae, size.patch_nums, hub) if model else None
     if named and named.bundle and (rates.are_given or out):
         raise UsageError(f"Rates, experts and --out shape what is exported, and {model} is there. Leave them out.")
     wanted = chosen_precision(precision, fp16)
@@ -145,10 +146,10 @@ def build(
 
 
 def _options(batch_range: str, workspace: int | None, aux_streams: int | None, plugins: str) -> PlanOptions:
-    try:
-        low, best, high = (int(part) for part in batch_range.split(":"))
-    except ValueError:
-        raise UsageError(f"--batch-range must be three numbers, such as 1:8:64, got {batch_range!r}.") from None
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})", batch_range)
+    if not found:
+        raise UsageError(f"--batch-range must be three numbers, such as 1:8:64, got {batch_range!r}.")
+    low, best, high = map(int, found.groups())
     try:
         return PlanOptions((low, best, high), workspace, aux_streams, plugins)
     except ValueError as error:

@@ -52,13 +52,13 @@ def bundle_to_build(
 def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision: str) -> Path:
     """The bundle of a checkpoint, given its weights if it has none."""
     with needs("export", "to export a model"):
-        from actvar.checkpoint.model import open_model
+        from actvar.checkpoint.model import open_checkpoint
         from actvar.export.binder import bind
 
-    path, vqvae = checkpoint.path, checkpoint.vqvae
-    stored, source = open_model(path, vqvae), f"checkpoint {path.name}"
+    path = checkpoint.path
+    stored, source = open_checkpoint(checkpoint), f"checkpoint {path.name}"
     if activation := rates.of(stored.config):
-        stored = open_model(path, vqvae, activation)
+        stored = open_checkpoint(checkpoint, activation)
         source += ", router and selector random" if stored.fresh else ""
     if not _is_there(folder, stored.config, precision):
         _export_graphs(stored.config, folder, precision, path.name)
@@ -68,7 +68,15 @@ def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision
             say(RANDOM_ROUTER)
         fresh = bool(stored.fresh)
         with progress_bar(f"Writing the weights of {path.name}") as progress:
-            bind(folder, path, vqvae, random_router=fresh, bundle_rates=not fresh, progress=progress)
+            bind(
+                folder,
+                path,
+                checkpoint.vqvae,
+                schedule=checkpoint.schedule,
+                random_router=fresh,
+                bundle_rates=not fresh,
+                progress=progress,
+            )
     elif there.source != source:
         raise UsageError(
             f"{folder} holds the weights of: {there.source}. Give it those of this checkpoint with "

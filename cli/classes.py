@@ -32,7 +32,7 @@ def classes(*, model: ModelOption = "actvar-mini", hub: Hub, json_file: JsonOpti
     --class takes either. Those of official VAR are ImageNet's, and can be named by any of WordNet's names and ids.
     """
     check_json_option(json_file)
-    named = chosen_model(model, None, hub)
+    named = chosen_model(model, None, None, hub)
     count, names = _classes(named)
     content = {
         "format": FORMAT,

@@ -15,6 +15,7 @@ from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
     JsonOption,
     ModelOption,
+    PatchNumsOption,
     SeedOption,
     ShardOption,
     VqvaeOption,
@@ -64,6 +65,7 @@ def evaluate(
     *,
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
     count: Annotated[
         int | None,
@@ -121,7 +123,7 @@ def evaluate(
     def accept(config: ModelConfig) -> None:
         guidance.of(config.sampling)
 
-    named = chosen_model(model, vqvae, hub, engine.backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
     source = engine.open(named, accept).source
     sampling = guidance.of(source.model.sampling)
     spec = _spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)

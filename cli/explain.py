@@ -12,6 +12,7 @@ from actvar.classes import choose_classes, class_label
 from actvar.cli.model_choice import Hub, chosen_checkpoint
 from actvar.cli.options import (
     CheckpointOption,
+    PatchNumsOption,
     SeedOption,
     ThreadsOption,
     VqvaeOption,
@@ -59,6 +60,7 @@ def explain(
     ] = 16,
     model: CheckpointOption = "actvar-mini",
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
     threads: ThreadsOption = 0,
     out: Annotated[Path, out_option("Folder for the page and its figures.")] = Path("."),
@@ -67,12 +69,12 @@ def explain(
 
     PyTorch draws it, as `generate --backend torch` would.
     """
-    _, chosen = chosen_checkpoint(model, vqvae, hub)
+    _, chosen = chosen_checkpoint(model, vqvae, patch_nums, hub)
     where = _folder(out)
     with needs("train", "to look into a model"):
         from actvar.explain.record import record_choices
         from actvar.runtime.backends import torch_eager
-    network = torch_eager.load(chosen.path, chosen.vqvae, threads).network
+    network = torch_eager.load(chosen, threads).network
     config, sampling = network.config, network.config.sampling
     si = _scale_index(config, scale, Path(model).name)
     class_ids = choose_classes(config, [chosen_class])

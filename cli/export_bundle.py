@@ -56,7 +56,7 @@ def export(
         raise UsageError("A bundle is made from a --model, or from a --preset or --depth. Give one of them.")
     wanted = chosen_precision(precision, fp16) or "fp32"
     if model:
-        name, checkpoint = chosen_checkpoint(model, vqvae, hub)
+        name, checkpoint = chosen_checkpoint(model, vqvae, size.patch_nums, hub)
     else:
         name, config = size.model(rates)
     target = out or Path("bundles") / f"{name}-{wanted}"
@@ -64,18 +64,18 @@ def export(
         raise UsageError(f"--out {target} is there and is not a bundle. Name a new folder, or a bundle to replace.")
 
     with needs("export", "to export a model"):
-        from actvar.checkpoint.model import load_model
+        from actvar.checkpoint.model import load_checkpoint
         from actvar.export.onnx_export import export_bundle
         from actvar.models.actvar import random_model
 
     started = time.perf_counter()
     if model:
-        network, source = load_model(checkpoint.path, checkpoint.vqvae), f"checkpoint {checkpoint.path.name}"
+        network, source = load_checkpoint(checkpoint), f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):
             if network.config.activation is None:
                 say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            network = load_model(checkpoint.path, checkpoint.vqvae, activation)
+            network = load_checkpoint(checkpoint, activation)
     else:
         network, source = random_model(config), f"random weights, preset {size.name}"
         say(f"Random weights: {size.name} is exported for size and speed, and draws nothing that means anything.")

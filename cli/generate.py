@@ -10,6 +10,7 @@ from actvar.classes import choose_classes, class_label
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
     ModelOption,
+    PatchNumsOption,
     SeedOption,
     VqvaeOption,
     class_option,
@@ -51,6 +52,7 @@ def generate(
     guidance: Guidance,
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
     engine: Engine,
     out: Annotated[Path, out_option("Folder for the pictures, or a .png file.")] = Path("."),
@@ -69,7 +71,8 @@ def generate(
         where.require_room(1 if grid else count * len(choose_classes(config, classes)))
         guidance.of(config.sampling)
 
-    source = engine.open(chosen_model(model, vqvae, hub, engine.backend == "tensorrt"), accept).source
+    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
+    source = engine.open(named, accept).source
     class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model.sampling)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)

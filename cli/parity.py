@@ -94,7 +94,7 @@ def parity(
     if backend == "tensorrt" and first_gpu() is None:
         raise UsageError("--backend tensorrt needs an NVIDIA GPU, and there is none. Take --backend onnxruntime.")
     with needs("export", "to compare graphs with PyTorch"):
-        from actvar.checkpoint.model import load_model
+        from actvar.checkpoint.model import load_checkpoint
         from actvar.export.onnx_export import export_bundle
         from actvar.export.parity.check import check_parity
         from actvar.models.actvar import random_model
@@ -104,8 +104,8 @@ def parity(
         say(f"Random weights: {size.name} draws nothing that means anything; its graphs can be compared all the same.")
         network, source = random_model(config), f"random weights, preset {size.name}"
     else:
-        _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, hub)
-        network, source = load_model(chosen.path, chosen.vqvae), f"checkpoint {chosen.path.name}"
+        _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, hub)
+        network, source = load_checkpoint(chosen), f"checkpoint {chosen.path.name}"
     with TemporaryDirectory(prefix="actvar-parity-") as scratch:
         folder = bundle or Path(scratch) / "bundle"
         if not bundle:

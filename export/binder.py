@@ -30,6 +30,7 @@ from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.weights_file import WeightsFile
 from actvar.files import locked, read_verified
 from actvar.models.actvar import random_model
+from actvar.scales import ScaleSchedule
 
 Progress = Callable[[float], None]
 
@@ -40,6 +41,7 @@ def bind(
     vqvae: Path | None = None,
     target: Path | None = None,
     *,
+    schedule: ScaleSchedule | None = None,
     random_router: bool = False,
     bundle_rates: bool = False,
     progress: Progress | None = None,
@@ -51,7 +53,7 @@ def bind(
 
     Args:
         bundle: its folder; it may have weights already, or none.
-        checkpoint, vqvae: as `actvar.checkpoint.open_model` takes them.
+        checkpoint, vqvae, schedule: as `actvar.checkpoint.model.open_model` takes them.
         target: the new bundle's folder; None replaces the bundle.
         random_router: give a dense checkpoint the router and selector that the graphs want, drawn at random.
         bundle_rates: take a checkpoint that was trained with other active scales or rates than the graphs have.
@@ -66,7 +68,7 @@ def bind(
     """
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
-    stored = open_model(checkpoint, vqvae)
+    stored = open_model(checkpoint, vqvae, schedule=schedule)
     _require_shape(checkpoint, stored.config, bundle, manifest.model)
     source, activation, own = f"checkpoint {checkpoint.name}", manifest.model.activation, stored.config.activation
     if random_router and (own or not activation):
@@ -75,7 +77,7 @@ def bind(
             f"{f'{checkpoint} is an ActVAR' if own else f'the graphs of {bundle} are dense'}. Leave it out."
         )
     if activation and (random_router or (bundle_rates and own)):
-        stored = open_model(checkpoint, vqvae, activation)
+        stored = open_model(checkpoint, vqvae, activation, schedule)
         source += ", router and selector random" if random_router else ""
     _require_activation(checkpoint, stored.config, bundle, manifest.model)
     return _bind(bundle, manifest, stored.config, stored.read, source, target, progress)

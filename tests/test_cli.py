@@ -432,7 +432,7 @@ def test_a_dense_checkpoint_that_is_activated_says_that_its_router_is_random(com
     [
         ([], "made from a --model, or from a --preset"),
         (["--preset", "mini", "--model", "c"], "--preset and --model both name a model"),
-        (["--model", "c", "--patch-nums", "1,2"], "a model has its own"),
+        (["--model", "actvar-mini", "--patch-nums", "1,2"], "actvar-mini has its own"),
         (["--preset", "mini", "--vqvae", "v"], "--vqvae belongs to a checkpoint"),
         (["--preset", "d17"], "--preset"),
         (["--preset", "mini", "--patch-nums", "1;2"], "--patch-nums 1;2: patch_nums must be whole numbers"),

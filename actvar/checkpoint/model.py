@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.networks import networks
 from actvar.checkpoint.official import derive_vqvae, read_official, require_same, schedule_of, without_hits
 from actvar.checkpoint.own import is_own, read_own, read_own_vqvae
@@ -108,6 +109,16 @@ def load_model(
     values = {name: stored.read(name, copy=True) for name in model.state_dict()}
     model.load_state_dict(values, strict=True, assign=True)
     return model.requires_grad_(False)
+
+
+def open_checkpoint(checkpoint: Checkpoint, activation: Activation | None = None) -> StoredModel:
+    """`open_model` of what a person named together."""
+    return open_model(checkpoint.path, checkpoint.vqvae, activation, checkpoint.schedule)
+
+
+def load_checkpoint(checkpoint: Checkpoint, activation: Activation | None = None) -> ActVAR:
+    """`load_model` of what a person named together."""
+    return load_model(checkpoint.path, checkpoint.vqvae, activation, checkpoint.schedule)
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,19 @@ from actvar.data.tokens import TokenStore, open_token_store
 from actvar.errors import CheckpointError, DataError
 from actvar.models.actvar import ActVAR, empty_model
 from actvar.models.var import VAR
+from actvar.scales import ScaleSchedule
 
 CHECKPOINT = "actvar.safetensors"
 """In the folder of a stage that has ended."""
 
 
-def load_teacher(path: Path, vqvae: Path | None) -> ActVAR:
+def load_teacher(path: Path, vqvae: Path | None, schedule: ScaleSchedule | None = None) -> ActVAR:
     """The dense model that a file holds.
 
     Raises:
         CheckpointError: it holds none.
     """
-    teacher = load_model(path, vqvae)
+    teacher = load_model(path, vqvae, schedule=schedule)
     if teacher.config.activation:
         raise CheckpointError(f"--teacher {path} is an ActVAR. Name the dense VAR that it was made of.")
     return teacher
