@@ -15,6 +15,7 @@ from actvar.cli.options import (
     model_option,
     out_option,
 )
+from actvar.cli.output import replaced_bundle, say_replaced
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 
@@ -53,6 +54,7 @@ def bind(
     for option, given in of_model.items():
         if given and not model:
             raise UsageError(f"--{option} belongs to a --model, and there is none. Give both, or leave it out.")
+    replaces = bool(out and out.resolve() != bundle.resolve() and replaced_bundle(out))
     checkpoint = chosen_checkpoint(model, vqvae, patch_nums, hub)[1] if model else None
     with needs("export", "to bind a checkpoint"):
         from actvar.export import binder
@@ -78,4 +80,5 @@ def bind(
         say(RANDOM_ROUTER)
     size = manifest.weights.bytes / 1e6
     typer.echo(f"{target}: {size:.0f} MB of weights, {manifest.precision}, {manifest.source}")
+    say_replaced(target, replaces)
     say(f"Bound in {time.perf_counter() - started:.1f} s. See what is in it: actvar-trt inspect {target}")

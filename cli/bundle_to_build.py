@@ -4,12 +4,12 @@ Plans are dear, and an export replaces a bundle with all that is in it: so a bun
 is of the model that was named, and left alone if it is not.
 """
 
-import os
 from pathlib import Path
 
-from actvar.bundle.manifest import MANIFEST_FILE, read_manifest
+from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
 from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size
+from actvar.cli.output import replaced_bundle
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
@@ -98,10 +98,7 @@ def _is_there(folder: Path, config: ModelConfig, precision: str) -> bool:
     Raises:
         UsageError: something else is.
     """
-    if not (folder / MANIFEST_FILE).is_file():
-        is_free = not any(folder.iterdir()) if folder.is_dir() else not os.path.lexists(folder)
-        if not is_free:
-            raise UsageError(f"{folder} is there and is not a bundle. Name another folder with --out.")
+    if not replaced_bundle(folder):
         return False
     manifest = read_manifest(folder)
     if manifest.model != config or manifest.precision != precision:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from actvar.bundle.contract import Precision
-from actvar.bundle.manifest import MANIFEST_FILE
 from actvar.cli.model_choice import RANDOM_ROUTER, Hub, Rates, Size, chosen_checkpoint
 from actvar.cli.options import (
     Fp16Option,
@@ -17,6 +16,7 @@ from actvar.cli.options import (
     graph_precision_option,
     out_option,
 )
+from actvar.cli.output import replaced_bundle, say_replaced
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 
@@ -60,8 +60,7 @@ def export(
     else:
         name, config = size.model(rates)
     target = out or Path("bundles") / f"{name}-{wanted}"
-    if target.is_symlink() or (target.exists() and not (target / MANIFEST_FILE).is_file()):
-        raise UsageError(f"--out {target} is there and is not a bundle. Name a new folder, or a bundle to replace.")
+    replaces = replaced_bundle(target)
 
     with needs("export", "to export a model"):
         from actvar.checkpoint.model import load_checkpoint
@@ -83,4 +82,5 @@ def export(
         manifest = export_bundle(network, target, wanted, source, progress)
     size_mb = sum(file.bytes for file in manifest.files) / 1e6
     typer.echo(f"{target}: {len(manifest.graphs)} graphs, {size_mb:.0f} MB, {wanted}, {source}")
+    say_replaced(target, replaces)
     say(f"Exported in {time.perf_counter() - started:.1f} s. See what is in it: actvar-trt inspect {target}")

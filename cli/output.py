@@ -1,6 +1,6 @@
-"""Where pictures go: `--out` as a file or a folder, and the names of the files.
+"""Where results go: `--out` as a file or a folder, the names of pictures, and what becomes of what is there.
 
-Knows paths; writing them is `actvar.runtime.image`'s.
+Knows paths; what pictures look like as files is `actvar.runtime.image`'s.
 """
 
 import os
@@ -10,7 +10,9 @@ from pathlib import Path
 
 from actvar.classes import class_names
 from actvar.config import ModelConfig
-from actvar.errors import ActVARError, UsageError
+from actvar.console import say
+from actvar.errors import ActVARError, BundleError, UsageError
+from actvar.export.bundle_folder import replaces_bundle
 from actvar.runtime.pictures import Order
 
 
@@ -72,6 +74,24 @@ def destination(out: Path, files: int) -> Destination:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ActVARError(f"--out {out} cannot be written: no permission in {existing}. Name another place.")
     return result
+
+
+def replaced_bundle(out: Path) -> bool:
+    """Whether a bundle is there that one to be written takes the place of; looked at before the work.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    try:
+        return replaces_bundle(out)
+    except BundleError as error:
+        raise UsageError(f"--out {error}") from None
+
+
+def say_replaced(out: Path, replaced: bool) -> None:
+    """Say that a bundle was replaced, if one was."""
+    if replaced:
+        say(f"It replaces the bundle that was there before, in {out}.")
 
 
 def make_folder(where: Destination) -> None:
