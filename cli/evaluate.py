@@ -32,7 +32,7 @@ from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Sha
 from actvar.evaluation.picture_sets import write_npz
 from actvar.evaluation.score_report import score_run
 from actvar.naming import NamedModel
-from actvar.reports import STDOUT, check_file_option, check_json_option
+from actvar.reports import STDOUT, check_file_option, check_json_option, said_if_replaced
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.run_drawing import draw_missing
@@ -220,7 +220,7 @@ def _draw(run: PictureRun, part: Shard, source: PictureSource, sampling: Samplin
 
 def _write_npz(run: PictureRun, path: Path, quietly: bool) -> None:
     try:
-        with counting("Writing", run.spec.count) as advance:
+        with said_if_replaced(path), counting("Writing", run.spec.count) as advance:
             write_npz(path, run.shape, _told(run.batches(PIECE), advance))
     except OSError as error:
         raise ActVARError(

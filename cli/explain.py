@@ -21,9 +21,9 @@ from actvar.cli.options import (
     drawing_option,
     out_option,
 )
-from actvar.cli.output import Destination, destination
+from actvar.cli.output import Destination, destination, make_folder, picture_stem
 from actvar.config import ModelConfig
-from actvar.console import progress_bar
+from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 from actvar.explain.choices import Choices, load
 from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
@@ -31,7 +31,6 @@ from actvar.explain.page import page, png
 from actvar.explain.plots import batch_figure
 from actvar.plotting import where_possible
 from actvar.provenance import typed
-from actvar.reports import write_reports
 from actvar.runtime.image import to_bytes
 from actvar.runtime.pictures import Order
 
@@ -69,7 +68,7 @@ def explain(
 
     PyTorch draws it, as `generate --backend torch` would.
     """
-    _, chosen = chosen_checkpoint(model, vqvae, patch_nums, hub)
+    name, chosen = chosen_checkpoint(model, vqvae, patch_nums, hub)
     where = _folder(out)
     with needs("train", "to look into a model"):
         from actvar.explain.record import record_choices
@@ -94,11 +93,12 @@ def explain(
     figures = _figures(to_bytes(made.pictures_B3HW.cpu().numpy())[0], choices, others, title)
     made_by = typed(["actvar-trt", *sys.argv[1:]])
     html = page(f"What was activated: {title}", figures, choices, others, made_by)
-    stem = where.picture(config, Order(class_id, number), seed).stem
-    where.folder.mkdir(parents=True, exist_ok=True)
-    write_reports(
-        where.folder, {**{f"{stem}-{name}.png": file for name, file in figures.items()}, f"{stem}.html": html}
-    )
+    files = {**{f"-{figure}.png": content for figure, content in figures.items()}, ".html": html.encode()}
+    make_folder(where)
+    for path, what_was_there in where.write(picture_stem(name, config, Order(class_id, number), seed), files):
+        typer.echo(path)
+        if what_was_there:
+            say(f"{path}{what_was_there}")
     for line in _in_words(choices, others):
         typer.echo(line)
 

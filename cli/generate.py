@@ -18,11 +18,11 @@ from actvar.cli.options import (
     out_option,
     output_option,
 )
-from actvar.cli.output import destination, make_folder, scales_strip
+from actvar.cli.output import Destination, destination, make_folder, picture_stem, sheet_stem
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say, tell
-from actvar.runtime.image import sheet, write_png
+from actvar.runtime.image import png, sheet
 from actvar.runtime.pictures import Order, Picture
 
 EXAMPLES = """Examples:
@@ -72,17 +72,17 @@ def generate(
         guidance.of(config.sampling)
 
     named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
-    source = engine.open(named, accept).source
+    name, source = named.name, engine.open(named, accept).source
     class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model.sampling)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)
     with _counted(len(class_ids) * count, grid) as counted:
         pictures = counted(source.draw(orders, sampling, seed, show_scales))
         if grid:
-            _write_sheet(pictures, source.model, class_ids, count, show_scales, where.grid(seed), seed)
+            _write_sheet(pictures, where, name, source.model, class_ids, count, show_scales, seed)
         else:
             for picture in pictures:
-                _write(picture, source.model, where.picture(source.model, picture.order, seed), seed)
+                _write(picture, where, name, source.model, seed)
 
 
 @contextmanager
@@ -116,25 +116,26 @@ def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Pictu
             say(f"{done} of {total} pictures {how} in {seconds:.1f} s.")
 
 
-def _write(picture: Picture, model: ModelConfig, path: Path, seed: int) -> None:
+def _write(picture: Picture, where: Destination, named: str, model: ModelConfig, seed: int) -> None:
     """Write a picture, and the strip of its scales if it has one: before it, so that no picture is without its own."""
-    if picture.partials:
-        count = len(picture.partials)
-        write_png(sheet(picture.partials, count, count), scales_strip(path))
-    write_png(picture.pixels_HW3, path)
+    scales = len(picture.partials)
+    strips = {"-scales.png": png(sheet(picture.partials, scales, scales))} if scales else {}
+    stem = picture_stem(named, model, picture.order, seed)
+    *strip, (path, what_was_there) = where.write(stem, {**strips, ".png": png(picture.pixels_HW3)})
     label = class_label(model, picture.order.class_id)
-    tell(f"{path}: class {label}, picture {picture.order.number} of seed {seed}")
-    if picture.partials:
-        tell(f"{scales_strip(path)}: its {count} scales")
+    tell(f"{path}: class {label}, picture {picture.order.number} of seed {seed}{what_was_there}")
+    for path, what_was_there in strip:
+        tell(f"{path}: its {scales} scales{what_was_there}")
 
 
 def _write_sheet(
     pictures: Iterator[Picture],
+    where: Destination,
+    named: str,
     model: ModelConfig,
     class_ids: Sequence[int],
     count: int,
     show_scales: bool,
-    path: Path,
     seed: int,
 ) -> None:
     """Write all pictures as one: a row for each class, or for each picture's scales."""
@@ -142,6 +143,7 @@ def _write_sheet(
     total = len(class_ids) * count
     columns = scales if show_scales else count if len(class_ids) > 1 else None
     panels = (panel for picture in pictures for panel in picture.partials or (picture.pixels_HW3,))
-    write_png(sheet(panels, total * scales, columns), path)
+    content = png(sheet(panels, total * scales, columns))
+    [(path, what_was_there)] = where.write(sheet_stem(named, model, class_ids, seed), {".png": content})
     labels = ", ".join(class_label(model, class_id) for class_id in class_ids)
-    tell(f"{path}: {total} pictures of class {labels}, seed {seed}")
+    tell(f"{path}: {total} pictures of class {labels}, seed {seed}{what_was_there}")

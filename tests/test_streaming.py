@@ -44,7 +44,7 @@ def large_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def name(number: int) -> str:
-    return f"actvar-002-seed0-{number}.png"
+    return f"bundle-002-seed0-{number}.png"
 
 
 def arguments(bundle: Path, count: int, *more: object) -> list[str]:

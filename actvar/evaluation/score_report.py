@@ -17,7 +17,7 @@ from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.picture_run import PictureRun
 from actvar.evaluation.statistics_file import write_statistics
 from actvar.provenance import typed
-from actvar.reports import STDOUT, deliver
+from actvar.reports import STDOUT, deliver, said_if_replaced
 
 if TYPE_CHECKING:  # what loads PyTorch is loaded when it is needed
     from actvar.evaluation.judges import Judge
@@ -67,7 +67,8 @@ def score_run(
     content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     deliver([_table(scores, name, judge, reference)], content, json_file)
     if save_statistics:
-        _save_statistics(save_statistics, statistics, judge)
+        with said_if_replaced(save_statistics):
+            _save_statistics(save_statistics, statistics, judge)
         typer.echo(str(save_statistics), err=json_file == STDOUT)
 
 
