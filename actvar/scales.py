@@ -69,6 +69,11 @@ class ScaleSchedule:
             )
         return cls(numbers)
 
+    @property
+    def text(self) -> str:
+        """As `parse` reads it."""
+        return ",".join(map(str, self.patch_nums))
+
     def __len__(self) -> int:
         """S."""
         return len(self.patch_nums)

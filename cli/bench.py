@@ -33,7 +33,7 @@ from actvar.cli.options import (
     refuse_elsewhere,
 )
 from actvar.console import progress_bar, say
-from actvar.errors import UsageError
+from actvar.errors import UsageError, counted
 from actvar.plotting import plot_files
 from actvar.provenance import typed
 from actvar.reports import show, write_reports
@@ -137,7 +137,7 @@ def _batches(text: str) -> tuple[int, ...]:
 def _report(contestants: list[Contestant], plan: Plan, machine: Machine, device: Device, threads: int) -> BenchReport:
     with TemporaryDirectory(prefix="actvar-bench-") as scratch:
         setting = Setting(threads, device, plan.batches[-1], Path(scratch))
-        with progress_bar(f"{len(contestants)} contestants take turns") as progress:
+        with progress_bar(f"{counted(len(contestants), 'contestant')} take turns") as progress:
             measured = measure(
                 contestants,
                 plan,

@@ -18,6 +18,7 @@ from actvar.cli.options import (
 from actvar.cli.output import replaced_bundle, say_replaced
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
+from actvar.provenance import pasteable
 
 EXAMPLES = """Examples:
 
@@ -81,4 +82,4 @@ def bind(
     size = manifest.weights.bytes / 1e6
     typer.echo(f"{target}: {size:.0f} MB of weights, {manifest.precision}, {manifest.source}")
     say_replaced(target, replaces)
-    say(f"Bound in {time.perf_counter() - started:.1f} s. See what is in it: actvar-trt inspect {target}")
+    say(f"Bound in {time.perf_counter() - started:.1f} s. See what is in it: {pasteable('inspect', target)}")

@@ -24,9 +24,10 @@ from actvar.cli.options import (
     precision_option,
 )
 from actvar.console import progress_bar, say
-from actvar.errors import EngineError, UsageError, needs
+from actvar.errors import EngineError, UsageError, counted, needs
 from actvar.export.plans.report import figures, plan_table
 from actvar.plugins.library import plugin_library
+from actvar.provenance import pasteable
 from actvar.reports import check_json_option, deliver
 
 EXAMPLES = """Examples:
@@ -140,9 +141,10 @@ def build(
     seconds = time.perf_counter() - started
     content = json.dumps(figures(manifest, plans, jobs, seconds), indent=1) + "\n"
     deliver([plan_table(plans)], content, json_file)
-    say(f"{plan_folder(folder, target)}: {len(plans.plans)} of {len(manifest.graphs)} plans, in {seconds:.1f} s")
+    built = f"{len(plans.plans)} of {counted(len(manifest.graphs), 'plan')}"
+    say(f"{plan_folder(folder, target)}: {built}, in {seconds:.1f} s")
     if manifest.weights.entry is None:
-        say(f"There are no weights yet. Give the plans some: actvar-trt bind {folder} --model CHECKPOINT")
+        say(f"There are no weights yet. Give the plans some: {pasteable('bind', folder, '--model', 'CHECKPOINT')}")
 
 
 def _options(batch_range: str, workspace: int | None, aux_streams: int | None, plugins: str) -> PlanOptions:

@@ -14,6 +14,7 @@ from actvar.config import ModelConfig
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 from actvar.naming import NamedModel
+from actvar.provenance import pasteable
 
 
 def bundle_to_build(
@@ -78,9 +79,13 @@ def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision
                 progress=progress,
             )
     elif there.source != source:
+        given = ["--model", path]
+        given += ["--vqvae", checkpoint.vqvae] if checkpoint.vqvae else []
+        given += ["--patch-nums", checkpoint.schedule.text] if checkpoint.schedule else []
+        given += ["--random-router"] if stored.fresh else []
         raise UsageError(
-            f"{folder} holds the weights of: {there.source}. Give it those of this checkpoint with "
-            f"`actvar-trt bind {folder} --model {path}`, or name another folder with --out."
+            f"{folder} holds the weights of: {there.source}. Name another folder with --out, or give it those of this "
+            f"checkpoint: {pasteable('bind', folder, *given)}"
         )
     return folder
 

@@ -27,7 +27,7 @@ from actvar.cli.options import (
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig, Sampling
 from actvar.console import counting, progress_bar, say
-from actvar.errors import ActVARError, UsageError, needs
+from actvar.errors import ActVARError, UsageError, counted, needs
 from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Shard, open_run
 from actvar.evaluation.picture_sets import write_npz
 from actvar.evaluation.score_report import score_run
@@ -210,12 +210,12 @@ def _draw(run: PictureRun, part: Shard, source: PictureSource, sampling: Samplin
     """Draw what is missing, and say how far the run is, however this ends."""
     wanted, missing = (sum(piece.count for piece in of(part)) for of in (run.pieces, run.missing))
     if missing < wanted:
-        say(f"{wanted - missing} of {wanted} pictures are in {run.folder} already.")
+        say(f"{wanted - missing} of {counted(wanted, 'picture')} are in {run.folder} already.")
     try:
         with counting("Drawing", wanted, wanted - missing) as advance:
             draw_missing(run, part, source, sampling, advance)
     finally:
-        say(f"{run.kept} of {run.spec.count} pictures are in {run.folder}.")
+        say(f"{run.kept} of {counted(run.spec.count, 'picture')} are in {run.folder}.")
 
 
 def _write_npz(run: PictureRun, path: Path, quietly: bool) -> None:
@@ -227,7 +227,7 @@ def _write_npz(run: PictureRun, path: Path, quietly: bool) -> None:
             f"{path} cannot be written: {error.strerror or error}. The pictures are kept in {run.folder}: make room or "
             "name another file with --npz, and give the same command again."
         ) from None
-    typer.echo(f"{path}: {run.spec.count} pictures, for guided-diffusion's evaluator.py", err=quietly)
+    typer.echo(f"{path}: {counted(run.spec.count, 'picture')}, for guided-diffusion's evaluator.py", err=quietly)
 
 
 def _told(batches: Iterator[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:

@@ -24,7 +24,7 @@ from actvar.cli.options import (
 from actvar.cli.output import Destination, destination, make_folder, picture_stem
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say
-from actvar.errors import UsageError, needs
+from actvar.errors import UsageError, counted, needs
 from actvar.explain.choices import Choices, load
 from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
 from actvar.explain.page import page, png
@@ -83,7 +83,7 @@ def explain(
         )
     [class_id] = class_ids
 
-    with progress_bar(f"Drawing {count + 1} pictures") as progress:
+    with progress_bar(f"Drawing {counted(count + 1, 'picture')}") as progress:
         made, choices = record_choices(network, class_id, sampling, si, seed, number)
         others = []
         for i in range(count):
@@ -112,14 +112,14 @@ def _figures(picture_HW3: np.ndarray, choices: Choices, others: Sequence[Choices
         figures["experts"] = experts_figure(picture_HW3, choices, f"The best experts of each token: {title}")
         figures["chosen"] = chosen_figure(choices, f"The tokens of each expert: {title}")
     with where_possible():
-        figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
+        figures["batch"] = batch_figure(others, f"Coverage and load over {counted(len(others), 'picture')}")
     return {name: png(figure) for name, figure in figures.items()}
 
 
 def _in_words(choices: Choices, others: Sequence[Choices]) -> Iterator[str]:
     if choices.skips_tokens:
         reached = choices.covered_DL[-1].sum()
-        yield f"Scale {choices.scale}: some block updated {reached} of {choices.side**2} tokens."
+        yield f"Scale {choices.scale}: some block updated {reached} of {counted(choices.side**2, 'token')}."
     if choices.rests_experts:
         loads_DN = load(others)
         yield f"Over the batch, experts were given {loads_DN.min():.2f} to {loads_DN.max():.2f} times their fair share."

@@ -18,7 +18,8 @@ from actvar.cli.options import (
 )
 from actvar.cli.output import replaced_bundle, say_replaced
 from actvar.console import progress_bar, say
-from actvar.errors import UsageError, needs
+from actvar.errors import UsageError, counted, needs
+from actvar.provenance import pasteable
 
 EXAMPLES = """Examples:
 
@@ -81,6 +82,6 @@ def export(
     with progress_bar(f"Exporting to {target}") as progress:
         manifest = export_bundle(network, target, wanted, source, progress)
     size_mb = sum(file.bytes for file in manifest.files) / 1e6
-    typer.echo(f"{target}: {len(manifest.graphs)} graphs, {size_mb:.0f} MB, {wanted}, {source}")
+    typer.echo(f"{target}: {counted(len(manifest.graphs), 'graph')}, {size_mb:.0f} MB, {wanted}, {source}")
     say_replaced(target, replaces)
-    say(f"Exported in {time.perf_counter() - started:.1f} s. See what is in it: actvar-trt inspect {target}")
+    say(f"Exported in {time.perf_counter() - started:.1f} s. See what is in it: {pasteable('inspect', target)}")

@@ -22,6 +22,7 @@ from actvar.cli.output import Destination, destination, make_folder, picture_ste
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say, tell
+from actvar.errors import counted
 from actvar.runtime.image import png, sheet
 from actvar.runtime.pictures import Order, Picture
 
@@ -76,8 +77,8 @@ def generate(
     class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model.sampling)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)
-    with _counted(len(class_ids) * count, grid) as counted:
-        pictures = counted(source.draw(orders, sampling, seed, show_scales))
+    with _tallied(len(class_ids) * count, grid) as tallied:
+        pictures = tallied(source.draw(orders, sampling, seed, show_scales))
         if grid:
             _write_sheet(pictures, where, name, source.model, class_ids, count, show_scales, seed)
         else:
@@ -86,7 +87,7 @@ def generate(
 
 
 @contextmanager
-def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Picture]], Iterator[Picture]]]:
+def _tallied(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Picture]], Iterator[Picture]]]:
     """Gives what counts pictures on their way, with a bar where there are several.
 
     A picture counts when the next one is asked for: it is on the disk by then. However the block ends, it is told how
@@ -96,7 +97,7 @@ def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Pictu
     try:
         with progress_bar("Drawing", announced=False, pieces=total) as progress:
 
-            def counted(pictures: Iterator[Picture]) -> Iterator[Picture]:
+            def tallied(pictures: Iterator[Picture]) -> Iterator[Picture]:
                 nonlocal done
                 if total > 1:
                     progress(0)
@@ -106,14 +107,14 @@ def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Pictu
                     if total > 1:
                         progress(done)
 
-            yield counted
+            yield tallied
     finally:
         seconds = time.perf_counter() - started
         if done == total:
-            say(f"{done} picture{'s' * (done > 1)} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
+            say(f"{counted(done, 'picture')} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
         elif total > 1:
             how = "drawn, and no sheet of them," if for_a_sheet else "written"
-            say(f"{done} of {total} pictures {how} in {seconds:.1f} s.")
+            say(f"{done} of {counted(total, 'picture')} {how} in {seconds:.1f} s.")
 
 
 def _write(picture: Picture, where: Destination, named: str, model: ModelConfig, seed: int) -> None:
@@ -125,7 +126,7 @@ def _write(picture: Picture, where: Destination, named: str, model: ModelConfig,
     label = class_label(model, picture.order.class_id)
     tell(f"{path}: class {label}, picture {picture.order.number} of seed {seed}{what_was_there}")
     for path, what_was_there in strip:
-        tell(f"{path}: its {scales} scales{what_was_there}")
+        tell(f"{path}: its {counted(scales, 'scale')}{what_was_there}")
 
 
 def _write_sheet(
@@ -146,4 +147,4 @@ def _write_sheet(
     content = png(sheet(panels, total * scales, columns))
     [(path, what_was_there)] = where.write(sheet_stem(named, model, class_ids, seed), {".png": content})
     labels = ", ".join(class_label(model, class_id) for class_id in class_ids)
-    tell(f"{path}: {total} pictures of class {labels}, seed {seed}{what_was_there}")
+    tell(f"{path}: {counted(total, 'picture')} of class {labels}, seed {seed}{what_was_there}")

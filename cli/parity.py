@@ -26,7 +26,7 @@ from actvar.cli.options import (
     refuse_elsewhere,
 )
 from actvar.console import progress_bar, say
-from actvar.errors import UsageError, needs
+from actvar.errors import UsageError, counted, needs
 from actvar.reports import check_json_option, deliver
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.machine import first_gpu
@@ -120,7 +120,7 @@ def parity(
             graphs = open_graphs(folder, batch_size, 0, place, cpu_graph)
         if graphs.model != network.config:
             raise UsageError(f"--bundle {folder} is of another model than {source}. Name what it was exported from.")
-        with progress_bar(f"Comparing {count} pictures") as progress:
+        with progress_bar(f"Comparing {counted(count, 'picture')}") as progress:
             report = check_parity(network, graphs, count, seed, f"{backend} on {place}", progress)
     lines = filter(None, (report.first_flip, report.verdict))
     deliver([report.table(), *map(escape, lines)], report.to_json(), json_file)

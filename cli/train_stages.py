@@ -17,6 +17,7 @@ from actvar.cli.training_run import TrainingRun
 from actvar.config import Activation, ModelConfig
 from actvar.distill.label_choice import Labels
 from actvar.errors import UsageError, needs
+from actvar.provenance import pasteable
 
 if TYPE_CHECKING:
     from actvar.models.actvar import ActVAR
@@ -101,7 +102,11 @@ def stage1(
         _require_a_choice(config)
         weighed = {"alpha": alpha, "beta": beta, "labels": Labels(expert_label, token_label, label_form)}
         _train(run, 2.0, train_stage1, dense, student_of(dense.var, config, run.seed), team, weighed)
-        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: actvar-trt train stage2 --student {run.out}")
+        of_teacher = ["--teacher", teacher]
+        of_teacher += ["--vqvae", vqvae] if vqvae else []
+        of_teacher += ["--patch-nums", schedule.text] if schedule else []
+        following = pasteable("train", "stage2", "--student", run.out, *of_teacher, *run.of_next_stage())
+        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: {following}")
 
 
 def stage2(
@@ -132,7 +137,7 @@ def stage2(
     with team_of(run.parallel, run.device) as team:
         dense = load_teacher(teacher, vqvae, schedule)
         _train(run, 10.0, train_stage2, dense, load_student(student, dense, teacher), team)
-        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: actvar-trt export --model {run.out / CHECKPOINT}")
+        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: {pasteable('export', '--model', run.out / CHECKPOINT)}")
 
 
 def _require_a_choice(config: ModelConfig) -> None:

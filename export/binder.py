@@ -25,7 +25,7 @@ from actvar.bundle.manifest import (
 from actvar.bundle.plans import LOCK_FILE
 from actvar.checkpoint.model import open_model
 from actvar.config import ModelConfig
-from actvar.errors import BundleError, CheckpointError, UsageError
+from actvar.errors import BundleError, CheckpointError, UsageError, counted
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.weights_file import WeightsFile
 from actvar.files import locked, read_verified
@@ -108,7 +108,7 @@ def _require_rebindable(bundle: Path, manifest: Manifest) -> None:
     if manifest.precision == "int8":
         raise BundleError(
             f"{bundle} is in int8, and its graphs hold scales that were measured with its own weights. "
-            "Export the checkpoint: actvar-trt export --model CHECKPOINT --precision int8."
+            "Export the checkpoint: actvar-trt export --model CHECKPOINT --precision int8"
         )
 
 
@@ -148,7 +148,7 @@ def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made
         return
     if found.activation.experts != made_for.activation.experts:
         raise CheckpointError(
-            f"{checkpoint} has {found.activation.experts} experts, and the graphs of {bundle} were made for "
+            f"{checkpoint} has {counted(found.activation.experts, 'expert')}, and the graphs of {bundle} were made for "
             f"{made_for.activation.experts}. {instead} a checkpoint with as many."
         )
     if not found.activation.is_dynamic:
@@ -160,8 +160,9 @@ def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made
         own, wanted = ((model.kept_tokens(si), model.active_experts(si)) for model in (found, made_for))
         if own != wanted:
             raise CheckpointError(
-                f"{checkpoint} keeps {own[0]} tokens and {own[1]} experts at scale {si + 1}, and the graphs of "
-                f"{bundle} keep {wanted[0]} and {wanted[1]}. {instead} with --bundle-rates, to run it as the graphs do."
+                f"{checkpoint} keeps {counted(own[0], 'token')} and {counted(own[1], 'expert')} at scale {si + 1}, and "
+                f"the graphs of {bundle} keep {wanted[0]} and {wanted[1]}. {instead} with --bundle-rates, to run it as "
+                "the graphs do."
             )
 
 

@@ -87,7 +87,10 @@ def export_graphs(
             baseline.
     """
     if precision == "int8":
-        raise UsageError("Graphs in int8 are made for the weights they have. Name a checkpoint: actvar-trt export.")
+        raise UsageError(
+            "Graphs in int8 are made for the weights that they have. Export a checkpoint: "
+            "actvar-trt export --model CHECKPOINT --precision int8"
+        )
     _require_dynamic(config)
     return _export(config, None, folder, precision, source, progress)
 

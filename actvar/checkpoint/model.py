@@ -17,7 +17,7 @@ from actvar.checkpoint.own import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import Activation, ModelConfig
-from actvar.errors import CheckpointError, UsageError, shown
+from actvar.errors import CheckpointError, UsageError, counted, shown
 from actvar.models.actvar import ActVAR, empty_model, without_values
 from actvar.models.var import fresh_scorers
 from actvar.models.vqvae import VQVAE
@@ -173,8 +173,8 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
 def _activated(config: ModelConfig, activation: Activation, path: Path) -> ModelConfig:
     if config.activation and config.activation.experts != activation.experts:
         raise CheckpointError(
-            f"{shown(path)} has a router for {config.activation.experts} experts, and {activation.experts} were asked "
-            "for. Ask for as many as it has, or start from a dense checkpoint."
+            f"{shown(path)} has a router for {counted(config.activation.experts, 'expert')}, and "
+            f"{activation.experts} were asked for. Ask for as many as it has, or start from a dense checkpoint."
         )
     for name in ("token_choice", "expert_choice") if config.activation else ():
         own, asked = getattr(config.activation, name), getattr(activation, name)

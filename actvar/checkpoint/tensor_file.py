@@ -15,7 +15,7 @@ from actvar.checkpoint.lookalikes import HEAD, lookalike
 from actvar.checkpoint.refusals import first_line, is_out_of_memory, no_checkpoint, too_little_memory, unreadable
 from actvar.checkpoint.shards import is_index, read_index
 from actvar.checkpoint.torch_file import ZIP_MAGIC, read_torch_file
-from actvar.errors import CheckpointError, shown
+from actvar.errors import CheckpointError, counted, shown
 
 MAX_TENSORS = 100_000
 _NAME_ONE = "Name a checkpoint: a .safetensors or .pth file"
@@ -100,7 +100,9 @@ def _open_safetensors(path: Path, head: bytes = b"") -> TensorFile:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             if len(names) > MAX_TENSORS:
-                raise no_checkpoint(path, f"has {len(names)} tensors, which no checkpoint has", "Name another file.")
+                raise no_checkpoint(
+                    path, f"has {counted(len(names), 'tensor')}, which no checkpoint has", "Name another file."
+                )
             return TensorFile(path, {name: file.get_tensor(name) for name in names}, file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         if is_out_of_memory(error):

@@ -28,7 +28,7 @@ from actvar.data.picture_files import (
 )
 from actvar.data.pictures import PictureBatch, SkippedPicture
 from actvar.data.preprocessing import Preprocessing
-from actvar.errors import DataError, shown
+from actvar.errors import DataError, counted, shown
 
 Split: TypeAlias = Literal["train", "val"]
 
@@ -57,7 +57,9 @@ class PictureFolders:
             DataError: there are not so many.
         """
         if count > len(self.names):
-            raise DataError(f"{self.folder} holds {len(self.names)} pictures, {count} were asked for. Ask for fewer.")
+            raise DataError(
+                f"{self.folder} holds {counted(len(self.names), 'picture')}, {count} were asked for. Ask for fewer."
+            )
         chosen = [i * len(self.names) // count for i in range(count)]
         names, class_ids = [self.names[i] for i in chosen], [self.class_ids[i] for i in chosen]
         return PictureFolders(self.folder, names, class_ids, self.class_names)

@@ -26,7 +26,7 @@ import numpy as np
 
 from actvar.bundle.json_form import FormReader, content_hash, write_json
 from actvar.data.npy import npy_header
-from actvar.errors import ActVARError, shown
+from actvar.errors import ActVARError, counted, shown
 from actvar.evaluation.picture_sets import Shape
 from actvar.files import content_of, opened, written_whole
 
@@ -142,8 +142,8 @@ class PictureRun:
             self._known[piece.file] = _state(path)
         except OSError as error:
             raise ActVARError(
-                f"{path} cannot be written: {error.strerror or error}. {self.kept} of {self.spec.count} pictures are "
-                "kept there: make room, and give the same command again."
+                f"{path} cannot be written: {error.strerror or error}. {self.kept} of "
+                f"{counted(self.spec.count, 'picture')} are kept there: make room, and give the same command again."
             ) from None
 
     def batches(self, at_once: int) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from actvar.data.glyphs import HELD_OUT_SEED, PICTURE_SIZE, TRAIN_SEED, glyph_batch
-from actvar.errors import ActVARError
+from actvar.errors import ActVARError, counted
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.judges import Judge
 from actvar.evaluation.picture_sets import ARRAY, PictureSet, Shape, npz_names, open_folder, open_npz
@@ -78,7 +78,9 @@ def open_reference(given: str, stream_count: int, judge: Judge, side: int) -> Re
                 "Name a reference of the same size."
             )
         if count <= NEIGHBOURS:
-            raise ActVARError(f"{given} holds {count} pictures, expected {NEIGHBOURS + 1} or more. Name a larger one.")
+            raise ActVARError(
+                f"{given} holds {counted(count, 'picture')}, expected {NEIGHBOURS + 1} or more. Name a larger one."
+            )
     return reference
 
 

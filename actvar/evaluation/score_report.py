@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from actvar.console import counting
-from actvar.errors import ActVARError, needs
+from actvar.errors import ActVARError, counted, needs
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.picture_run import PictureRun
 from actvar.evaluation.statistics_file import write_statistics
@@ -74,9 +74,9 @@ def score_run(
 
 def _table(scores: "Scores", name: str, judge: "Judge", reference: "Reference") -> Table:
     fid = judge.name.startswith("inception")
-    table = Table(f"{scores.pictures:,} pictures", name)
+    table = Table(counted(scores.pictures, "picture", form=","), name)
     table.columns[1].justify = "right"
-    pictures = f", {reference.count:,} pictures" if reference.count else ""
+    pictures = f", {counted(reference.count, 'picture', form=',')}" if reference.count else ""
     table.add_row("held against", reference.name + pictures)
     table.add_row("seen by", judge.name)
     table.add_row("FID" if fid else "Fréchet distance", f"{scores.frechet_distance:.3f}")
