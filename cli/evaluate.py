@@ -85,6 +85,13 @@ def evaluate(
             "glyphs-held-out. Without one, pictures of other models are not scored.",
         ),
     ] = None,
+    crop_reference: Annotated[
+        bool,
+        score_option(
+            help="Crop a folder's pictures in the middle and resize them to the model's size, as `encode --split val` "
+            "does."
+        ),
+    ] = False,
     reference_count: Annotated[
         int, score_option(min=_LEAST, max=10**6, help="Pictures of glyphs-train or glyphs-held-out.")
     ] = 10_000,
@@ -127,7 +134,11 @@ def evaluate(
     source = engine.open(named, accept).source
     sampling = guidance.of(source.model.sampling)
     spec = _spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)
-    looked = None if part else _judge_and_reference(source.model, judge, inception, reference, reference_count)
+    if crop_reference and not reference:
+        raise UsageError("--crop-reference belongs to a --reference, and there is none. Give both, or leave it out.")
+    looked = None
+    if not part:
+        looked = _judge_and_reference(source.model, judge, inception, reference, reference_count, crop_reference)
     if json_file and not looked:
         raise UsageError("--json writes scores, and without a --reference there are none. Give both, or neither.")
     run = open_run(out or _default_folder(named, spec), spec)
@@ -180,7 +191,12 @@ def _default_folder(named: NamedModel, spec: RunSpec) -> Path:
 
 
 def _judge_and_reference(
-    model: ModelConfig, judge: JudgeName | None, inception: Path | None, reference: str | None, stream_count: int
+    model: ModelConfig,
+    judge: JudgeName | None,
+    inception: Path | None,
+    reference: str | None,
+    stream_count: int,
+    crop: bool,
 ) -> tuple["Judge", "Reference"] | None:
     """Who looks at the pictures, and what they are held against; opened before hours are spent on drawing.
 
@@ -203,7 +219,7 @@ def _judge_and_reference(
         from actvar.evaluation.judges import glyph_judge, inception_judge
         from actvar.evaluation.reference import open_reference
     opened = glyph_judge() if name == "glyphs" else inception_judge(inception)
-    return opened, open_reference(reference, stream_count, opened, model.picture_size)
+    return opened, open_reference(reference, stream_count, opened, model.picture_size, crop)
 
 
 def _draw(run: PictureRun, part: Shard, source: PictureSource, sampling: Sampling) -> None:

@@ -172,7 +172,7 @@ def test_a_command_that_is_put_together_can_be_pasted(place: str, words: list[st
 
 # ---- options
 
-NOT_OURS = {"--no-python", "--nproc-per-node", "--help", "--porcelain", "--always", "--dirty", "--exclude"}
+NOT_OURS = {"--no-python", "--nproc-per-node", "--help", "--porcelain", "--always", "--dirty", "--exclude", "--build"}
 
 
 SCRIPTS = (

@@ -29,6 +29,7 @@ from actvar.data.picture_files import (
 from actvar.data.pictures import PictureBatch, SkippedPicture
 from actvar.data.preprocessing import Preprocessing
 from actvar.errors import DataError, counted, shown
+from actvar.files import is_hidden
 
 Split: TypeAlias = Literal["train", "val"]
 
@@ -127,7 +128,7 @@ def _require_classes(folder: Path, found: list[str], expected: int) -> None:
     if len(found) == expected:
         return
     some = f" ({', '.join(map(shown, found[:3]))}{', …' if len(found) > 3 else ''})" if found else ""
-    if hidden := [name for name in found if name.startswith(".")]:
+    if hidden := [name for name in found if is_hidden(name)]:
         advice = f"{shown(hidden[0])} is counted as a class: remove it, if it is none."
     elif not found:
         advice = "Sort its files into one folder for each class."

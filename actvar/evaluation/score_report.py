@@ -60,7 +60,11 @@ def score_run(
         "model": name,
         "run": asdict(run.spec),
         "judge": judge.name,
-        "reference": {"name": reference.name, "pictures": reference.count},
+        "reference": {
+            "name": reference.name,
+            "pictures": reference.count,
+            "cropped": reference.cropped.identity if reference.cropped else None,
+        },
         "torch_fidelity": version("torch-fidelity"),
         "scores": asdict(scores),
     }
@@ -77,7 +81,7 @@ def _table(scores: "Scores", name: str, judge: "Judge", reference: "Reference") 
     table = Table(counted(scores.pictures, "picture", form=","), name)
     table.columns[1].justify = "right"
     pictures = f", {counted(reference.count, 'picture', form=',')}" if reference.count else ""
-    table.add_row("held against", reference.name + pictures)
+    table.add_row("held against", reference.in_words + pictures)
     table.add_row("seen by", judge.name)
     table.add_row("FID" if fid else "Fréchet distance", f"{scores.frechet_distance:.3f}")
     table.add_row("Inception score", f"{scores.inception_score:.2f} ± {scores.inception_score_spread:.2f}")
