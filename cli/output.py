@@ -62,15 +62,12 @@ class Destination:
             paths, beside = self._paths(f"{stem}-{next(numbers)}", files), ", beside another of that name"
         said = []
         for path, content in zip(paths, files.values(), strict=True):
-            if not os.path.lexists(path):
-                words = beside
-            elif _is_other(path, content):
-                words = ", in place of another"
-            else:
+            there = os.path.lexists(path)
+            if there and path.is_file() and not _is_other(path, content):
                 said.append((path, ", which was there already"))
                 continue
             write_report(path, content, "--out")
-            said.append((path, words))
+            said.append((path, ", in place of another" if there else beside))
         return said
 
     def _paths(self, stem: str, files: Mapping[str, bytes]) -> list[Path]:
@@ -79,8 +76,8 @@ class Destination:
 
 
 def _is_other(path: Path, content: bytes) -> bool:
-    """Whether something else is there than a file of this content."""
-    if not os.path.lexists(path):
+    """Whether something else is there that a file would take the place of: a folder it would not."""
+    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
         return False
     try:
         return not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content)

@@ -468,7 +468,7 @@ def test_doctor_says_what_is_there_and_how_to_get_more(command: Command, checkpo
 
     assert line("ONNX Runtime").startswith(" yes") and "CPUExecutionProvider" in line("ONNX Runtime")
     assert line("CUDA plugins").startswith(" no")
-    assert str(cache_folder()) in line("cache") and "1 bundles" in line("cache")
+    assert str(cache_folder()) in line("cache") and "1 bundle," in line("cache")
     for engine in ("TensorRT", "TensorRT-RTX"):
         assert line(engine).startswith(" yes") or "pip install" in line(engine)
 

@@ -1,6 +1,7 @@
 """Where results go: names that say what is in a file, folders that may be written, and nothing lost in silence."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -100,15 +101,13 @@ def test_a_file_that_is_named_is_replaced_and_that_is_said(command: Command, pri
 
 
 def test_what_is_no_file_is_not_written_into(command: Command, pristine: Path):
-    """A folder, a dangling link, and a pipe that nobody writes into: each has a name that is taken."""
-    import os
-
-    Path("bundle-001-seed0-0.png").mkdir()
-    Path("bundle-001-seed0-0-2.png").symlink_to("nowhere")
+    """A dangling link, a link to a folder, and a pipe that nobody writes into: each has a name that is taken."""
+    Path("bundle-001-seed0-0.png").symlink_to("nowhere")
+    Path("bundle-001-seed0-0-2.png").symlink_to("..")
     os.mkfifo("bundle-001-seed0-0-3.png")
     code, out, err = command("generate", "--model", pristine / "bundle", "--class", 1)
     assert code == 0 and out.startswith("bundle-001-seed0-0-4.png: "), err
-    assert Path("bundle-001-seed0-0-2.png").is_symlink() and not Path("nowhere").exists()
+    assert Path("bundle-001-seed0-0.png").is_symlink() and not Path("nowhere").exists()
 
 
 def test_an_explanation_keeps_its_files_together(command: Command, pristine: Path):

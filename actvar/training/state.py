@@ -155,10 +155,11 @@ class StateFile:
         """A run whose length was changed is gone on with while it is still what one of the new length would be."""
         if alike and done <= int(now):
             return
+        so_far = f"{counted(done, 'step')} {'is' if done == 1 else 'are'} done"
         raise CheckpointError(
-            f"{self.folder} holds another run (steps {was} -> {now}): it is at step {done}, and after the warm-up the "
-            f"learning rate falls so as to end at the last of {was}. Ask for as many as before, or train a longer one, "
-            "from the start or from what this one leaves, in another folder."
+            f"{self.folder} holds another run (steps {was} -> {now}): {so_far}, and after the warm-up the learning "
+            f"rate falls so as to end at the last of {was}. Ask for as many as before, or train a longer one, from the "
+            "start or from what this one leaves, in another folder."
         )
 
 
