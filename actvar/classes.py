@@ -116,4 +116,5 @@ def _hint(wanted: str, names: Sequence[Sequence[str]], normals: Sequence[Sequenc
     close = [firsts[name] for name in get_close_matches(wanted, firsts, n=_SUGGESTIONS, cutoff=0.5)]
     if close:
         return f"Did you mean {', '.join(dict.fromkeys(close))}?"
-    return f"Names are {', '.join(shown(of_class[0]) for of_class in names[:3])} and so on: see `actvar-trt classes`."
+    first = ", ".join(shown(of_class[0]) for of_class in names[:3])
+    return f"Names are {first} and so on: see `actvar-trt classes --model MODEL`."

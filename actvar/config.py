@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from actvar.class_names import CLASS_NAMES
-from actvar.errors import shown
+from actvar.errors import counted, shown
 from actvar.scales import LARGE_PATCH_NUMS, MAX_SCALES, ScaleSchedule
 
 HEAD_WIDTH = 64
@@ -167,7 +167,9 @@ class ModelConfig:
         if not 1 <= self.num_classes <= MAX_CLASSES:
             raise ValueError(f"num_classes must be at least 1 and at most {MAX_CLASSES}, got {self.num_classes}")
         if self.class_names and len(self.class_names) != self.num_classes:
-            raise ValueError(f"{self.num_classes} classes need as many names, got {len(self.class_names)}")
+            raise ValueError(
+                f"{counted(self.num_classes, 'class', 'classes')} need as many names, got {len(self.class_names)}"
+            )
         if self.guided_scales is not None and not 0 <= self.guided_scales < len(self.schedule):
             most = len(self.schedule) - 1
             raise ValueError(f"guided_scales must lie in 0..{most} or be left out, got {shown(self.guided_scales)}")

@@ -55,6 +55,18 @@ def shown(text: object, limit: int = 500) -> str:
     return line if len(whole) <= limit and len(line) <= limit else line[: limit - 1] + "…"
 
 
+def counted(number: int, one: str, many: str = "", form: str = "") -> str:
+    """How many there are of something: "1 picture", "2 pictures".
+
+    Args:
+        number: of them.
+        one: what it is.
+        many: what several are, if that is not the same with an s.
+        form: of the number, as after a colon in braces; "," for thousands.
+    """
+    return f"{number:{form}} {one if number == 1 else many or one + 's'}"
+
+
 @contextmanager
 def needs(extra: str, purpose: str) -> Iterator[None]:
     """Turn a missing package into a message that names the extra which brings it.

@@ -18,6 +18,25 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOB = re.compile(r"[0-9A-Za-z]{1,128}")
 
 
+_OF_SYSTEMS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is no content of its folder: a hidden one, or what a file system or a desktop keeps there."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+def content_of(folder: Path) -> list[str]:
+    """What a folder holds, by name, in order. The one rule of what stands in the way of a result that is put there.
+
+    What is hidden does not count, and whoever writes there leaves it alone.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    return sorted(name for name in os.listdir(folder) if not is_hidden(name))
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """A file: its name in the folder that it belongs to, and what its content must be."""

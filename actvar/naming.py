@@ -10,6 +10,7 @@ from actvar.bundle.manifest import MANIFEST_FILE
 from actvar.checkpoint.files import SHIPPED_MODELS, Checkpoint, shipped_checkpoint
 from actvar.errors import UsageError
 from actvar.hub import CHECKPOINT_FILE, Repository, fetch, repository_of
+from actvar.scales import ScaleSchedule
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ def named_model(
     name: str,
     vqvae: Path | None = None,
     *,
+    schedule: ScaleSchedule | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     with_plans: bool = False,
@@ -40,18 +42,20 @@ def named_model(
             file; of a Hub repository, "user/repo", or of a file in one, "user/repo/var_d20.pth". The first of these
             that there is, in this order: what is here wins over the Hub.
         vqvae: the VQVAE's file, for a checkpoint that holds none.
+        schedule: the token maps, for a checkpoint that does not tell them.
         revision: a branch, a tag or a commit of a Hub repository.
         local_files_only: of a Hub repository take what was fetched before, and ask nobody.
         with_plans: of a bundle on the Hub fetch its plans, too.
         shown: whether bars may be shown while files are fetched.
 
     Raises:
-        UsageError: nothing bears this name, or a VQVAE or a revision is named beside what has none.
+        UsageError: nothing bears this name, or a VQVAE, token maps or a revision are named beside what has none.
         ActVARError: this installation lacks a model of the package, or a repository cannot be fetched.
     """
-    here = _named_here(name, vqvae)
+    beside = _Beside(vqvae, schedule)
+    here = _named_here(name, beside)
     if here is None and (repository := repository_of(name)):
-        return _fetched(repository, vqvae, revision, local_files_only, with_plans, shown)
+        return _fetched(repository, beside, revision, local_files_only, with_plans, shown)
     if here is None:
         raise UsageError(
             f"No model is called {name}. Name {' or '.join(SHIPPED_MODELS)}, a bundle's folder, a checkpoint's file, "
@@ -62,27 +66,53 @@ def named_model(
     return here
 
 
-def _named_here(name: str, vqvae: Path | None) -> NamedModel | None:
+@dataclass(frozen=True)
+class _Beside:
+    """What may be named beside a checkpoint that does not hold it."""
+
+    vqvae: Path | None
+    schedule: ScaleSchedule | None
+
+    def checkpoint(self, path: Path, vqvae: Path | None = None) -> Checkpoint:
+        """The file, with what was named, or else the VQVAE that was found."""
+        return Checkpoint(path, self.vqvae or vqvae, self.schedule)
+
+    def refuse(self, model: str, has_vqvae: str) -> None:
+        """Refuse all of it beside a model that has its own.
+
+        Raises:
+            UsageError: there is something.
+        """
+        if self.vqvae:
+            raise UsageError(f"--vqvae belongs to a checkpoint without one, and {model} {has_vqvae}. Leave it out.")
+        if self.schedule:
+            raise UsageError(
+                f"--patch-nums belongs to a checkpoint that does not tell its token maps, and {model} has its own. "
+                "Leave it out."
+            )
+
+
+def _named_here(name: str, beside: _Beside) -> NamedModel | None:
     path = Path(name)
     if name in SHIPPED_MODELS:
-        _refuse_vqvae(vqvae, f"{name} has its own")
+        beside.refuse(name, "has its own")
         return NamedModel(name, checkpoint=shipped_checkpoint(name))
     if (path / MANIFEST_FILE).exists():
-        _refuse_vqvae(vqvae, f"{name} is a bundle, and holds one")
+        beside.refuse(f"{name} is a bundle, and", "holds one")
         return NamedModel(path.absolute().name, bundle=path)
     if (path / CHECKPOINT_FILE).exists():
-        return NamedModel(path.absolute().name, checkpoint=Checkpoint(path / CHECKPOINT_FILE, vqvae))
+        return NamedModel(path.absolute().name, checkpoint=beside.checkpoint(path / CHECKPOINT_FILE))
     if path.is_dir():
         raise UsageError(
             f"{name} is a folder and no bundle: it holds no {MANIFEST_FILE}, and no {CHECKPOINT_FILE} either. "
             "Name another model."
         )
-    return NamedModel(path.stem, checkpoint=Checkpoint(path, vqvae)) if path.exists() else None
+    return NamedModel(path.stem, checkpoint=beside.checkpoint(path)) if path.exists() else None
 
 
 def _fetched(
     repository: Repository,
-    vqvae: Path | None,
+    beside: _Beside,
     revision: str | None,
     local_files_only: bool,
     with_plans: bool,
@@ -93,16 +123,11 @@ def _fetched(
         revision=revision,
         local_files_only=local_files_only,
         with_plans=with_plans,
-        own_vqvae=vqvae is not None,
+        own_vqvae=beside.vqvae is not None,
         shown=shown,
     )
     if found.bundle:
-        _refuse_vqvae(vqvae, f"{repository.name} is a bundle, and holds one")
+        beside.refuse(f"{repository.name} is a bundle, and", "holds one")
         return NamedModel(repository.model_name, bundle=found.bundle)
     assert found.checkpoint
-    return NamedModel(repository.model_name, checkpoint=Checkpoint(found.checkpoint, vqvae or found.vqvae))
-
-
-def _refuse_vqvae(vqvae: Path | None, why: str) -> None:
-    if vqvae:
-        raise UsageError(f"--vqvae belongs to a checkpoint without one, and {why}. Leave it out.")
+    return NamedModel(repository.model_name, checkpoint=beside.checkpoint(found.checkpoint, found.vqvae))

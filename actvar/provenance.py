@@ -1,4 +1,4 @@
-"""How a result came to be: the command as anybody could type it, and the commit that ran."""
+"""Commands as anybody could type them: how a result came to be, with the commit that ran, and what to do next."""
 
 import shlex
 import subprocess
@@ -25,6 +25,15 @@ def typed(words: Iterable[str], folder: Path | None = None) -> str:
         return f"{option}{equals}{value}"
 
     return shlex.join(map(relative, words))
+
+
+def pasteable(*words: object) -> str:
+    """A command of ours for a message, whole and quoted, so that whoever reads it can give it as it stands.
+
+    Args:
+        words: after the program's name. One in capitals stands for what the program cannot know.
+    """
+    return shlex.join(["actvar-trt", *map(str, words)])
 
 
 def commit() -> dict[str, object]:

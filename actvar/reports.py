@@ -3,15 +3,17 @@
 import io
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from actvar.console import say
 from actvar.errors import ActVARError, UsageError
-from actvar.files import written_whole
+from actvar.files import hash_file, written_whole
 
 STDOUT = Path("-")
 """Named in place of a file: what is written goes to stdout, and nothing else does."""
@@ -45,7 +47,8 @@ def deliver(parts: Iterable[RenderableType], content: str, json_file: Path | Non
     if json_file != STDOUT:
         show(parts)
     if json_file:
-        write_report(json_file, content, "--json")
+        with said_if_replaced(json_file):
+            write_report(json_file, content, "--json")
 
 
 def check_json_option(path: Path | None) -> None:
@@ -91,5 +94,23 @@ def write_reports(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         ActVARError: one cannot be written.
     """
     for name, content in contents.items():
-        write_report(folder / name, content, "--out")
+        with said_if_replaced(folder / name):
+            write_report(folder / name, content, "--out")
         typer.echo(str(folder / name))
+
+
+@contextmanager
+def said_if_replaced(path: Path) -> Iterator[None]:
+    """Say, when the block has written a file, that another one was there before."""
+    before = _digest(path)
+    yield
+    if before and before != _digest(path):
+        say(f"{path} takes the place of another file of that name.")
+
+
+def _digest(path: Path) -> str:
+    """Of what a file holds; nothing where there is none that can be read."""
+    try:
+        return hash_file(path.resolve()).sha256 if path.is_file() else ""
+    except (ActVARError, OSError, RuntimeError):
+        return ""

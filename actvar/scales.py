@@ -23,6 +23,17 @@ MAX_SCALES = 64
 MAX_SIDE = 512  # pictures of 8192 pixels
 
 
+def whole_numbers(text: str) -> tuple[int, ...] | None:
+    """Whole numbers as a person writes several: `1,2,4`, or `1_2_4`, which Python would read as 124.
+
+    Returns: None where the text is something else, or a number has more than nine digits.
+    """
+    parts = [part.strip() for part in text.replace("_", ",").split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+        return None
+    return tuple(int(part) for part in parts)
+
+
 @dataclass(frozen=True)
 class ScaleSchedule:
     """The token maps that one picture is drawn with, smallest first (VAR, Sec. 3.2).
@@ -51,12 +62,17 @@ class ScaleSchedule:
         Raises:
             ValueError: the text is something else, or no schedule.
         """
-        parts = [part.strip() for part in text.replace("_", ",").split(",")]
-        if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+        numbers = whole_numbers(text)
+        if numbers is None:
             raise ValueError(
                 f"patch_nums must be whole numbers with commas between, such as 1,2,4,8; got '{shown(text)}'"
             )
-        return cls(tuple(int(part) for part in parts))
+        return cls(numbers)
+
+    @property
+    def text(self) -> str:
+        """As `parse` reads it."""
+        return ",".join(map(str, self.patch_nums))
 
     def __len__(self) -> int:
         """S."""

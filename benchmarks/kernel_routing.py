@@ -64,7 +64,7 @@ def main() -> None:
     tokens, experts = scores.shape[1:]
     named = {f"block {i + 1}": of_block for i, of_block in enumerate(scores)}
     named["random"] = np.random.default_rng(0).standard_normal((tokens, experts))
-    print(f"{tokens} tokens\nactive  masks     as they come  " + "  ".join(f"{n} slices" for n in SLICES))
+    print(f"tokens: {tokens}\nactive  masks     as they come  " + "  ".join(f"{n} slices" for n in SLICES))
     for active in (12, 8, 4):
         for name, of_block in named.items():
             first, *rest = densities(of_block, active)

@@ -25,7 +25,7 @@ from actvar.benchmarks.memory import export_preset
 from actvar.bundle.manifest import Manifest
 from actvar.config import PRESETS, ModelConfig
 from actvar.console import progress_bar
-from actvar.errors import ActVARError, UsageError
+from actvar.errors import ActVARError, UsageError, counted
 from actvar.provenance import commit, typed
 from actvar.reports import check_json_option, write_report
 from actvar.runtime.machine import Machine, ProcessMemory, process_memory, this_machine, usable_cores
@@ -100,14 +100,14 @@ class Found:
         said = []
         if self.first_change:
             said.append(
-                f"{self.changed.total()} of {self.drawn.total()} pictures differ from the first of their kind; the "
-                f"first was picture {self.first_change['number']} of class {self.first_change['class_id']}, after "
-                f"{self.first_change['seconds']:.1f} s."
+                f"{self.changed.total()} of {counted(self.drawn.total(), 'picture')} differ from the first of their "
+                f"kind; the first was picture {self.first_change['number']} of class {self.first_change['class_id']}, "
+                f"after {self.first_change['seconds']:.1f} s."
             )
         if not self.settled.peak or not self.after.peak or min(self.drawn.values()) < 2:
             said.append(
-                f"{self.drawn.total()} pictures in {self.seconds:.1f} s are too few: each must be drawn twice, some "
-                "before memory has settled and some after. Take more --minutes, or a longer --settle."
+                f"{counted(self.drawn.total(), 'picture')} in {self.seconds:.1f} s are too few: each must be drawn "
+                "twice, some before memory has settled and some after. Take more --minutes, or a longer --settle."
             )
         elif self.grown > self.plan.allowed_bytes:
             said.append(
@@ -219,7 +219,7 @@ def run() -> int:
     plan = Plan(given.minutes * 60, given.settle, round(given.allowed_mb * MEGABYTE))
     with progress_bar(f"Drawing for {given.minutes:g} minutes") as progress:
         found = soak(source, plan, progress)
-    print(f"{found.drawn.total()} pictures of {len(found.drawn)} kinds in {found.seconds:.1f} s")
+    print(f"{counted(found.drawn.total(), 'picture')} of {counted(len(found.drawn), 'kind')} in {found.seconds:.1f} s")
     for when, memory in (("settled", found.settled), ("after", found.after)):
         print(f"{when:8} {memory.resident / MEGABYTE:10.1f} MB, peak {memory.peak / MEGABYTE:10.1f} MB")
     for failure in found.failures():

@@ -17,6 +17,7 @@ from actvar.data.encoding import EncodeSettings
 from actvar.data.store_plan import StorePlan, claim_folder
 from actvar.data.token_files import ChunkRecord, write_chunk
 from actvar.data.tokens import open_token_store
+from actvar.errors import counted
 from actvar.runtime.machine import process_memory
 from actvar.scales import ScaleSchedule
 
@@ -42,7 +43,7 @@ def main() -> None:
         write_store(Path(name), arguments.pictures)
         before, started = process_memory().anonymous, time.perf_counter()
         store = open_token_store(Path(name))
-        print(f"opened and checked {len(store)} pictures in {time.perf_counter() - started:.1f} s")
+        print(f"opened and checked {counted(len(store), 'picture')} in {time.perf_counter() - started:.1f} s")
         generator, seconds = torch.Generator().manual_seed(0), []
         for _ in range(BATCHES):
             places = torch.randint(len(store), (BATCH,), generator=generator)

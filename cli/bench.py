@@ -33,7 +33,7 @@ from actvar.cli.options import (
     refuse_elsewhere,
 )
 from actvar.console import progress_bar, say
-from actvar.errors import UsageError
+from actvar.errors import UsageError, counted
 from actvar.plotting import plot_files
 from actvar.provenance import typed
 from actvar.reports import show, write_reports
@@ -104,10 +104,10 @@ def bench(
     if place == "cuda" and first_gpu() is None:
         raise UsageError(f"--device {place} needs an NVIDIA GPU, and there is none. Leave it out, and --backend, too.")
     kinds = peer_kinds(peers)
-    if models and (size != Size() or rates.are_given):
+    if models and (replace(size, patch_nums=None) != Size() or rates.are_given):
         raise UsageError("--model names what is there, and a preset, rates or scales shape another. Leave them out.")
     if models:
-        named = [chosen_model(model, vqvae, hub, backend == "tensorrt") for model in models]
+        named = [chosen_model(model, vqvae, size.patch_nums, hub, backend == "tensorrt") for model in models]
         graphs = named_contestants(named, precision, backend, official_var)
         contestants = [*graphs, *peers_of(graphs, None, kinds, official_var, place)]
     else:
@@ -137,7 +137,7 @@ def _batches(text: str) -> tuple[int, ...]:
 def _report(contestants: list[Contestant], plan: Plan, machine: Machine, device: Device, threads: int) -> BenchReport:
     with TemporaryDirectory(prefix="actvar-bench-") as scratch:
         setting = Setting(threads, device, plan.batches[-1], Path(scratch))
-        with progress_bar(f"{len(contestants)} contestants take turns") as progress:
+        with progress_bar(f"{counted(len(contestants), 'contestant')} take turns") as progress:
             measured = measure(
                 contestants,
                 plan,

@@ -7,9 +7,18 @@ from typing import Annotated
 import typer
 
 from actvar.cli.model_choice import RANDOM_ROUTER, Hub, chosen_checkpoint
-from actvar.cli.options import BundleArgument, OptionalCheckpointOption, VqvaeOption, model_option, out_option
+from actvar.cli.options import (
+    BundleArgument,
+    OptionalCheckpointOption,
+    PatchNumsOption,
+    VqvaeOption,
+    model_option,
+    out_option,
+)
+from actvar.cli.output import replaced_bundle, say_replaced
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
+from actvar.provenance import pasteable
 
 EXAMPLES = """Examples:
 
@@ -25,6 +34,7 @@ def bind(
     *,
     model: OptionalCheckpointOption = None,
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
     random: Annotated[bool, model_option(help="In place of a checkpoint: random weights, for size and speed.")] = False,
     random_router: Annotated[bool, model_option(help="Random router and selector for a dense checkpoint.")] = False,
@@ -41,18 +51,28 @@ def bind(
     """
     if (model is None) == (not random):
         raise UsageError("A bundle is bound to a --model, or to weights at --random. Give one of them.")
-    for option, given in (("vqvae", vqvae), ("random-router", random_router), ("bundle-rates", bundle_rates)):
+    of_model = {"vqvae": vqvae, "patch-nums": patch_nums, "random-router": random_router, "bundle-rates": bundle_rates}
+    for option, given in of_model.items():
         if given and not model:
             raise UsageError(f"--{option} belongs to a --model, and there is none. Give both, or leave it out.")
-    checkpoint = chosen_checkpoint(model, vqvae, hub)[1] if model else None
+    replaces = bool(out and out.resolve() != bundle.resolve() and replaced_bundle(out))
+    checkpoint = chosen_checkpoint(model, vqvae, patch_nums, hub)[1] if model else None
     with needs("export", "to bind a checkpoint"):
         from actvar.export import binder
 
     started, target = time.perf_counter(), out or bundle
     with progress_bar(f"Binding {target}") as progress:
         if checkpoint:
-            choices = {"random_router": random_router, "bundle_rates": bundle_rates}
-            manifest = binder.bind(bundle, checkpoint.path, checkpoint.vqvae, out, progress=progress, **choices)
+            manifest = binder.bind(
+                bundle,
+                checkpoint.path,
+                checkpoint.vqvae,
+                out,
+                schedule=checkpoint.schedule,
+                random_router=random_router,
+                bundle_rates=bundle_rates,
+                progress=progress,
+            )
         else:
             manifest = binder.bind_random(bundle, out, progress)
     if random:
@@ -61,4 +81,5 @@ def bind(
         say(RANDOM_ROUTER)
     size = manifest.weights.bytes / 1e6
     typer.echo(f"{target}: {size:.0f} MB of weights, {manifest.precision}, {manifest.source}")
-    say(f"Bound in {time.perf_counter() - started:.1f} s. See what is in it: actvar-trt inspect {target}")
+    say_replaced(target, replaces)
+    say(f"Bound in {time.perf_counter() - started:.1f} s. See what is in it: {pasteable('inspect', target)}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,9 +25,10 @@ from actvar.cli.options import (
     precision_option,
 )
 from actvar.console import progress_bar, say
-from actvar.errors import EngineError, UsageError, needs
+from actvar.errors import EngineError, UsageError, counted, needs
 from actvar.export.plans.report import figures, plan_table
 from actvar.plugins.library import plugin_library
+from actvar.provenance import pasteable
 from actvar.reports import check_json_option, deliver
 
 EXAMPLES = """Examples:
@@ -114,7 +116,7 @@ def build(
     size.refuse_beside(model, vqvae, rates)
     if not (model or size.is_given):
         raise UsageError("There is nothing to build. Give --depth 20, a --preset or a --model.")
-    named = chosen_model(model, vqvae, hub) if model else None
+    named = chosen_model(model, vqvae, size.patch_nums, hub) if model else None
     if named and named.bundle and (rates.are_given or out or guidance_until is not None):
         raise UsageError(
             f"Rates, experts, --guidance-until and --out shape what is exported, and {model} is there. Leave them out."
@@ -143,16 +145,17 @@ def build(
     seconds = time.perf_counter() - started
     content = json.dumps(figures(manifest, plans, jobs, seconds), indent=1) + "\n"
     deliver([plan_table(plans)], content, json_file)
-    say(f"{plan_folder(folder, target)}: {len(plans.plans)} of {len(manifest.graphs)} plans, in {seconds:.1f} s")
+    built = f"{len(plans.plans)} of {counted(len(manifest.graphs), 'plan')}"
+    say(f"{plan_folder(folder, target)}: {built}, in {seconds:.1f} s")
     if manifest.weights.entry is None:
-        say(f"There are no weights yet. Give the plans some: actvar-trt bind {folder} --model CHECKPOINT")
+        say(f"There are no weights yet. Give the plans some: {pasteable('bind', folder, '--model', 'CHECKPOINT')}")
 
 
 def _options(batch_range: str, workspace: int | None, aux_streams: int | None, plugins: str) -> PlanOptions:
-    try:
-        low, best, high = (int(part) for part in batch_range.split(":"))
-    except ValueError:
-        raise UsageError(f"--batch-range must be three numbers, such as 1:8:64, got {batch_range!r}.") from None
+    found = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})", batch_range)
+    if not found:
+        raise UsageError(f"--batch-range must be three numbers, such as 1:8:64, got {batch_range!r}.")
+    low, best, high = map(int, found.groups())
     try:
         return PlanOptions((low, best, high), workspace, aux_streams, plugins)
     except ValueError as error:

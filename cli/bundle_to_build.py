@@ -4,16 +4,17 @@ Plans are dear, and an export replaces a bundle with all that is in it: so a bun
 is of the model that was named, and left alone if it is not.
 """
 
-import os
 from pathlib import Path
 
-from actvar.bundle.manifest import MANIFEST_FILE, read_manifest
+from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
 from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size, guided_until, until_suffix
+from actvar.cli.output import replaced_bundle
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 from actvar.naming import NamedModel
+from actvar.provenance import pasteable
 
 
 def bundle_to_build(
@@ -61,13 +62,13 @@ def _of_checkpoint(
 ) -> Path:
     """The bundle of a checkpoint, given its weights if it has none."""
     with needs("export", "to export a model"):
-        from actvar.checkpoint.model import open_model
+        from actvar.checkpoint.model import open_checkpoint
         from actvar.export.binder import bind
 
-    path, vqvae = checkpoint.path, checkpoint.vqvae
-    stored, source = open_model(path, vqvae, guidance_until=guidance_until), f"checkpoint {path.name}"
+    path = checkpoint.path
+    stored, source = open_checkpoint(checkpoint, guidance_until=guidance_until), f"checkpoint {path.name}"
     if activation := rates.of(stored.config):
-        stored = open_model(path, vqvae, activation, guidance_until=guidance_until)
+        stored = open_checkpoint(checkpoint, activation, guidance_until)
         source += ", router and selector random" if stored.fresh else ""
     if not _is_there(folder, stored.config, precision):
         _export_graphs(stored.config, folder, precision, path.name)
@@ -77,11 +78,23 @@ def _of_checkpoint(
             say(RANDOM_ROUTER)
         fresh = bool(stored.fresh)
         with progress_bar(f"Writing the weights of {path.name}") as progress:
-            bind(folder, path, vqvae, random_router=fresh, bundle_rates=not fresh, progress=progress)
+            bind(
+                folder,
+                path,
+                checkpoint.vqvae,
+                schedule=checkpoint.schedule,
+                random_router=fresh,
+                bundle_rates=not fresh,
+                progress=progress,
+            )
     elif there.source != source:
+        given = ["--model", path]
+        given += ["--vqvae", checkpoint.vqvae] if checkpoint.vqvae else []
+        given += ["--patch-nums", checkpoint.schedule.text] if checkpoint.schedule else []
+        given += ["--random-router"] if stored.fresh else []
         raise UsageError(
-            f"{folder} holds the weights of: {there.source}. Give it those of this checkpoint with "
-            f"`actvar-trt bind {folder} --model {path}`, or name another folder with --out."
+            f"{folder} holds the weights of: {there.source}. Name another folder with --out, or give it those of this "
+            f"checkpoint: {pasteable('bind', folder, *given)}"
         )
     return folder
 
@@ -99,10 +112,7 @@ def _is_there(folder: Path, config: ModelConfig, precision: str) -> bool:
     Raises:
         UsageError: something else is.
     """
-    if not (folder / MANIFEST_FILE).is_file():
-        is_free = not any(folder.iterdir()) if folder.is_dir() else not os.path.lexists(folder)
-        if not is_free:
-            raise UsageError(f"{folder} is there and is not a bundle. Name another folder with --out.")
+    if not replaced_bundle(folder):
         return False
     manifest = read_manifest(folder)
     if manifest.model != config or manifest.precision != precision:

@@ -10,7 +10,7 @@ from rich.table import Table
 from actvar.classes import class_names, names_of
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import JsonOption, ModelOption
-from actvar.errors import CheckpointError, shown
+from actvar.errors import CheckpointError, counted, shown
 from actvar.naming import NamedModel
 from actvar.reports import check_json_option, deliver
 from actvar.told_model import told_config
@@ -32,7 +32,7 @@ def classes(*, model: ModelOption = "actvar-mini", hub: Hub, json_file: JsonOpti
     --class takes either. Those of official VAR are ImageNet's, and can be named by any of WordNet's names and ids.
     """
     check_json_option(json_file)
-    named = chosen_model(model, None, hub)
+    named = chosen_model(model, None, None, hub)
     count, names = _classes(named)
     content = {
         "format": FORMAT,
@@ -40,7 +40,7 @@ def classes(*, model: ModelOption = "actvar-mini", hub: Hub, json_file: JsonOpti
         "model": named.name,
         "classes": [{"number": number, "names": list(names[number]) if names else []} for number in range(count)],
     }
-    nameless = f"{count} classes without names: their numbers are 0 to {count - 1}."
+    nameless = f"{counted(count, 'class', 'classes')} without names: their numbers are 0 to {count - 1}."
     deliver([_table(names) if names else nameless], json.dumps(content, indent=1, ensure_ascii=False) + "\n", json_file)
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from actvar import __version__
 from actvar.bundle.manifest import MANIFEST_FILE
 from actvar.cli.options import JsonOption
-from actvar.errors import ActVARError, UsageError
+from actvar.errors import ActVARError, UsageError, counted
 from actvar.plugins.library import PLUGIN_VARIABLE, plugin_library
 from actvar.reports import check_json_option, deliver
 from actvar.runtime.machine import CACHE_VARIABLE, cache_folder
@@ -62,7 +62,8 @@ def _table(found: Sequence[Finding]) -> Table:
 
 def findings() -> list[Finding]:
     """Everything that matters to drawing, from the machine to the cache."""
-    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    cores = counted(os.cpu_count() or 1, "core")
+    system = f"{platform.system()} {platform.machine()}, {cores}, Python {platform.python_version()}"
     return [
         Finding("actvar-trt", f"{__version__}, {system}"),
         _gpu(),
@@ -137,5 +138,5 @@ def _cache() -> Finding:
     bundles = [path.parent for path in folder.glob(f"bundles/*/{MANIFEST_FILE}")]
     size = sum(file.stat().st_size for bundle in bundles for file in bundle.rglob("*"))
     return Finding(
-        "cache", f"{folder}: {len(bundles)} bundles, {size / 1e6:.0f} MB", f"set {CACHE_VARIABLE} to move it"
+        "cache", f"{folder}: {counted(len(bundles), 'bundle')}, {size / 1e6:.0f} MB", f"set {CACHE_VARIABLE} to move it"
     )

@@ -15,6 +15,7 @@ from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
     JsonOption,
     ModelOption,
+    PatchNumsOption,
     SeedOption,
     ShardOption,
     VqvaeOption,
@@ -26,12 +27,12 @@ from actvar.cli.options import (
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig, Sampling
 from actvar.console import counting, progress_bar, say
-from actvar.errors import ActVARError, UsageError, needs
+from actvar.errors import ActVARError, UsageError, counted, needs
 from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Shard, open_run
 from actvar.evaluation.picture_sets import write_npz
 from actvar.evaluation.score_report import score_run
 from actvar.naming import NamedModel
-from actvar.reports import STDOUT, check_file_option, check_json_option
+from actvar.reports import STDOUT, check_file_option, check_json_option, said_if_replaced
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.run_drawing import draw_missing
@@ -64,6 +65,7 @@ def evaluate(
     *,
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
     count: Annotated[
         int | None,
@@ -83,6 +85,13 @@ def evaluate(
             "glyphs-held-out. Without one, pictures of other models are not scored.",
         ),
     ] = None,
+    crop_reference: Annotated[
+        bool,
+        score_option(
+            help="Crop a folder's pictures in the middle and resize them to the model's size, as `encode --split val` "
+            "does."
+        ),
+    ] = False,
     reference_count: Annotated[
         int, score_option(min=_LEAST, max=10**6, help="Pictures of glyphs-train or glyphs-held-out.")
     ] = 10_000,
@@ -121,11 +130,15 @@ def evaluate(
     def accept(config: ModelConfig) -> None:
         guidance.of(config)
 
-    named = chosen_model(model, vqvae, hub, engine.backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
     source = engine.open(named, accept).source
     sampling = guidance.of(source.model)
     spec = _spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)
-    looked = None if part else _judge_and_reference(source.model, judge, inception, reference, reference_count)
+    if crop_reference and not reference:
+        raise UsageError("--crop-reference belongs to a --reference, and there is none. Give both, or leave it out.")
+    looked = None
+    if not part:
+        looked = _judge_and_reference(source.model, judge, inception, reference, reference_count, crop_reference)
     if json_file and not looked:
         raise UsageError("--json writes scores, and without a --reference there are none. Give both, or neither.")
     run = open_run(out or _default_folder(named, spec), spec)
@@ -179,7 +192,12 @@ def _default_folder(named: NamedModel, spec: RunSpec) -> Path:
 
 
 def _judge_and_reference(
-    model: ModelConfig, judge: JudgeName | None, inception: Path | None, reference: str | None, stream_count: int
+    model: ModelConfig,
+    judge: JudgeName | None,
+    inception: Path | None,
+    reference: str | None,
+    stream_count: int,
+    crop: bool,
 ) -> tuple["Judge", "Reference"] | None:
     """Who looks at the pictures, and what they are held against; opened before hours are spent on drawing.
 
@@ -202,31 +220,31 @@ def _judge_and_reference(
         from actvar.evaluation.judges import glyph_judge, inception_judge
         from actvar.evaluation.reference import open_reference
     opened = glyph_judge() if name == "glyphs" else inception_judge(inception)
-    return opened, open_reference(reference, stream_count, opened, model.picture_size)
+    return opened, open_reference(reference, stream_count, opened, model.picture_size, crop)
 
 
 def _draw(run: PictureRun, part: Shard, source: PictureSource, sampling: Sampling) -> None:
     """Draw what is missing, and say how far the run is, however this ends."""
     wanted, missing = (sum(piece.count for piece in of(part)) for of in (run.pieces, run.missing))
     if missing < wanted:
-        say(f"{wanted - missing} of {wanted} pictures are in {run.folder} already.")
+        say(f"{wanted - missing} of {counted(wanted, 'picture')} are in {run.folder} already.")
     try:
         with counting("Drawing", wanted, wanted - missing) as advance:
             draw_missing(run, part, source, sampling, advance)
     finally:
-        say(f"{run.kept} of {run.spec.count} pictures are in {run.folder}.")
+        say(f"{run.kept} of {counted(run.spec.count, 'picture')} are in {run.folder}.")
 
 
 def _write_npz(run: PictureRun, path: Path, quietly: bool) -> None:
     try:
-        with counting("Writing", run.spec.count) as advance:
+        with said_if_replaced(path), counting("Writing", run.spec.count) as advance:
             write_npz(path, run.shape, _told(run.batches(PIECE), advance))
     except OSError as error:
         raise ActVARError(
             f"{path} cannot be written: {error.strerror or error}. The pictures are kept in {run.folder}: make room or "
             "name another file with --npz, and give the same command again."
         ) from None
-    typer.echo(f"{path}: {run.spec.count} pictures, for guided-diffusion's evaluator.py", err=quietly)
+    typer.echo(f"{path}: {counted(run.spec.count, 'picture')}, for guided-diffusion's evaluator.py", err=quietly)
 
 
 def _told(batches: Iterator[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:

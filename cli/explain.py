@@ -12,6 +12,7 @@ from actvar.classes import choose_classes, class_label
 from actvar.cli.model_choice import Hub, chosen_checkpoint
 from actvar.cli.options import (
     CheckpointOption,
+    PatchNumsOption,
     SeedOption,
     ThreadsOption,
     VqvaeOption,
@@ -20,17 +21,16 @@ from actvar.cli.options import (
     drawing_option,
     out_option,
 )
-from actvar.cli.output import Destination, destination
+from actvar.cli.output import Destination, destination, make_folder, picture_stem
 from actvar.config import ModelConfig
-from actvar.console import progress_bar
-from actvar.errors import UsageError, needs
+from actvar.console import progress_bar, say
+from actvar.errors import UsageError, counted, needs
 from actvar.explain.choices import Choices, load
 from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
 from actvar.explain.page import page, png
 from actvar.explain.plots import batch_figure
 from actvar.plotting import where_possible
 from actvar.provenance import typed
-from actvar.reports import write_reports
 from actvar.runtime.image import to_bytes
 from actvar.runtime.pictures import Order
 
@@ -59,6 +59,7 @@ def explain(
     ] = 16,
     model: CheckpointOption = "actvar-mini",
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
     threads: ThreadsOption = 0,
     out: Annotated[Path, out_option("Folder for the page and its figures.")] = Path("."),
@@ -67,12 +68,12 @@ def explain(
 
     PyTorch draws it, as `generate --backend torch` would.
     """
-    _, chosen = chosen_checkpoint(model, vqvae, hub)
+    name, chosen = chosen_checkpoint(model, vqvae, patch_nums, hub)
     where = _folder(out)
     with needs("train", "to look into a model"):
         from actvar.explain.record import record_choices
         from actvar.runtime.backends import torch_eager
-    network = torch_eager.load(chosen.path, chosen.vqvae, threads).network
+    network = torch_eager.load(chosen, threads).network
     config, sampling = network.config, network.config.sampling
     si = _scale_index(config, scale, Path(model).name)
     class_ids = choose_classes(config, [chosen_class])
@@ -82,7 +83,7 @@ def explain(
         )
     [class_id] = class_ids
 
-    with progress_bar(f"Drawing {count + 1} pictures") as progress:
+    with progress_bar(f"Drawing {counted(count + 1, 'picture')}") as progress:
         made, choices = record_choices(network, class_id, sampling, si, seed, number)
         others = []
         for i in range(count):
@@ -92,11 +93,12 @@ def explain(
     figures = _figures(to_bytes(made.pictures_B3HW.cpu().numpy())[0], choices, others, title)
     made_by = typed(["actvar-trt", *sys.argv[1:]])
     html = page(f"What was activated: {title}", figures, choices, others, made_by)
-    stem = where.picture(config, Order(class_id, number), seed).stem
-    where.folder.mkdir(parents=True, exist_ok=True)
-    write_reports(
-        where.folder, {**{f"{stem}-{name}.png": file for name, file in figures.items()}, f"{stem}.html": html}
-    )
+    files = {**{f"-{figure}.png": content for figure, content in figures.items()}, ".html": html.encode()}
+    make_folder(where)
+    for path, what_was_there in where.write(picture_stem(name, config, Order(class_id, number), seed), files):
+        typer.echo(path)
+        if what_was_there:
+            say(f"{path}{what_was_there}")
     for line in _in_words(choices, others):
         typer.echo(line)
 
@@ -110,14 +112,14 @@ def _figures(picture_HW3: np.ndarray, choices: Choices, others: Sequence[Choices
         figures["experts"] = experts_figure(picture_HW3, choices, f"The best experts of each token: {title}")
         figures["chosen"] = chosen_figure(choices, f"The tokens of each expert: {title}")
     with where_possible():
-        figures["batch"] = batch_figure(others, f"Coverage and load over {len(others)} pictures")
+        figures["batch"] = batch_figure(others, f"Coverage and load over {counted(len(others), 'picture')}")
     return {name: png(figure) for name, figure in figures.items()}
 
 
 def _in_words(choices: Choices, others: Sequence[Choices]) -> Iterator[str]:
     if choices.skips_tokens:
         reached = choices.covered_DL[-1].sum()
-        yield f"Scale {choices.scale}: some block updated {reached} of {choices.side**2} tokens."
+        yield f"Scale {choices.scale}: some block updated {reached} of {counted(choices.side**2, 'token')}."
     if choices.rests_experts:
         loads_DN = load(others)
         yield f"Over the batch, experts were given {loads_DN.min():.2f} to {loads_DN.max():.2f} times their fair share."

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actvar.bundle.contract import Precision
-from actvar.bundle.manifest import MANIFEST_FILE
 from actvar.cli.model_choice import (
     RANDOM_ROUTER,
     Hub,
@@ -26,8 +25,10 @@ from actvar.cli.options import (
     graph_precision_option,
     out_option,
 )
+from actvar.cli.output import replaced_bundle, say_replaced
 from actvar.console import progress_bar, say
-from actvar.errors import UsageError, needs
+from actvar.errors import UsageError, counted, needs
+from actvar.provenance import pasteable
 
 if TYPE_CHECKING:
     from actvar.models.actvar import ActVAR
@@ -71,28 +72,27 @@ def export(
         raise UsageError("A bundle is made from a --model, or from a --preset or --depth. Give one of them.")
     wanted = chosen_precision(precision, fp16) or "fp32"
     if model:
-        name, checkpoint = chosen_checkpoint(model, vqvae, hub)
+        name, checkpoint = chosen_checkpoint(model, vqvae, size.patch_nums, hub)
     else:
         name, config = size.model(rates)
         config = guided_until(config, guidance_until)
     target = out or Path("bundles") / f"{name}{until_suffix(guidance_until)}-{wanted}"
-    if target.is_symlink() or (target.exists() and not (target / MANIFEST_FILE).is_file()):
-        raise UsageError(f"--out {target} is there and is not a bundle. Name a new folder, or a bundle to replace.")
+    replaces = replaced_bundle(target)
 
     with needs("export", "to export a model"):
-        from actvar.checkpoint.model import StoredModel, open_model
+        from actvar.checkpoint.model import StoredModel, open_checkpoint
         from actvar.export.onnx_export import export_bundle
 
     started = time.perf_counter()
     network: StoredModel | ActVAR
     if model:
-        network = open_model(checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until)
+        network = open_checkpoint(checkpoint, guidance_until=guidance_until)
         source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):
             if network.config.activation is None:
                 say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            network = open_model(checkpoint.path, checkpoint.vqvae, activation, guidance_until=guidance_until)
+            network = open_checkpoint(checkpoint, activation, guidance_until)
     else:
         with needs("export", "to draw random weights (a .safetensors file needs none)"):
             from actvar.models.actvar import random_model
@@ -101,5 +101,6 @@ def export(
     with progress_bar(f"Exporting to {target}") as progress:
         manifest = export_bundle(network, target, wanted, source, progress)
     size_mb = sum(file.bytes for file in manifest.files) / 1e6
-    typer.echo(f"{target}: {len(manifest.graphs)} graphs, {size_mb:.0f} MB, {wanted}, {source}")
-    say(f"Exported in {time.perf_counter() - started:.1f} s. See what is in it: actvar-trt inspect {target}")
+    typer.echo(f"{target}: {counted(len(manifest.graphs), 'graph')}, {size_mb:.0f} MB, {wanted}, {source}")
+    say_replaced(target, replaces)
+    say(f"Exported in {time.perf_counter() - started:.1f} s. See what is in it: {pasteable('inspect', target)}")

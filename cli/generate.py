@@ -11,6 +11,7 @@ from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
     GuidanceUntilOption,
     ModelOption,
+    PatchNumsOption,
     SeedOption,
     VqvaeOption,
     class_option,
@@ -18,11 +19,12 @@ from actvar.cli.options import (
     out_option,
     output_option,
 )
-from actvar.cli.output import destination, make_folder, scales_strip
+from actvar.cli.output import Destination, destination, make_folder, picture_stem, sheet_stem
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say, tell
-from actvar.runtime.image import sheet, write_png
+from actvar.errors import counted
+from actvar.runtime.image import png, sheet
 from actvar.runtime.pictures import Order, Picture
 
 EXAMPLES = """Examples:
@@ -52,6 +54,7 @@ def generate(
     guidance: Guidance,
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
     guidance_until: GuidanceUntilOption = None,
     engine: Engine,
@@ -71,22 +74,22 @@ def generate(
         where.require_room(1 if grid else count * len(choose_classes(config, classes)))
         guidance.of(config)
 
-    named = chosen_model(model, vqvae, hub, engine.backend == "tensorrt")
-    source = engine.open(named, accept, guidance_until).source
+    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
+    name, source = named.name, engine.open(named, accept, guidance_until).source
     class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)
-    with _counted(len(class_ids) * count, grid) as counted:
-        pictures = counted(source.draw(orders, sampling, seed, show_scales))
+    with _tallied(len(class_ids) * count, grid) as tallied:
+        pictures = tallied(source.draw(orders, sampling, seed, show_scales))
         if grid:
-            _write_sheet(pictures, source.model, class_ids, count, show_scales, where.grid(seed), seed)
+            _write_sheet(pictures, where, name, source.model, class_ids, count, show_scales, seed)
         else:
             for picture in pictures:
-                _write(picture, source.model, where.picture(source.model, picture.order, seed), seed)
+                _write(picture, where, name, source.model, seed)
 
 
 @contextmanager
-def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Picture]], Iterator[Picture]]]:
+def _tallied(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Picture]], Iterator[Picture]]]:
     """Gives what counts pictures on their way, with a bar where there are several.
 
     A picture counts when the next one is asked for: it is on the disk by then. However the block ends, it is told how
@@ -96,7 +99,7 @@ def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Pictu
     try:
         with progress_bar("Drawing", announced=False, pieces=total) as progress:
 
-            def counted(pictures: Iterator[Picture]) -> Iterator[Picture]:
+            def tallied(pictures: Iterator[Picture]) -> Iterator[Picture]:
                 nonlocal done
                 if total > 1:
                     progress(0)
@@ -106,35 +109,36 @@ def _counted(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Pictu
                     if total > 1:
                         progress(done)
 
-            yield counted
+            yield tallied
     finally:
         seconds = time.perf_counter() - started
         if done == total:
-            say(f"{done} picture{'s' * (done > 1)} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
+            say(f"{counted(done, 'picture')} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
         elif total > 1:
             how = "drawn, and no sheet of them," if for_a_sheet else "written"
-            say(f"{done} of {total} pictures {how} in {seconds:.1f} s.")
+            say(f"{done} of {counted(total, 'picture')} {how} in {seconds:.1f} s.")
 
 
-def _write(picture: Picture, model: ModelConfig, path: Path, seed: int) -> None:
+def _write(picture: Picture, where: Destination, named: str, model: ModelConfig, seed: int) -> None:
     """Write a picture, and the strip of its scales if it has one: before it, so that no picture is without its own."""
-    if picture.partials:
-        count = len(picture.partials)
-        write_png(sheet(picture.partials, count, count), scales_strip(path))
-    write_png(picture.pixels_HW3, path)
+    scales = len(picture.partials)
+    strips = {"-scales.png": png(sheet(picture.partials, scales, scales))} if scales else {}
+    stem = picture_stem(named, model, picture.order, seed)
+    *strip, (path, what_was_there) = where.write(stem, {**strips, ".png": png(picture.pixels_HW3)})
     label = class_label(model, picture.order.class_id)
-    tell(f"{path}: class {label}, picture {picture.order.number} of seed {seed}")
-    if picture.partials:
-        tell(f"{scales_strip(path)}: its {count} scales")
+    tell(f"{path}: class {label}, picture {picture.order.number} of seed {seed}{what_was_there}")
+    for path, what_was_there in strip:
+        tell(f"{path}: its {counted(scales, 'scale')}{what_was_there}")
 
 
 def _write_sheet(
     pictures: Iterator[Picture],
+    where: Destination,
+    named: str,
     model: ModelConfig,
     class_ids: Sequence[int],
     count: int,
     show_scales: bool,
-    path: Path,
     seed: int,
 ) -> None:
     """Write all pictures as one: a row for each class, or for each picture's scales."""
@@ -142,6 +146,7 @@ def _write_sheet(
     total = len(class_ids) * count
     columns = scales if show_scales else count if len(class_ids) > 1 else None
     panels = (panel for picture in pictures for panel in picture.partials or (picture.pixels_HW3,))
-    write_png(sheet(panels, total * scales, columns), path)
+    content = png(sheet(panels, total * scales, columns))
+    [(path, what_was_there)] = where.write(sheet_stem(named, model, class_ids, seed), {".png": content})
     labels = ", ".join(class_label(model, class_id) for class_id in class_ids)
-    tell(f"{path}: {total} pictures of class {labels}, seed {seed}")
+    tell(f"{path}: {counted(total, 'picture')} of class {labels}, seed {seed}{what_was_there}")

@@ -143,7 +143,13 @@ class Size:
     ] = None
     depth: Annotated[int | None, model_option(min=1, max=MAX_DEPTH, help="The same by its depth: 20 is d20.")] = None
     dense: Annotated[bool, model_option(help="With --preset or --depth: the VAR of that size.")] = False
-    patch_nums: Annotated[str | None, patch_nums_option("Sides of its token maps.", "the preset's")] = None
+    patch_nums: Annotated[
+        str | None,
+        patch_nums_option(
+            "Sides of its token maps; with --model of a checkpoint's, where its file does not tell them.",
+            "the preset's, or the checkpoint's",
+        ),
+    ] = None
 
     @property
     def is_given(self) -> bool:
@@ -168,8 +174,11 @@ class Size:
             raise UsageError(f"{option} and --model both name a model. Give one of them.")
         if vqvae and not model:
             raise UsageError("--vqvae belongs to a checkpoint that --model names, and there is none. Leave it out.")
-        if self.patch_nums and not self.is_given:
-            raise UsageError("--patch-nums shapes a --depth or a --preset; a model has its own. Leave it out.")
+        if self.patch_nums and not (self.is_given or model):
+            raise UsageError(
+                "--patch-nums belongs to a --depth, to a --preset, or to a checkpoint that --model names, and there is "
+                "none. Leave it out."
+            )
         if self.dense and not self.is_given:
             raise UsageError("--dense belongs to a --depth or a --preset; a model is what it is. Leave it out.")
         if self.dense and rates.are_given:
@@ -224,7 +233,9 @@ def chosen_schedule(patch_nums: str) -> ScaleSchedule:
         raise UsageError(f"--patch-nums {patch_nums}: {error}.") from None
 
 
-def chosen_model(model: str, vqvae: Path | None, hub: Hub, with_plans: bool = False) -> NamedModel:
+def chosen_model(
+    model: str, vqvae: Path | None, patch_nums: str | None, hub: Hub, with_plans: bool = False
+) -> NamedModel:
     """What `--model` names; of a bundle on the Hub with its plans, where they are wanted.
 
     Raises:
@@ -232,17 +243,22 @@ def chosen_model(model: str, vqvae: Path | None, hub: Hub, with_plans: bool = Fa
         ActVARError: it cannot be fetched.
     """
     return named_model(
-        model, vqvae, revision=hub.revision, local_files_only=hub.local_files_only, with_plans=with_plans
+        model,
+        vqvae,
+        schedule=chosen_schedule(patch_nums) if patch_nums else None,
+        revision=hub.revision,
+        local_files_only=hub.local_files_only,
+        with_plans=with_plans,
     )
 
 
-def chosen_checkpoint(model: str, vqvae: Path | None, hub: Hub) -> tuple[str, Checkpoint]:
+def chosen_checkpoint(model: str, vqvae: Path | None, patch_nums: str | None, hub: Hub) -> tuple[str, Checkpoint]:
     """The checkpoint that `--model` names, and what people call it.
 
     Raises:
         UsageError: it names a bundle, or nothing, or an option does not belong to it.
     """
-    named = chosen_model(model, vqvae, hub)
+    named = chosen_model(model, vqvae, patch_nums, hub)
     if named.checkpoint is None:
         raise UsageError(f"--model {model} is a bundle, and a checkpoint is wanted here. Name its file.")
     return named.name, named.checkpoint

@@ -6,10 +6,9 @@ spreads them out for typer.
 """
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -17,8 +16,7 @@ from actvar.bundle.contract import CPU_PRECISIONS, Precision
 from actvar.cli.completion import complete_class, complete_model
 from actvar.errors import UsageError
 from actvar.runtime.backends.protocol import Device
-
-_Number = TypeVar("_Number")
+from actvar.scales import whole_numbers
 
 model_option = partial(typer.Option, rich_help_panel="Model")
 drawing_option = partial(typer.Option, rich_help_panel="Drawing")
@@ -65,6 +63,10 @@ BundleArgument: TypeAlias = Annotated[
 ]
 VqvaeOption: TypeAlias = Annotated[
     Path | None, vqvae_option("The VQVAE beside a checkpoint that holds none, as official VAR's.")
+]
+PatchNumsOption: TypeAlias = Annotated[
+    str | None,
+    patch_nums_option("Sides of a checkpoint's token maps, where its file does not tell them.", "the checkpoint's"),
 ]
 
 GuidanceUntilOption: TypeAlias = Annotated[
@@ -235,21 +237,20 @@ def make_out_folder(folder: Path) -> None:
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between.
+    """Whole numbers with commas between; see `whole_numbers`.
 
     Raises:
         UsageError: the text is something else.
     """
-    return _parsed(int, option, text, "whole numbers with commas between, such as 9,10")
+    found = whole_numbers(text)
+    if found is None:
+        raise UsageError(f"{option} must be whole numbers with commas between, such as 9,10; got {text!r}.")
+    return found
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
     """Numbers with commas between; errors are those of `integers`."""
-    return _parsed(float, option, text, "numbers with commas between, such as 0.75,0.5")
-
-
-def _parsed(kind: Callable[[str], _Number], option: str, text: str, what: str) -> tuple[_Number, ...]:
     try:
-        return tuple(kind(part) for part in text.replace("_", "?").split(","))  # Python reads 1_2 as 12
+        return tuple(float(part) for part in text.replace("_", "?").split(","))  # Python reads 0.5_0 as 0.5
     except ValueError:
-        raise UsageError(f"{option} must be {what}; got {text!r}.") from None
+        raise UsageError(f"{option} must be numbers with commas between, such as 0.75,0.5; got {text!r}.") from None

@@ -1,32 +1,32 @@
-"""Where pictures go: `--out` as a file or a folder, and the names of the files.
+"""Where results go: `--out` as a file or a folder, the names of pictures, and what becomes of what is there.
 
-Knows paths; writing them is `actvar.runtime.image`'s.
+Knows paths; what pictures look like as files is `actvar.runtime.image`'s.
 """
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from actvar.classes import class_names
 from actvar.config import ModelConfig
-from actvar.errors import ActVARError, UsageError
+from actvar.console import say
+from actvar.errors import ActVARError, BundleError, UsageError
+from actvar.export.bundle_folder import replaces_bundle
+from actvar.reports import write_report
 from actvar.runtime.pictures import Order
+
+_MOST_NUMBERS = 4  # of classes, in a file's name
 
 
 @dataclass(frozen=True)
 class Destination:
-    """A folder for several files, or one file."""
+    """A folder for several files, or one file that was named."""
 
     folder: Path
     file: str | None
-
-    def picture(self, model: ModelConfig, order: Order, seed: int) -> Path:
-        """The file of one picture."""
-        names = class_names(model)
-        name = f"-{names[order.class_id][0]}" if names else ""
-        plain = re.sub(r"[^\w-]", "_", name.replace(" ", "-"))[:60]  # a checkpoint's names may hold anything
-        return self.folder / (self.file or f"actvar-{order.class_id:03d}{plain}-seed{seed}-{order.number}.png")
 
     def require_room(self, files: int) -> None:
         """Make sure that so many files are not to go into one.
@@ -39,14 +39,83 @@ class Destination:
                 f"--out names one file, {self.folder / self.file}, for {files} pictures. Name a folder, or add --grid."
             )
 
-    def grid(self, seed: int) -> Path:
-        """The file of a sheet of all pictures."""
-        return self.folder / (self.file or f"actvar-grid-seed{seed}.png")
+    def write(self, stem: str, files: Mapping[str, bytes]) -> list[tuple[Path, str]]:
+        """Write files that belong together. Nothing that is there is lost in silence.
+
+        What is there with the same content stays as it is. Something else is replaced where the file was named; else
+        the names of all get a number that is free, from 2 on.
+
+        Args:
+            stem: what the names begin with, where none was named.
+            files: contents by how the names end, such as ".png" and "-scales.png"; written in this order.
+
+        Returns: each path, and a few words if a file was there.
+
+        Raises:
+            ActVARError: one cannot be written.
+        """
+        if self.file:
+            stem = self.file.removesuffix(Path(self.file).suffix)
+        paths, beside = self._paths(stem, files), ""
+        numbers = count(2)
+        while not self.file and any(map(_is_other, paths, files.values())):
+            paths, beside = self._paths(f"{stem}-{next(numbers)}", files), ", beside another of that name"
+        said = []
+        for path, content in zip(paths, files.values(), strict=True):
+            there = os.path.lexists(path)
+            if there and path.is_file() and not _is_other(path, content):
+                said.append((path, ", which was there already"))
+                continue
+            write_report(path, content, "--out")
+            said.append((path, ", in place of another" if there else beside))
+        return said
+
+    def _paths(self, stem: str, files: Mapping[str, bytes]) -> list[Path]:
+        whole = {".png": self.file} if self.file else {}  # whose suffix may be in capitals
+        return [self.folder / (whole.get(end) or f"{stem}{end}") for end in files]
 
 
-def scales_strip(picture: Path) -> Path:
-    """The file of the partial pictures that belongs to a picture's."""
-    return picture.with_name(f"{picture.stem}-scales.png")
+def _is_other(path: Path, content: bytes) -> bool:
+    """Whether something else is there that a file would take the place of: a folder it would not."""
+    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+        return False
+    try:
+        return not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content)
+    except OSError:  # nobody may look
+        return True
+
+
+def picture_stem(named: str, model: ModelConfig, order: Order, seed: int) -> str:
+    """The name of a picture's file: its model, class, seed and number.
+
+    Args:
+        named: the model, as people call it.
+        model: whose classes may have names.
+        order: class and number.
+        seed: of the picture.
+    """
+    return f"{_plain(named, 40)}-{_class_words(model, order.class_id)}-seed{seed}-{order.number}"
+
+
+def sheet_stem(named: str, model: ModelConfig, class_ids: Sequence[int], seed: int) -> str:
+    """The name of a sheet's file: its model, its class, or its classes while they are few, and the seed."""
+    if len(class_ids) == 1:
+        words = _class_words(model, class_ids[0])
+    elif len(class_ids) <= _MOST_NUMBERS:
+        words = "-".join(f"{class_id:03d}" for class_id in class_ids)
+    else:
+        words = f"{len(class_ids)}-classes"
+    return f"{_plain(named, 40)}-{words}-seed{seed}-grid"
+
+
+def _class_words(model: ModelConfig, class_id: int) -> str:
+    names = class_names(model)
+    return f"{class_id:03d}-{_plain(names[class_id][0], 60)}" if names else f"{class_id:03d}"
+
+
+def _plain(name: str, most: int) -> str:
+    """Of a name that may hold anything, what a file's name may."""
+    return re.sub(r"[^\w-]", "_", name.replace(" ", "-"))[:most]
 
 
 def destination(out: Path, files: int) -> Destination:
@@ -72,6 +141,24 @@ def destination(out: Path, files: int) -> Destination:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ActVARError(f"--out {out} cannot be written: no permission in {existing}. Name another place.")
     return result
+
+
+def replaced_bundle(out: Path) -> bool:
+    """Whether a bundle is there that one to be written takes the place of; looked at before the work.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    try:
+        return replaces_bundle(out)
+    except BundleError as error:
+        raise UsageError(f"--out {error}") from None
+
+
+def say_replaced(out: Path, replaced: bool) -> None:
+    """Say that a bundle was replaced, if one was."""
+    if replaced:
+        say(f"It replaces the bundle that was there before, in {out}.")
 
 
 def make_folder(where: Destination) -> None:

@@ -28,7 +28,7 @@ from actvar.cli.options import (
     refuse_elsewhere,
 )
 from actvar.console import progress_bar, say
-from actvar.errors import UsageError, needs
+from actvar.errors import UsageError, counted, needs
 from actvar.reports import check_json_option, deliver
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.machine import first_gpu
@@ -99,7 +99,7 @@ def parity(
     if backend == "tensorrt" and first_gpu() is None:
         raise UsageError("--backend tensorrt needs an NVIDIA GPU, and there is none. Take --backend onnxruntime.")
     with needs("export", "to compare graphs with PyTorch"):
-        from actvar.checkpoint.model import load_model
+        from actvar.checkpoint.model import load_checkpoint
         from actvar.export.onnx_export import export_bundle
         from actvar.export.parity.check import check_parity
         from actvar.models.actvar import random_model
@@ -109,10 +109,9 @@ def parity(
         say(f"Random weights: {size.name} draws nothing that means anything; its graphs can be compared all the same.")
         network, source = random_model(config), f"random weights, preset {size.name}"
     else:
-        _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, hub)
+        _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, hub)
         until = _guided_until(bundle) if bundle else guidance_until
-        network = load_model(chosen.path, chosen.vqvae, guidance_until=until)
-        source = f"checkpoint {chosen.path.name}"
+        network, source = load_checkpoint(chosen, guidance_until=until), f"checkpoint {chosen.path.name}"
     with TemporaryDirectory(prefix="actvar-parity-") as scratch:
         folder = bundle or Path(scratch) / "bundle"
         if not bundle:
@@ -127,7 +126,7 @@ def parity(
             graphs = open_graphs(folder, batch_size, 0, place, cpu_graph)
         if graphs.model != network.config:
             raise UsageError(f"--bundle {folder} is of another model than {source}. Name what it was exported from.")
-        with progress_bar(f"Comparing {count} pictures") as progress:
+        with progress_bar(f"Comparing {counted(count, 'picture')}") as progress:
             report = check_parity(network, graphs, count, seed, f"{backend} on {place}", progress)
     lines = filter(None, (report.first_flip, report.verdict))
     deliver([report.table(), *map(escape, lines)], report.to_json(), json_file)

@@ -20,8 +20,9 @@ from actvar.cli.options import (
     training_option,
 )
 from actvar.console import tell
-from actvar.errors import UsageError, needs
+from actvar.errors import UsageError, counted, needs
 from actvar.plotting import where_possible
+from actvar.provenance import pasteable
 from actvar.reports import show, write_report
 from actvar.runtime.machine import this_machine
 from actvar.study.budget import BUDGETS, Budget
@@ -165,7 +166,7 @@ def page_files(results: Path, doc: Path) -> dict[Path, str]:
     with where_possible():
         plots = drawings(Figures(found))
     pictures = {doc.parent / "pictures" / name: text for name, text in plots.items()}
-    command = f"actvar-trt study --preset mini{_budget_options(results)}"
+    command = pasteable("study", "--preset", "mini", *_budget_options(results))
     return {doc: page(found, command, list(plots), others), **pictures}
 
 
@@ -178,11 +179,11 @@ def _write_page(results: Path, doc: Path) -> None:
     for file, text in page_files(results, doc).items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_report(file, text, "--doc")
-    tell(f"{doc} is about {len(read_results(results, CELLS))} of {len(CELLS)} cells.")
+    tell(f"{doc} is about {len(read_results(results, CELLS))} of {counted(len(CELLS), 'cell')}.")
 
 
-def _budget_options(results: Path) -> str:
-    return " --budget gpu --device cuda" if results.name.endswith("-gpu") else ""
+def _budget_options(results: Path) -> list[str]:
+    return ["--budget", "gpu", "--device", "cuda"] if results.name.endswith("-gpu") else []
 
 
 def _chosen(names: Sequence[str] | None, option: str) -> list[Cell]:
@@ -201,7 +202,9 @@ def _chosen(names: Sequence[str] | None, option: str) -> list[Cell]:
 def _matrix(cells: Sequence[Cell], done: dict[str, Result]) -> Table:
     """The cells in the order in which they are made."""
     made = sum(cell.name in done for cell in cells)
-    table = Table("cell", "what it is", "Fréchet distance", "minutes", title=f"{made} of {len(cells)} cells are done")
+    table = Table(
+        "cell", "what it is", "Fréchet distance", "minutes", title=f"{made} of {counted(len(cells), 'cell')} are done"
+    )
     for cell in cells:
         found = done.get(cell.name)
         distance = f"{found.metrics['drawn']['frechet_distance']:.3f}" if found else "–"
@@ -212,7 +215,7 @@ def _matrix(cells: Sequence[Cell], done: dict[str, Result]) -> Table:
 def _machine(device: str) -> str:
     """What the cells are made on, in words."""
     machine = this_machine()
-    return f"{machine.cpu}, {machine.cores} cores" if device == "cpu" else machine.gpu or device
+    return f"{machine.cpu}, {counted(machine.cores, 'core')}" if device == "cpu" else machine.gpu or device
 
 
 def _commit() -> str:

@@ -13,6 +13,7 @@ from actvar.cli.model_choice import Rates, activated
 from actvar.cli.options import TorchDeviceOption, count_option, out_option, seed_option, training_option
 from actvar.config import MINI, Activation
 from actvar.errors import needs
+from actvar.provenance import pasteable
 
 if TYPE_CHECKING:
     from actvar.distill.mini import MiniRecipe
@@ -51,7 +52,8 @@ def vqvae(
     """Train the VQVAE of the mini models."""
     recipe = _recipe(device)(out, device, seed, vqvae_steps=steps)
     recipe.vqvae()
-    typer.echo(f"The VQVAE is in {out / 'vqvae'}. Next: actvar-trt train mini --out {out}")
+    same = ["--vqvae-steps", steps, "--seed", seed, "--device", device]  # or it would not be the same VQVAE
+    typer.echo(f"The VQVAE is in {out / 'vqvae'}. Next: {pasteable('train', 'mini', '--out', out, *same)}")
 
 
 def var(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from actvar.cli.model_choice import Rates, activated
-from actvar.cli.options import model_option, training_option, vqvae_option
+from actvar.cli.model_choice import Rates, activated, chosen_schedule
+from actvar.cli.options import model_option, patch_nums_option, training_option, vqvae_option
 from actvar.cli.training_run import TrainingRun
 from actvar.config import STATIC, Activation, ModelConfig
 from actvar.distill.label_choice import DATA, Labels
 from actvar.errors import UsageError, needs
+from actvar.provenance import pasteable
 
 if TYPE_CHECKING:
     from actvar.models.actvar import ActVAR
@@ -48,12 +49,16 @@ TeacherOption: TypeAlias = Annotated[
     ),
 ]
 TeachersVqvaeOption: TypeAlias = Annotated[Path | None, vqvae_option("The VQVAE of a teacher's file that holds none.")]
+TeachersPatchNumsOption: TypeAlias = Annotated[
+    str | None, patch_nums_option("Sides of the teacher's token maps, where its file does not tell them.", "the file's")
+]
 
 
 def stage1(
     *,
     teacher: TeacherOption,
     vqvae: TeachersVqvaeOption = None,
+    patch_nums: TeachersPatchNumsOption = None,
     rates: Rates,
     expert_label: Annotated[
         Literal["alone", "together"],
@@ -86,8 +91,9 @@ def stage1(
         from actvar.distill.stages import student_of, train_stage1
         from actvar.training.launch import team_of
     run.check()
+    schedule = chosen_schedule(patch_nums) if patch_nums else None
     with team_of(run.parallel, run.device) as team:
-        dense = load_teacher(teacher, vqvae)
+        dense = load_teacher(teacher, vqvae, schedule)
         scales = len(dense.config.schedule)
         chosen = rates.of(dense.config) or replace(Activation(), scales=(scales - 1, scales))
         config = activated(dense.config, chosen)
@@ -97,7 +103,11 @@ def stage1(
         labels = Labels(expert_label, token_label, label_form)
         weighed = {"alpha": alpha, "beta": beta, "labels": labels, "expert_order": expert_order}
         _train(run, 2.0, train_stage1, dense, student_of(dense.var, config, run.seed), team, weighed)
-        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: actvar-trt train stage2 --student {run.out}")
+        of_teacher = ["--teacher", teacher]
+        of_teacher += ["--vqvae", vqvae] if vqvae else []
+        of_teacher += ["--patch-nums", schedule.text] if schedule else []
+        following = pasteable("train", "stage2", "--student", run.out, *of_teacher, *run.of_next_stage())
+        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: {following}")
 
 
 def stage2(
@@ -112,6 +122,7 @@ def stage2(
     ],
     teacher: TeacherOption,
     vqvae: TeachersVqvaeOption = None,
+    patch_nums: TeachersPatchNumsOption = None,
     run: TrainingRun,
 ) -> None:
     """Fine-tune an ActVAR after stage 1: experts, attention and the rest; its choices and rates stay as they are.
@@ -123,10 +134,11 @@ def stage2(
         from actvar.distill.stages import train_stage2
         from actvar.training.launch import team_of
     run.check()
+    schedule = chosen_schedule(patch_nums) if patch_nums else None
     with team_of(run.parallel, run.device) as team:
-        dense = load_teacher(teacher, vqvae)
+        dense = load_teacher(teacher, vqvae, schedule)
         _train(run, 10.0, train_stage2, dense, load_student(student, dense, teacher), team)
-        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: actvar-trt export --model {run.out / CHECKPOINT}")
+        _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: {pasteable('export', '--model', run.out / CHECKPOINT)}")
 
 
 def _require_a_choice(config: ModelConfig) -> None:

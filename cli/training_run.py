@@ -1,6 +1,6 @@
 """The options of a training on stored tokens, which both stages share, and the settings that they come to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +18,9 @@ from actvar.errors import UsageError
 
 if TYPE_CHECKING:
     from actvar.distill.stages import StageSettings
+
+
+_OF_BOTH_STAGES = ("batch_size", "accumulate", "precision", "device", "parallel", "seed")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,16 @@ class TrainingRun:
         require_device(self.device)
         if self.tensorboard:
             require_tensorboard()
+
+    def of_next_stage(self) -> list[str]:
+        """The options of a run of the next stage like this one, in a folder beside it; its length is its own."""
+        name = self.out.name.replace("stage1", "stage2")
+        folder = self.out.with_name(name if name != self.out.name else f"{name}-stage2")
+        words = ["--tokens-dir", str(self.tokens_dir), "--out", str(folder)]
+        for field in fields(self):
+            if field.name in _OF_BOTH_STAGES and (value := getattr(self, field.name)) != field.default:
+                words += [f"--{field.name.replace('_', '-')}", str(value)]
+        return words
 
     def settings(self, epochs: float, pictures: int) -> "StageSettings":
         """The run's settings, for a store of so many pictures; `epochs` are the paper's."""

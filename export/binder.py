@@ -23,10 +23,11 @@ from actvar.bundle.manifest import (
 from actvar.bundle.plans import LOCK_FILE
 from actvar.checkpoint.model import open_model
 from actvar.config import ModelConfig
-from actvar.errors import BundleError, CheckpointError, UsageError, needs
+from actvar.errors import BundleError, CheckpointError, UsageError, counted, needs
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.weights_file import Read, WeightsFile
 from actvar.files import locked, read_verified
+from actvar.scales import ScaleSchedule
 
 Progress = Callable[[float], None]
 
@@ -37,6 +38,7 @@ def bind(
     vqvae: Path | None = None,
     target: Path | None = None,
     *,
+    schedule: ScaleSchedule | None = None,
     random_router: bool = False,
     bundle_rates: bool = False,
     progress: Progress | None = None,
@@ -48,7 +50,7 @@ def bind(
 
     Args:
         bundle: its folder; it may have weights already, or none.
-        checkpoint, vqvae: as `actvar.checkpoint.open_model` takes them.
+        checkpoint, vqvae, schedule: as `actvar.checkpoint.model.open_model` takes them.
         target: the new bundle's folder; None replaces the bundle.
         random_router: give a dense checkpoint the router and selector that the graphs want, drawn at random.
         bundle_rates: take a checkpoint that was trained with other active scales or rates than the graphs have.
@@ -63,7 +65,7 @@ def bind(
     """
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
-    stored = open_model(checkpoint, vqvae)
+    stored = open_model(checkpoint, vqvae, schedule=schedule)
     _require_shape(checkpoint, stored.config, bundle, manifest.model)
     source, activation, own = f"checkpoint {checkpoint.name}", manifest.model.activation, stored.config.activation
     if random_router and (own or not activation):
@@ -72,7 +74,7 @@ def bind(
             f"{f'{checkpoint} is an ActVAR' if own else f'the graphs of {bundle} are dense'}. Leave it out."
         )
     if activation and (random_router or (bundle_rates and own)):
-        stored = open_model(checkpoint, vqvae, activation)
+        stored = open_model(checkpoint, vqvae, activation, schedule)
         source += ", router and selector random" if random_router else ""
     _require_activation(checkpoint, stored.config, bundle, manifest.model)
     config = _guided(checkpoint, stored.config, bundle, manifest.model)
@@ -106,7 +108,7 @@ def _require_rebindable(bundle: Path, manifest: Manifest) -> None:
     if manifest.precision == "int8":
         raise BundleError(
             f"{bundle} is in int8, and its graphs hold scales that were measured with its own weights. "
-            "Export the checkpoint: actvar-trt export --model CHECKPOINT --precision int8."
+            "Export the checkpoint: actvar-trt export --model CHECKPOINT --precision int8"
         )
 
 
@@ -146,7 +148,7 @@ def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made
         return
     if found.activation.experts != made_for.activation.experts:
         raise CheckpointError(
-            f"{checkpoint} has {found.activation.experts} experts, and the graphs of {bundle} were made for "
+            f"{checkpoint} has {counted(found.activation.experts, 'expert')}, and the graphs of {bundle} were made for "
             f"{made_for.activation.experts}. {instead} a checkpoint with as many."
         )
     for name in ("token_choice", "expert_choice"):
@@ -160,8 +162,9 @@ def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made
         own, wanted = ((model.kept_tokens(si), model.active_experts(si)) for model in (found, made_for))
         if own != wanted:
             raise CheckpointError(
-                f"{checkpoint} keeps {own[0]} tokens and {own[1]} experts at scale {si + 1}, and the graphs of "
-                f"{bundle} keep {wanted[0]} and {wanted[1]}. {instead} with --bundle-rates, to run it as the graphs do."
+                f"{checkpoint} keeps {counted(own[0], 'token')} and {counted(own[1], 'expert')} at scale {si + 1}, and "
+                f"the graphs of {bundle} keep {wanted[0]} and {wanted[1]}. {instead} with --bundle-rates, to run it as "
+                "the graphs do."
             )
 
 

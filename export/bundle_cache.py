@@ -74,9 +74,9 @@ def _export(
     guidance_until: int | None,
 ) -> None:
     with needs("export", "to export a model for the first time"):
-        from actvar.checkpoint.model import open_model
+        from actvar.checkpoint.model import open_checkpoint
         from actvar.export.onnx_export import export_bundle
-    model = open_model(checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until)
+    model = open_checkpoint(checkpoint, guidance_until=guidance_until)
     accept(model.config)
     discard(folder)  # without a manifest it is no bundle
     for leftover in folder.parent.glob(f".{folder.name}.*"):  # of exports that were killed: the lock is ours

@@ -4,9 +4,9 @@ Knows names, renames and leftovers; nothing of what is in a bundle but the form 
 from folders that must not be replaced.
 
 The new folder is written beside the old one, and the two exchange names in one step. Where a folder's name cannot be
-given away (a mount point, a layer of a container's image, a parent that may not be written), its files are replaced
-instead, the manifest first by one that is marked as unfinished and last by the new one: between the two nobody can
-take it for whole.
+given away (a mount point, a layer of a container's image, a parent that may not be written), and where somebody keeps
+hidden files in it, its files are replaced instead, the manifest first by one that is marked as unfinished and last by
+the new one: between the two nobody can take it for whole.
 """
 
 import ctypes
@@ -23,11 +23,11 @@ from pathlib import Path
 
 from actvar.bundle.manifest import FORMAT, MANIFEST_FILE
 from actvar.errors import BundleError
+from actvar.files import content_of, is_hidden
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux's, from fcntl.h and stdio.h
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)  # what systems without one say of it
 _FIXED_NAME = (errno.EXDEV, errno.EBUSY)  # of a folder in a lower layer, and of a mount point
-_LOST_AND_FOUND = "lost+found"  # of a file system that is mounted there
 
 
 @contextmanager
@@ -41,12 +41,11 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         BundleError: the target is something else than a bundle, or cannot be written.
     """
     folder = Path(os.path.abspath(folder))  # a name that a folder beside it can be given, even for "."
-    name_is_fixed = folder.is_dir() and (_is_mount_point(folder) or not os.access(folder.parent, os.W_OK | os.X_OK))
+    replaces_bundle(folder)
+    name_is_fixed = folder.is_dir() and _keeps_its_name(folder)
     beside = folder if name_is_fixed else folder.parent
     unfinished = beside / f".{folder.name[:100]}.{secrets.token_hex(4)}.tmp"
     try:
-        if not _may_be_replaced(folder):
-            raise BundleError(f"{folder} is there and is not a bundle. Name a new folder, or a bundle to replace.")
         beside.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder, beside)
         unfinished.mkdir()
@@ -64,19 +63,35 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _may_be_replaced(folder: Path) -> bool:
-    """Whether there is nothing, an empty folder, or a bundle, whatever its state."""
-    if folder.is_symlink() or not folder.is_dir():
-        return not os.path.lexists(folder)
+def replaces_bundle(folder: Path) -> bool:
+    """Whether a bundle that is written there replaces one, whatever that one's state.
+
+    Returns: False where there is nothing, or a folder without content.
+
+    Raises:
+        BundleError: something else is there, or nobody may look.
+    """
     try:
-        content = json.loads((folder / MANIFEST_FILE).read_bytes())
-    except FileNotFoundError:
-        return not [
-            path for path in folder.iterdir() if path.name != _LOST_AND_FOUND and not _is_leftover(path, folder)
-        ]
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+        if not os.path.lexists(folder):
+            return False
+        if folder.is_dir() and not folder.is_symlink():
+            if not content_of(folder):
+                return False
+            content = json.loads((folder / MANIFEST_FILE).read_bytes())
+            if isinstance(content, dict) and content.get("format") == FORMAT:
+                return True
+    except (FileNotFoundError, ValueError, RecursionError):
+        pass
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be read: {error.strerror or error}. Name another folder.") from None
+    raise BundleError(f"{folder} is there and is not a bundle. Name a new folder, or a bundle to replace.")
+
+
+def _keeps_its_name(folder: Path) -> bool:
+    """Whether a folder is filled, rather than exchanged for a new one."""
+    if _is_mount_point(folder) or not os.access(folder.parent, os.W_OK | os.X_OK):
+        return True
+    return any(is_hidden(path.name) and not _is_leftover(path, folder) for path in folder.iterdir())
 
 
 def _take_place(unfinished: Path, folder: Path) -> None:
@@ -110,9 +125,11 @@ def _fill(folder: Path, unfinished: Path) -> None:
     marked.write_text(json.dumps({"format": FORMAT, "unfinished": True}))
     os.replace(marked, folder / MANIFEST_FILE)
     for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink() and path.name != _LOST_AND_FOUND and path != unfinished:
+        if is_hidden(path.name) or path.name == MANIFEST_FILE:
+            continue
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (MANIFEST_FILE, _LOST_AND_FOUND) and path != unfinished:
+        else:
             path.unlink()
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
         os.replace(path, folder / path.name)

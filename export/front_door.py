@@ -12,7 +12,7 @@ from without them.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -33,6 +33,7 @@ from actvar.runtime.backends.protocol import Device
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_bundle, open_eager, require_engine
+from actvar.scales import ScaleSchedule
 
 AnyBackend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
 Accept: TypeAlias = Callable[[ModelConfig], object]
@@ -52,6 +53,7 @@ class Pipeline(api.Pipeline):
         model: str | os.PathLike[str] | NamedModel = "actvar-mini",
         *,
         vqvae: str | os.PathLike[str] | None = None,
+        patch_nums: Sequence[int] | None = None,
         precision: Precision | None = None,
         backend: AnyBackend = "onnxruntime",
         device: Device | None = None,
@@ -73,6 +75,7 @@ class Pipeline(api.Pipeline):
                 ours or official VAR's; a Hub repository, "user/repo", or a file in one, "user/repo/var_d20.pth". What
                 is here wins over the Hub; a path object is never a repository.
             vqvae: the VQVAE's file, for a checkpoint that holds none.
+            patch_nums: sides of the token maps, for a checkpoint that does not tell them.
             precision: that a checkpoint is exported in, "fp32" if left out; of a bundle the one that it must have.
             backend: "onnxruntime", "tensorrt", or "torch" for the model itself in PyTorch, on the CPU.
             device, batch_size, threads: see `from_bundle`.
@@ -100,6 +103,7 @@ class Pipeline(api.Pipeline):
             named = named_model(
                 model if isinstance(model, str) else os.path.abspath(model),
                 Path(vqvae) if vqvae is not None else None,
+                schedule=_schedule(patch_nums),
                 revision=revision,
                 local_files_only=local_files_only,
                 with_plans=backend == "tensorrt",
@@ -130,6 +134,22 @@ class Pipeline(api.Pipeline):
         else:
             save_network(source, target)
         return target
+
+
+def _schedule(patch_nums: Sequence[int] | None) -> ScaleSchedule | None:
+    """The token maps of these sides.
+
+    Raises:
+        ArgumentError: they are none.
+    """
+    if patch_nums is None:
+        return None
+    try:
+        return ScaleSchedule(tuple(whole_number("patch_nums", side, 1) for side in patch_nums))
+    except TypeError:
+        raise ArgumentError(f"patch_nums must be whole numbers such as (1, 2, 4, 8), got {patch_nums!r}.") from None
+    except ValueError as error:
+        raise ArgumentError(f"{str(error).rstrip('.')}.") from None
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,10 @@ def export_graphs(
         UsageError: the precision is int8, whose graphs hold what was measured with the weights.
     """
     if precision == "int8":
-        raise UsageError("Graphs in int8 are made for the weights they have. Name a checkpoint: actvar-trt export.")
+        raise UsageError(
+            "Graphs in int8 are made for the weights that they have. Export a checkpoint: "
+            "actvar-trt export --model CHECKPOINT --precision int8"
+        )
     return _export(config, None, folder, precision, source, progress)
 
 

@@ -5,16 +5,15 @@ Knows nothing of models and classes.
 Letters in shapes: B pictures, H height, W width.
 """
 
+import io
 import math
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from actvar.errors import ActVARError
-from actvar.files import written_whole
 
 SHEET_GAP = 2
 """Pixels of white between the pictures of a sheet."""
@@ -56,14 +55,8 @@ def sheet(pictures_HW3: Iterable[np.ndarray], count: int, columns: int | None = 
     return result
 
 
-def write_png(picture_HW3: np.ndarray, path: Path) -> None:
-    """Write a PNG under a temporary name and rename it: a file of this name is always whole.
-
-    Raises:
-        ActVARError: it cannot be written.
-    """
-    try:
-        with written_whole(path) as file:
-            Image.fromarray(picture_HW3).save(file, format="PNG")
-    except OSError as error:
-        raise ActVARError(f"{path} cannot be written: {error.strerror or error}. Name another with --out.") from None
+def png(picture_HW3: np.ndarray) -> bytes:
+    """The bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(picture_HW3).save(file, format="PNG")
+    return file.getvalue()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from actvar import __version__
 from actvar.bundle.plans import Gpu
-from actvar.errors import ActVARError
+from actvar.errors import ActVARError, counted
 
 CACHE_VARIABLE = "ACTVAR_CACHE"
 
@@ -38,7 +38,7 @@ class Machine:
 
     def in_words(self) -> str:
         """One line, without versions."""
-        parts = [self.cpu, f"{self.cores} cores", f"{self.memory_bytes / 2**30:.0f} GiB"]
+        parts = [self.cpu, counted(self.cores, "core"), f"{self.memory_bytes / 2**30:.0f} GiB"]
         return ", ".join([*parts, *([self.gpu] if self.gpu else []), f"load {self.load:.1f} before"])
 
 

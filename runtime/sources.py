@@ -109,4 +109,4 @@ def open_eager(checkpoint: Checkpoint, threads: int, guidance_until: int | None 
     switch_off()
     with needs("train", "for --backend torch"):
         from actvar.runtime.backends import torch_eager
-    return torch_eager.load(checkpoint.path, checkpoint.vqvae, threads, guidance_until)
+    return torch_eager.load(checkpoint, threads, guidance_until)

@@ -10,7 +10,7 @@ import torch
 from small_models import small_config, vivid_model
 
 from actvar.checkpoint.own import save_model
-from actvar.config import Activation
+from actvar.config import Activation, ModelConfig
 from actvar.data.store_plan import StorePlan, claim_folder
 from actvar.data.token_files import ChunkRecord, write_chunk
 from actvar.data.tokens import TokenStore, vqvae_hash
@@ -24,9 +24,9 @@ PICTURES = 24
 TRAININGS = (train_stage1, train_stage2)
 
 
-def random_rows(pictures: int = PICTURES, seed: int = 0) -> np.ndarray:
+def random_rows(pictures: int = PICTURES, seed: int = 0, model: ModelConfig = TEACHER) -> np.ndarray:
     """Tokens of no picture, uint16."""
-    codes, total = TEACHER.vqvae.vocab_size, TEACHER.schedule.total
+    codes, total = model.vqvae.vocab_size, model.schedule.total
     return np.random.default_rng(seed).integers(0, codes, (pictures, total)).astype(np.uint16)
 
 
@@ -54,7 +54,7 @@ def write_tokens(
     plan = StorePlan(vqvae, patch_nums, data, False, "fp32", pictures, pictures, class_names)
     claim_folder(folder, plan)
     classes = [number % teacher.config.num_classes for number in range(pictures)]
-    write_chunk(folder, plan, plan.chunks[0], random_rows(pictures), ChunkRecord(classes, []))
+    write_chunk(folder, plan, plan.chunks[0], random_rows(pictures, model=teacher.config), ChunkRecord(classes, []))
     return folder
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from actvar.bundle.manifest import FORMAT
+from actvar.errors import BundleError
 from actvar.export import bundle_folder
-from actvar.export.bundle_folder import folder_written_whole
+from actvar.export.bundle_folder import folder_written_whole, replaces_bundle
 
 WRITE = """
 import json, os, sys
@@ -104,6 +105,39 @@ def test_a_file_system_without_an_exchange_is_no_obstacle(tmp_path, monkeypatch,
             (unfinished / name).write_text(text)
     assert contents(tmp_path / "bundle") == NEW
     assert os.listdir(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["a bundle", "an empty folder"])
+@pytest.mark.parametrize("hidden", ["lost+found", ".git", ".snapshot", "System Volume Information"])
+def test_what_is_hidden_does_not_stand_in_the_way_and_stays(tmp_path, is_there, hidden):
+    """A file system keeps its own things in its root, and a clone of a repository its history."""
+    old_bundle(tmp_path / "bundle") if is_there else (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / hidden).mkdir()
+    (tmp_path / "bundle" / hidden / "kept").write_text("kept")
+    assert replaces_bundle(tmp_path / "bundle") == is_there
+    with folder_written_whole(tmp_path / "bundle") as unfinished:
+        for name, text in NEW.items():
+            (unfinished / name).parent.mkdir(exist_ok=True)
+            (unfinished / name).write_text(text)
+    assert contents(tmp_path / "bundle") == {**NEW, f"{hidden}/kept": "kept"}
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_what_is_no_bundle_is_not_replaced(tmp_path):
+    """A file, a link to a bundle, a folder of somebody's, another program's manifest, a folder that nobody may list."""
+    old_bundle(tmp_path / "bundle")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("bundle")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    (tmp_path / "extension").mkdir()
+    (tmp_path / "extension" / "manifest.json").write_text('{"name": "of a browser"}')
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "manifest.json").write_text("[" * 100_000)
+    for name in ("file", "link", "thesis", "extension", "deep"):
+        with pytest.raises(BundleError, match=f"{name} is there and is not a bundle"):
+            folder_written_whole(tmp_path / name).__enter__()
+    assert not replaces_bundle(tmp_path / "new") and replaces_bundle(tmp_path / "bundle")
 
 
 def test_a_filling_that_breaks_off_leaves_no_whole_bundle_and_can_be_done_again(tmp_path, monkeypatch):

@@ -212,8 +212,8 @@ def test_pictures_of_imagenets_classes_bear_their_names(command: Command):
     )
     assert code == 0, err
     assert out.splitlines() == [
-        "actvar-739-potter_s-wheel-seed0-0.png: class 739 (potter's wheel), picture 0 of seed 0",
-        "actvar-207-golden-retriever-seed0-0.png: class 207 (golden retriever), picture 0 of seed 0",
+        "thousand-739-potter_s-wheel-seed0-0.png: class 739 (potter's wheel), picture 0 of seed 0",
+        "thousand-207-golden-retriever-seed0-0.png: class 207 (golden retriever), picture 0 of seed 0",
     ]
     assert all(Path(line.partition(":")[0]).is_file() for line in out.splitlines())
 

@@ -100,7 +100,7 @@ def pixels(path: str | Path) -> np.ndarray:
 def test_a_picture_is_written_and_its_place_is_said(command: Command, bundle: Path):
     """The path stands first on a line of stdout, for people and programs alike."""
     run = command("generate", "--class", 4, "--model", bundle)
-    name = "actvar-004-brown-crescent-seed0-0.png"
+    name = "bundle-004-brown-crescent-seed0-0.png"
     assert run.code == 0
     assert run.out == f"{name}: class 4 (brown-crescent), picture 0 of seed 0\n"
     assert files() == [name]
@@ -115,7 +115,7 @@ def test_the_third_of_five_is_the_third_of_three(command: Command, bundle: Path)
             *("--model", bundle, "--out", out),
         )
         assert run.code == 0 and len(files(Path(out))) == count
-    third = [Path(out, "actvar-004-brown-crescent-seed7-2.png").read_bytes() for out in "abcd"]
+    third = [Path(out, "bundle-004-brown-crescent-seed7-2.png").read_bytes() for out in "abcd"]
     assert len(set(third)) == 1
     assert len({path.read_bytes() for path in Path("a").iterdir()}) == 5
 
@@ -126,7 +126,7 @@ def test_python_draws_the_same_bytes(command: Command, bundle: Path):
     with Pipeline.from_pretrained(bundle) as pipe:
         images = pipe("brown-crescent", guidance_scale=2, seed=7, num_images_per_label=2).images
     for number, image in enumerate(images):
-        np.testing.assert_array_equal(pixels(f"a/actvar-004-brown-crescent-seed7-{number}.png"), np.asarray(image))
+        np.testing.assert_array_equal(pixels(f"a/bundle-004-brown-crescent-seed7-{number}.png"), np.asarray(image))
 
 
 def test_a_class_may_be_named(command: Command, bundle: Path):
@@ -146,25 +146,25 @@ def test_out_may_be_a_file(command: Command, bundle: Path):
         assert run.code == 0 and run.out.startswith("new/mine.png: ")
     assert files(Path("new")) == ["mine.png"]
     command("generate", "--class", 1, "--model", bundle, "--seed", 1, "--out", "other")
-    np.testing.assert_array_equal(pixels("new/mine.png"), pixels("other/actvar-001-green-disc-seed1-0.png"))
+    np.testing.assert_array_equal(pixels("new/mine.png"), pixels("other/bundle-001-green-disc-seed1-0.png"))
 
 
 def test_a_grid_holds_the_same_pictures(command: Command, bundle: Path):
     """One row for each class, in the order asked for."""
     command("generate", "--class", 4, "--class", 1, "--count", 2, "--model", bundle, "--out", "single")
     run = command("generate", "--class", 4, "--class", 1, "--count", 2, "--model", bundle, "--grid")
-    assert run.out.startswith("actvar-grid-seed0.png: 4 pictures of class 4 (brown-crescent), 1 (green-disc)")
-    assert files() == ["actvar-grid-seed0.png", "single"]
-    grid = pixels("actvar-grid-seed0.png")
+    assert run.out.startswith("bundle-004-001-seed0-grid.png: 4 pictures of class 4 (brown-crescent), 1 (green-disc)")
+    assert files() == ["bundle-004-001-seed0-grid.png", "single"]
+    grid = pixels("bundle-004-001-seed0-grid.png")
     assert grid.shape == (2 * SIDE + 2, 2 * SIDE + 2, 3)
-    lower_right = pixels("single/actvar-001-green-disc-seed0-1.png")
+    lower_right = pixels("single/bundle-001-green-disc-seed0-1.png")
     np.testing.assert_array_equal(grid[-SIDE:, -SIDE:], lower_right)
 
 
 def test_the_scales_are_shown_beside_the_picture(command: Command, bundle: Path):
     """A strip that ends with the picture; in a grid, a row of them for each picture."""
     run = command("generate", "--class", 2, "--show-scales", "--model", bundle)
-    name = "actvar-002-red-star-seed0-0"
+    name = "bundle-002-red-star-seed0-0"
     assert run.out.splitlines()[1] == f"{name}-scales.png: its {SCALES} scales"
     strip = pixels(f"{name}-scales.png")
     assert strip.shape == (SIDE, SCALES * SIDE + (SCALES - 1) * 2, 3)
@@ -192,7 +192,7 @@ def test_both_backends_draw_the_same_tokens(command: Command, checkpoint: Path):
     for backend in ("onnxruntime", "torch"):
         run = command("generate", "--class", 2, "--model", checkpoint, "--backend", backend, "--out", backend)
         assert run.code == 0, run.err
-    name = "actvar-002-red-star-seed0-0.png"
+    name = "small-002-red-star-seed0-0.png"
     difference = pixels(f"onnxruntime/{name}").astype(int) - pixels(f"torch/{name}")
     assert np.abs(difference).max() <= 1
 
@@ -225,7 +225,7 @@ def test_a_model_without_names_wants_a_number(command: Command, tmp_path: Path):
     run = command("generate", "--class", "disc", "--model", tmp_path / "nameless")
     assert run.code == 2 and "must be a number in 0..4" in run.err
     run = command("generate", "--class", 3, "--model", tmp_path / "nameless")
-    assert run.out.startswith("actvar-003-seed0-0.png: class 3, ")
+    assert run.out.startswith("nameless-003-seed0-0.png: class 3, ")
 
 
 # ---- the cache
@@ -439,7 +439,7 @@ def test_a_dense_checkpoint_that_is_activated_says_that_its_router_is_random(com
     [
         ([], "made from a --model, or from a --preset"),
         (["--preset", "mini", "--model", "c"], "--preset and --model both name a model"),
-        (["--model", "c", "--patch-nums", "1,2"], "a model has its own"),
+        (["--model", "actvar-mini", "--patch-nums", "1,2"], "actvar-mini has its own"),
         (["--preset", "mini", "--vqvae", "v"], "--vqvae belongs to a checkpoint"),
         (["--preset", "d17"], "--preset"),
         (["--preset", "mini", "--patch-nums", "1;2"], "--patch-nums 1;2: patch_nums must be whole numbers"),
@@ -475,7 +475,7 @@ def test_doctor_says_what_is_there_and_how_to_get_more(command: Command, checkpo
 
     assert line("ONNX Runtime").startswith(" yes") and "CPUExecutionProvider" in line("ONNX Runtime")
     assert line("CUDA plugins").startswith(" no")
-    assert str(cache_folder()) in line("cache") and "1 bundles" in line("cache")
+    assert str(cache_folder()) in line("cache") and "1 bundle," in line("cache")
     for engine in ("TensorRT", "TensorRT-RTX"):
         assert line(engine).startswith(" yes") or "pip install" in line(engine)
 

@@ -305,7 +305,7 @@ def test_a_picture_is_explained(command: Command, checkpoints: Path):
     arguments = ("explain", "--class", "red-star", "--seed", 3, "--number", 5, "--count", 3, "--out", "made")
     code, out, err = command(*arguments, "--model", checkpoints / "active.safetensors")
     assert code == 0, err
-    stem = "actvar-002-red-star-seed3-5"
+    stem = "active-002-red-star-seed3-5"
     names = [f"{stem}-{name}.png" for name in ("tokens", "experts", "chosen", "batch")]
     assert sorted(path.name for path in Path("made").iterdir()) == sorted([*names, f"{stem}.html"])
     reader = assert_self_contained((Path("made") / f"{stem}.html").read_text())

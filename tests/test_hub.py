@@ -130,7 +130,7 @@ def test_the_command_line_takes_repositories(cache: HubCache, monkeypatch, capsy
     run = in_process(monkeypatch, capsys)
     cache.add("user/tagged", cache.snapshot("user/bundle"), refs=["v2"])
     code, out, err = run("generate", "--class", 4, "--model", "user/tagged", "--revision", "v2", "--local-files-only")
-    assert code == 0 and out.startswith("actvar-004-seed0-0.png: class 4"), err
+    assert code == 0 and out.startswith("tagged-004-seed0-0.png: class 4"), err
     assert run("classes", "--model", "user/bundle")[1] == "5 classes without names: their numbers are 0 to 4.\n"
     code, out, err = run("export", "--model", "user/official/var_d1.pth")
     assert code == 0 and out.startswith("bundles/var_d1-fp32: "), err

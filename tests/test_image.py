@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from actvar.errors import ActVARError
-from actvar.runtime.image import SHEET_GAP, sheet, to_bytes, write_png
+from actvar.reports import write_report
+from actvar.runtime.image import SHEET_GAP, png, sheet, to_bytes
 
 
 def test_numbers_become_bytes_as_official_var_makes_them():
@@ -49,7 +50,7 @@ def test_a_png_holds_the_pixels_and_obeys_the_umask(tmp_path: Path):
     pixels_HW3 = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
     before = os.umask(0o027)
     try:
-        write_png(pixels_HW3, tmp_path / "a.png")
+        write_report(tmp_path / "a.png", png(pixels_HW3), "--out")
     finally:
         os.umask(before)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), pixels_HW3)
@@ -58,15 +59,14 @@ def test_a_png_holds_the_pixels_and_obeys_the_umask(tmp_path: Path):
 
 def test_a_png_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A disk that fills up half-way leaves the old picture, and no remains."""
-    write_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.png")
+    write_report(tmp_path / "a.png", png(np.zeros((2, 2, 3), np.uint8)), "--out")
     old = (tmp_path / "a.png").read_bytes()
 
-    def fill_up(self: Image.Image, file: object, **_: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
+    def fill_up(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", fill_up)
+    monkeypatch.setattr(os, "replace", fill_up)
     with pytest.raises(ActVARError, match=r"a\.png cannot be written: No space left on device"):
-        write_png(np.ones((2, 2, 3), np.uint8), tmp_path / "a.png")
+        write_report(tmp_path / "a.png", png(np.ones((2, 2, 3), np.uint8)), "--out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == old

@@ -14,7 +14,9 @@ from PIL import Image
 from torch import nn
 
 from actvar.data.glyphs import TRAIN_SEED
-from actvar.errors import ActVARError
+from actvar.data.imagenet import FolderPictures, list_pictures
+from actvar.data.preprocessing import Preprocessing
+from actvar.errors import ActVARError, UsageError
 from actvar.evaluation.judges import Judge
 from actvar.evaluation.picture_sets import PictureSet, open_folder, open_npz
 from actvar.evaluation.reference import GlyphStream, open_reference
@@ -103,6 +105,38 @@ def test_a_reference_of_links_is_that_of_what_they_lead_to(tmp_path: Path, capsy
         f"{tmp_path}/folder: 20 pictures; passed over: 1 file of another kind, "
         "1 link to a folder that is there already." in capsys.readouterr().err
     )
+
+
+def photographs(folder: Path) -> None:
+    """Pictures of several sizes and shapes, in grey and with transparency, too; one is of the model's size already."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i, (width, height, mode) in enumerate([(90, 40, "RGB"), (33, 71, "L"), (200, 200, "RGBA"), (16, 16, "RGB")]):
+        channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+        pixels = rng.integers(0, 256, (height, width, *channels), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def test_a_reference_of_photographs_is_cropped_as_those_of_a_training_are(tmp_path: Path):
+    """Byte for byte what `encode --split val` shows the VQVAE; a score of other squares would be another."""
+    photographs(tmp_path / "data" / "val" / "some")
+    listed = list_pictures(tmp_path / "data", "val", 1)
+    encoded = FolderPictures(listed, Preprocessing(16, "center")).load(range(4)).pictures_N3HW
+    found = open_reference(str(tmp_path / "data" / "val"), 0, JUDGE, 16, crop=True)
+    assert found.pictures is not None and found.pictures.shape == (4, 16, 16, 3)
+    as_bytes = ((encoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(in_one(found.pictures), as_bytes)
+    assert found.in_words == f"{tmp_path}/data/val, cropped in the middle and resized to 16×16"
+
+
+def test_photographs_are_not_cropped_unless_that_is_asked_for(tmp_path: Path):
+    """Nor is what is no folder; the message says how."""
+    photographs(tmp_path / "photographs")
+    with pytest.raises(ActVARError, match=r"pictures of 90×40, and the model draws 16×16.*--crop-reference makes one"):
+        open_reference(str(tmp_path / "photographs"), 0, JUDGE, 16)
+    for given in ("glyphs-train", str(tmp_path / "statistics.npz")):
+        with pytest.raises(UsageError, match=r"--crop-reference is for a folder of pictures, and .* is none"):
+            open_reference(given, 10, JUDGE, 64, crop=True)
 
 
 def archive(**members: bytes) -> bytes:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from command_line import in_process
 from PIL import Image
 from small_models import SMALL_VQVAE, small_config, vivid_model
 
+from actvar import reports
 from actvar.export.onnx_export import export_bundle
 from actvar.runtime.backends.buffered import BufferedEngine
 from actvar.runtime.image import SHEET_GAP
@@ -44,7 +45,7 @@ def large_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def name(number: int) -> str:
-    return f"actvar-002-seed0-{number}.png"
+    return f"bundle-002-seed0-{number}.png"
 
 
 def arguments(bundle: Path, count: int, *more: object) -> list[str]:
@@ -231,7 +232,8 @@ def test_a_grid_keeps_the_pixels_and_nothing_else(large_bundle: Path, tmp_path: 
 
 STOPPED = """
 import itertools, signal, sys
-from PIL import Image
+from contextlib import contextmanager
+from actvar import reports
 from actvar.runtime.backends.buffered import BufferedEngine
 from actvar.cli.main import main
 
@@ -248,17 +250,19 @@ def drawing(*arguments, launch=BufferedEngine.launch):
     wait()
     return launch(*arguments)
 
-def writing(image, file, save=Image.Image.save, **options):
-    file.write(b"half")
-    file.flush()
-    wait()
-    file.seek(0)
-    save(image, file, **options)
+@contextmanager
+def writing(path, real=reports.written_whole):
+    with real(path) as file:
+        file.write(b"half")
+        file.flush()
+        wait()
+        file.seek(0)
+        yield file
 
 if moment == "drawing":
     BufferedEngine.launch = drawing
 else:
-    Image.Image.save = writing
+    reports.written_whole = writing
 main()
 """
 
@@ -301,15 +305,17 @@ def test_ctrl_c_keeps_the_pictures_so_far(
 
 def test_a_disk_that_fills_up_keeps_the_pictures_so_far(generate, bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """It names the picture that did not fit any more."""
-    save, turns = Image.Image.save, iter(range(100))
+    written, turns = reports.written_whole, iter(range(100))
 
-    def full(image, file, **options):
-        if next(turns) < 3:
-            return save(image, file, **options)
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
+    @contextmanager
+    def full(path):
+        with written(path) as file:
+            if next(turns) >= 3:
+                file.write(b"half")
+                raise OSError(28, "No space left on device")
+            yield file
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(reports, "written_whole", full)
     code, out, err = generate(bundle, 8, "--batch-size", 2)
     tally, error = err.splitlines()
     assert code == 1 and len(out.splitlines()) == 3

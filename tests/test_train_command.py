@@ -1,6 +1,7 @@
 """`actvar-trt train stage1` and `stage2` as a person uses them: from a VAR to a picture, and what may go wrong."""
 
 import resource
+import shlex
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_two_stages_lead_from_a_var_to_a_picture(train: Command, monkeypatch: py
         assert torch.equal(second.state_dict()[name], value) == (chooses or name.startswith("vqvae.")), name
     draw = in_process(monkeypatch, capsys, "generate", "--model", "stage2/actvar.safetensors")
     assert draw("--class", 1, "--backend", "torch", "--out", "drawn")[0] == 0 and list(Path("drawn").glob("*.png"))
+
+
+def test_what_is_to_be_done_next_can_be_pasted(train: Command, monkeypatch: pytest.MonkeyPatch, capsys):
+    """With every option that it needs, and quoted: as it stands, but for the length, it trains and exports."""
+    Path("teacher.safetensors").rename("the teacher.safetensors")
+    of_teacher = ("--teacher", "the teacher.safetensors", "--patch-nums", "1_2_3")
+    out = train(*STAGE1, *of_teacher, "--out", "my runs/stage1", "--seed", 3)[1]
+    following = shlex.split(out.partition("Next: ")[2])
+    assert following[:3] == ["actvar-trt", "train", "stage2"] and "my runs/stage2" in following
+    assert following[following.index("--batch-size") + 1] == "8" and following[following.index("--seed") + 1] == "3"
+    code, out, err = train(*following[2:], "--steps", 1)
+    assert code == 0, err
+    following = shlex.split(out.partition("Next: ")[2])
+    code, out, err = in_process(monkeypatch, capsys)(*following[1:])
+    assert code == 0 and out.startswith("bundles/actvar-fp32: "), err
 
 
 def test_the_length_is_the_papers_in_epochs_of_the_store(train: Command):

@@ -19,7 +19,7 @@ import numpy as np
 
 from actvar.bundle.contract import BODY_OPERATORS, OPERATORS
 from actvar.bundle.manifest import EXPORT_AGAIN
-from actvar.errors import BundleError, DamagedError
+from actvar.errors import BundleError, DamagedError, counted
 
 # From message and field number to the message that the field holds, on every way from a model to a tensor (onnx.proto).
 _WAYS: dict[str, dict[int, str]] = {
@@ -129,7 +129,7 @@ def _check_constant(tensor: memoryview) -> None:
         elif number == _RAW_DATA and not isinstance(value, int):
             raw += bytes(value)
     if count > len(tensor):
-        raise ValueError(f"it holds a constant of {count} values in {len(tensor)} bytes")
+        raise ValueError(f"it holds a constant of {counted(count, 'value')} in {len(tensor)} bytes")
     if dtype == _INT64:
         sizes = [*map(_signed, values), *np.frombuffer(raw, np.int64).tolist()]
         if wrong := next((size for size in sizes if abs(size) > _MOST), None):

@@ -38,14 +38,15 @@ from actvar.bundle.json_form import MAX_FILE_BYTES, SHA256, FormReader, short, w
 from actvar.config import ModelConfig
 from actvar.errors import BundleError, DamagedError
 from actvar.files import FileEntry, read_verified, require_size
+from actvar.provenance import pasteable
 
 FORMAT, VERSION = "actvar-bundle", 6
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
 MAX_SIZE = 1 << 24  # of one dimension, and of any number of the model's configuration
 MAX_RANK = 8
 MAX_WEIGHTS = 1 << 14
-EXPORT_AGAIN = "Export the bundle again with `actvar-trt export`."
-FOR_A_GPU = "On a GPU take a bundle in fp16: `actvar-trt export --fp16`."
+EXPORT_AGAIN = "Export the bundle again with `actvar-trt export --model CHECKPOINT`."
+FOR_A_GPU = "On a GPU take a bundle in fp16: `actvar-trt export --model CHECKPOINT --fp16`."
 
 _TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _WEIGHT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
@@ -203,7 +204,7 @@ def require_weights(folder: Path, manifest: Manifest) -> None:
     if manifest.weights.entry is None:
         raise BundleError(
             f"{folder} has graphs and no weights: it was made before there was a checkpoint. "
-            f"Give it some: actvar-trt bind {folder} --model CHECKPOINT."
+            f"Give it some: {pasteable('bind', folder, '--model', 'CHECKPOINT')}"
         )
 
 

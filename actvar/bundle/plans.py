@@ -26,8 +26,9 @@ from typing import Any
 from actvar.bundle.contract import MAX_SCALES, graph_names
 from actvar.bundle.json_form import SHA256, FormReader, write_json
 from actvar.bundle.manifest import MANIFEST_FILE, PLANS_FOLDER, Manifest, entry_to_json
-from actvar.errors import BundleError
+from actvar.errors import BundleError, counted
 from actvar.files import FileEntry, read_verified
+from actvar.provenance import pasteable
 
 FORMAT, VERSION = "actvar-plans", 1
 ENGINES = TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
@@ -41,7 +42,7 @@ MAX_PICTURES = 1 << 16
 MAX_WORKSPACE = 1 << 24  # MiB
 MAX_AUX_STREAMS = 64
 PLUGIN_CHOICES = ("all", "tokens", "none")
-BUILD_AGAIN = "Build the plans again with `actvar-trt build`."
+BUILD_AGAIN = "Build the plans again with `actvar-trt build --model BUNDLE`."
 
 _GRAPH = re.compile(r"condition|decoder|scale_[0-9]{2}")
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
@@ -227,9 +228,8 @@ def usable_plans(
     Raises:
         BundleError: there is none. The message says what is wrong with the one that comes closest, and how to build.
     """
-    build = f"Build them with: actvar-trt build --model {bundle} --engine {engine}" + (
-        f" --gpu-arch {gpu.capability}" if engine == "tensorrt-rtx" else ""
-    )
+    ahead = ["--gpu-arch", gpu.capability] if engine == "tensorrt-rtx" else []
+    build = f"Build them with: {pasteable('build', '--model', bundle, '--engine', engine, *ahead)}"
     folders = sorted((bundle / PLANS_FOLDER).glob("*/"))
     if not folders:
         raise BundleError(f"{bundle} has no plans. {build}")
@@ -262,7 +262,7 @@ def _fault(
         (target.serves(gpu), f"are for {served}, and this is {gpu.name}, {gpu.capability}."),
         (not stale, f"are of other graphs than this bundle's: {', '.join(stale)}."),
         (not missing, f"are not complete: {', '.join(missing)} are missing."),
-        (low <= pictures <= high, f"draw {low} to {high} pictures at once, and {pictures} were asked for."),
+        (low <= pictures <= high, f"draw {low} to {counted(high, 'picture')} at once, and {pictures} were asked for."),
     )
     return next(
         ((place + 1, f"The plans in {folder} {text}") for place, (taken, text) in enumerate(hurdles) if not taken), None

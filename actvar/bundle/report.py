@@ -13,6 +13,7 @@ from actvar.bundle.contract import scale_name
 from actvar.bundle.manifest import Manifest
 from actvar.bundle.plans import PlanManifest
 from actvar.config import ModelConfig
+from actvar.errors import counted
 from actvar.flops import condition_work, decoder_work, scale_work, transformer_work
 
 FORMAT, VERSION = "actvar-inspect", 1
@@ -44,9 +45,13 @@ class BundleReport:
         graphs = sum(graph.entry.bytes for graph in manifest.graphs.values())
         table = Table(show_header=False, box=None)
         for name, text in (
-            ("bundle", f"{self.folder}: all {len(manifest.files)} files are what its manifest says"),
+            ("bundle", f"{self.folder}: all {counted(len(manifest.files), 'file')} are what its manifest says"),
             ("source", manifest.source),
-            ("model", f"{_kind(model)} of depth {model.depth}, width {model.width}, {model.num_classes} classes"),
+            (
+                "model",
+                f"{_kind(model)} of depth {model.depth}, width {model.width}, "
+                f"{counted(model.num_classes, 'class', 'classes')}",
+            ),
             ("pictures", f"{model.picture_size}×{model.picture_size} by patch_nums {_row(model.schedule.patch_nums)}"),
             ("activation", _activation(model)),
             ("guided", _guided(model)),
@@ -133,7 +138,7 @@ def _activation(model: ModelConfig) -> str:
         )
     )
     other = f" ({model.activation.other_choices})" if model.activation.other_choices else ""
-    return f"{model.activation.experts} experts{other}; " + "; ".join(shares)
+    return f"{counted(model.activation.experts, 'expert')}{other}; " + "; ".join(shares)
 
 
 def _guided(model: ModelConfig) -> str:
@@ -160,7 +165,8 @@ def _plans(plans: PlanManifest) -> str:
     target, (low, _, high) = plans.target, plans.options.batch
     size = _megabytes(sum(spec.entry.bytes for spec in plans.plans.values()))
     served = target.device or f"compute capability {', '.join(target.gpus)}"
-    return f"{len(plans.plans)} by {target.engine} {target.version} for {served}, {low} to {high} pictures, {size}"
+    range_of = f"{low} to {counted(high, 'picture')}"
+    return f"{len(plans.plans)} by {target.engine} {target.version} for {served}, {range_of}, {size}"
 
 
 def _unbound(manifest: Manifest) -> str:

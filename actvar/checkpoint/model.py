@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.networks import networks
 from actvar.checkpoint.official import derive_vqvae, read_official, require_same, schedule_of, without_hits
 from actvar.checkpoint.own_file import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import Activation, ModelConfig
-from actvar.errors import ArgumentError, CheckpointError, UsageError, needs, shown
+from actvar.errors import ArgumentError, CheckpointError, UsageError, counted, needs, shown
 from actvar.parameters import is_scorer, parameter_shapes
 from actvar.scales import ScaleSchedule
 
@@ -149,6 +150,20 @@ def _fresh_scorers(config: ModelConfig) -> dict[str, np.ndarray]:
     return {name: values.numpy() for name, values in fresh_scorers(empty_model(config).var).items()}
 
 
+def open_checkpoint(
+    checkpoint: Checkpoint, activation: Activation | None = None, guidance_until: int | None = None
+) -> StoredModel:
+    """`open_model` of what a person named together."""
+    return open_model(checkpoint.path, checkpoint.vqvae, activation, checkpoint.schedule, guidance_until)
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, activation: Activation | None = None, guidance_until: int | None = None
+) -> "ActVAR":
+    """`load_model` of what a person named together."""
+    return open_checkpoint(checkpoint, activation, guidance_until).load()
+
+
 @dataclass(frozen=True)
 class StoredVQVAE:
     """The VQVAE of a file: fp32, on the CPU, in evaluation mode, without gradients.
@@ -207,8 +222,8 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
 def _activated(config: ModelConfig, activation: Activation, path: Path) -> ModelConfig:
     if config.activation and config.activation.experts != activation.experts:
         raise CheckpointError(
-            f"{shown(path)} has a router for {config.activation.experts} experts, and {activation.experts} were asked "
-            "for. Ask for as many as it has, or start from a dense checkpoint."
+            f"{shown(path)} has a router for {counted(config.activation.experts, 'expert')}, and "
+            f"{activation.experts} were asked for. Ask for as many as it has, or start from a dense checkpoint."
         )
     for name in ("token_choice", "expert_choice") if config.activation else ():
         own, asked = getattr(config.activation, name), getattr(activation, name)

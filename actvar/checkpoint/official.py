@@ -17,7 +17,7 @@ from actvar.checkpoint.networks import networks
 from actvar.checkpoint.tensor_file import TensorFile, open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import HEAD_WIDTH, ModelConfig, VQVAEConfig
-from actvar.errors import CheckpointError, UsageError, shown
+from actvar.errors import CheckpointError, UsageError, counted, shown
 from actvar.scales import LARGE_PATCH_NUMS, ScaleSchedule
 
 _SCHEDULES = {schedule.total: schedule for schedule in (ScaleSchedule(), ScaleSchedule(LARGE_PATCH_NUMS))}
@@ -89,16 +89,20 @@ def derive_config(
     width, code_width = var.shape("word_embed.weight", 2)
     depth = var.count("blocks.")
     if width != HEAD_WIDTH * depth:
-        raise var.wrong("word_embed.weight", f"the width {HEAD_WIDTH * depth} of {depth} blocks", width, _ORIGINAL)
+        raise var.wrong(
+            "word_embed.weight", f"the width {HEAD_WIDTH * depth} of {counted(depth, 'block')}", width, _ORIGINAL
+        )
     codes = (var.shape("head.weight", 2)[0], code_width)
     if codes != (vqvae_config.vocab_size, vqvae_config.z_channels):
         raise CheckpointError(
-            f"{shown(var.path)} predicts {codes[0]} codes of width {codes[1]}, but {shown(vqvae.path)} has "
+            f"{shown(var.path)} predicts {counted(codes[0], 'code')} of width {codes[1]}, but {shown(vqvae.path)} has "
             f"{vqvae_config.vocab_size} of width {vqvae_config.z_channels}. {_ITS_VQVAE}"
         )
     total = var.shape("pos_1LC", 3)[1]
     if total != schedule.total:
-        raise var.wrong("pos_1LC", f"{schedule.total} tokens of the scales {schedule.patch_nums}", total, _ORIGINAL)
+        raise var.wrong(
+            "pos_1LC", f"{counted(schedule.total, 'token')} of the scales {schedule.patch_nums}", total, _ORIGINAL
+        )
     labels = var.shape("class_emb.weight", 2)[0]
     if labels < 2:
         raise var.wrong("class_emb.weight", "one row for each class and one for none", labels, _ORIGINAL)
@@ -140,7 +144,7 @@ def schedule_of(var: Weights, given: ScaleSchedule | None = None) -> ScaleSchedu
         require_same(var.path, own, given)
         return own
     if given and given.total != total:
-        maps = f"{given.total} tokens, as patch_nums {given.patch_nums} have"
+        maps = f"{counted(given.total, 'token')}, as patch_nums {given.patch_nums} have"
         raise var.wrong("pos_1LC", maps, total, "Give the patch_nums that it was trained with.")
     if not given and total not in _SCHEDULES:
         known = " or ".join(str(count) for count in _SCHEDULES)
@@ -208,5 +212,5 @@ def without_hits(vqvae: Weights) -> Weights:
     if name in vqvae.tensors:
         codes = vqvae.shape("quantize.embedding.weight", 2)[0]
         if vqvae.shape(name, 2)[1] != codes:
-            raise vqvae.wrong(name, f"{codes} codes in a row", list(vqvae.tensors[name].shape), _ORIGINAL)
+            raise vqvae.wrong(name, f"{counted(codes, 'code')} in a row", list(vqvae.tensors[name].shape), _ORIGINAL)
     return vqvae.without([name])

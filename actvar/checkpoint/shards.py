@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actvar.bundle.json_form import parse_json
 from actvar.checkpoint.refusals import no_checkpoint, unreadable
-from actvar.errors import CheckpointError, shown
+from actvar.errors import CheckpointError, counted, shown
 
 INDEX_SUFFIX = ".index.json"
 MAX_INDEX_BYTES = 16 << 20
@@ -53,7 +53,7 @@ def read_index(path: Path) -> ShardIndex:
         raise no_checkpoint(path, "has no weight_map of tensors and their files", "Name a model's .index.json.")
     files = sorted(set(names.values()))
     if len(files) > MAX_SHARDS:
-        raise no_checkpoint(path, f"names {len(files)} files, which no model has", _WHOLE)
+        raise no_checkpoint(path, f"names {counted(len(files), 'file')}, which no model has", _WHOLE)
     shards = {name: _shard(path, name) for name in files}
     return ShardIndex(tuple(shards.values()), {tensor: shards[name] for tensor, name in names.items()})
 

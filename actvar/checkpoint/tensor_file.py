@@ -17,7 +17,7 @@ from actvar.checkpoint.lookalikes import HEAD, lookalike
 from actvar.checkpoint.refusals import first_line, is_out_of_memory, no_checkpoint, too_little_memory, unreadable
 from actvar.checkpoint.shards import is_index, read_index
 from actvar.checkpoint.values import OpenedFile, Values
-from actvar.errors import CheckpointError, needs, shown
+from actvar.errors import CheckpointError, counted, needs, shown
 
 MAX_TENSORS = 100_000
 _NAME_ONE = "Name a checkpoint: a .safetensors or .pth file"
@@ -116,7 +116,9 @@ def _open_safetensors(path: Path, head: bytes = b"") -> TensorFile:
         with safe_open(path, framework="numpy") as checked:  # header and size are right, and the tensors do not overlap
             names = checked.keys()
         if len(names) > MAX_TENSORS:
-            raise no_checkpoint(path, f"has {len(names)} tensors, which no checkpoint has", "Name another file.")
+            raise no_checkpoint(
+                path, f"has {counted(len(names), 'tensor')}, which no checkpoint has", "Name another file."
+            )
         header, start = _header(file)
         metadata = header.pop("__metadata__", {})
         return TensorFile(path, {name: _values(file, start, said) for name, said in header.items()}, metadata)

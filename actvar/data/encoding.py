@@ -32,7 +32,7 @@ from actvar.data.token_files import (
     write_piece,
 )
 from actvar.data.tokens import TokenStore, open_token_store, vqvae_hash
-from actvar.errors import ActVARError, DataError, UsageError
+from actvar.errors import ActVARError, DataError, UsageError, counted
 from actvar.files import locked
 from actvar.models.vqvae import VQVAE
 
@@ -95,7 +95,9 @@ def encode_pictures(
     """
     quantizer = vqvae.quantize
     if quantizer.embedding.num_embeddings > MAX_CODES:
-        raise DataError(f"A store's tokens have 16 bits, and the VQVAE has {quantizer.embedding.num_embeddings} codes.")
+        raise DataError(
+            f"A store's tokens have 16 bits, and the VQVAE has {counted(quantizer.embedding.num_embeddings, 'code')}."
+        )
     plan = StorePlan(
         vqvae_hash(vqvae), quantizer.schedule.patch_nums, pictures.identity, settings.flips, settings.precision,
         len(pictures), settings.chunk, pictures.class_names,
@@ -205,7 +207,9 @@ def require_device(name: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
         raise UsageError(f"--device must be cpu, cuda or cuda:0 and up, got {name!r}.")
     if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise ActVARError(f"PyTorch finds {torch.cuda.device_count()} GPUs here, no {name}. Take another --device.")
+        raise ActVARError(
+            f"PyTorch finds {counted(torch.cuda.device_count(), 'GPU')} here, no {name}. Take another --device."
+        )
 
 
 def _parts(chunk: range, batch: int) -> list[range]:

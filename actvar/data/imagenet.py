@@ -28,7 +28,8 @@ from actvar.data.picture_files import (
 )
 from actvar.data.pictures import PictureBatch, SkippedPicture
 from actvar.data.preprocessing import Preprocessing
-from actvar.errors import DataError, shown
+from actvar.errors import DataError, counted, shown
+from actvar.files import is_hidden
 
 Split: TypeAlias = Literal["train", "val"]
 
@@ -57,7 +58,9 @@ class PictureFolders:
             DataError: there are not so many.
         """
         if count > len(self.names):
-            raise DataError(f"{self.folder} holds {len(self.names)} pictures, {count} were asked for. Ask for fewer.")
+            raise DataError(
+                f"{self.folder} holds {counted(len(self.names), 'picture')}, {count} were asked for. Ask for fewer."
+            )
         chosen = [i * len(self.names) // count for i in range(count)]
         names, class_ids = [self.names[i] for i in chosen], [self.class_ids[i] for i in chosen]
         return PictureFolders(self.folder, names, class_ids, self.class_names)
@@ -125,7 +128,7 @@ def _require_classes(folder: Path, found: list[str], expected: int) -> None:
     if len(found) == expected:
         return
     some = f" ({', '.join(map(shown, found[:3]))}{', …' if len(found) > 3 else ''})" if found else ""
-    if hidden := [name for name in found if name.startswith(".")]:
+    if hidden := [name for name in found if is_hidden(name)]:
         advice = f"{shown(hidden[0])} is counted as a class: remove it, if it is none."
     elif not found:
         advice = "Sort its files into one folder for each class."

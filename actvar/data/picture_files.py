@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from actvar.console import say
-from actvar.errors import shown
+from actvar.errors import counted, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of pictures, in any case: those of torchvision's ImageFolder. Other files are passed over, and counted."""
@@ -83,13 +83,13 @@ def find_pictures(folder: Path) -> FoundPictures:
 
 def tell_passed_over(folder: Path, found: FoundPictures) -> None:
     """Say what was passed over, if anything was."""
-    counts = {
-        "file{} of another kind": found.other_files,
-        "link{} to a folder that is there already": found.same_folders,
-    }
-    said = [f"{count} {words.format('' if count == 1 else 's')}" for words, count in counts.items() if count]
+    said = []
+    if found.other_files:
+        said.append(f"{counted(found.other_files, 'file')} of another kind")
+    if found.same_folders:
+        said.append(f"{counted(found.same_folders, 'link')} to a folder that is there already")
     if said:
-        say(f"{shown(str(folder), 1000)}: {len(found.names)} pictures; passed over: {', '.join(said)}.")
+        say(f"{shown(str(folder), 1000)}: {counted(len(found.names), 'picture')}; passed over: {', '.join(said)}.")
 
 
 def _place(folder: str | Path) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from actvar.bundle.json_form import HASH_FIELD, SHA256, FormReader
 from actvar.data.npy import npy_header
 from actvar.data.pictures import SkippedPicture
 from actvar.data.store_plan import MAX_CLASSES, MAX_NAME, TOKEN_BYTES, StorePlan, is_there, names_in, unwritten
-from actvar.errors import BundleError, DataError, shown
+from actvar.errors import BundleError, DataError, counted, shown
 from actvar.files import opened, written_whole
 
 MAX_CODES = 1 << (8 * TOKEN_BYTES)
@@ -82,7 +82,7 @@ def read_record(folder: Path, plan: StorePlan, chunk: range, codes: int = MAX_CO
         DataError: a file was cut, altered, is no plain file, is of another store, or holds a token that is no code.
     """
     path = chunk_path(folder, chunk)
-    advice = f"Remove {path.name} and {path.stem}.json, and run the same actvar-trt encode again: it makes them anew."
+    advice = f"Remove {path.name} and {path.stem}.json, and give the same `encode` command again: it makes them anew."
     if not is_there(path.with_suffix(".json")):
         return None
     if not is_there(path):
@@ -203,7 +203,7 @@ def _read_rows(path: Path, plan: StorePlan, numbers: range, advice: str, codes: 
     if not as_planned:
         raise DataError(f"{said} 16-bit numbers [{len(numbers) * plan.views}, {plan.tokens}]. {advice}")
     if most >= codes:
-        raise DataError(f"{path} holds the token {most}, and the VQVAE has {codes} codes. {advice}")
+        raise DataError(f"{path} holds the token {most}, and the VQVAE has {counted(codes, 'code')}. {advice}")
     return record
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actvar.data.store_plan import StorePlan, read_plan
 from actvar.data.token_files import MAX_CODES, chunk_path, map_rows, read_record, recorded_chunks
-from actvar.errors import DataError
+from actvar.errors import DataError, counted
 from actvar.models.vqvae import VQVAE
 
 Rows: TypeAlias = np.ndarray | slice | int
@@ -124,11 +124,13 @@ def open_token_store(folder: Path, vqvae: VQVAE | None = None) -> TokenStore:
         used[[picture.number for picture in record.skipped]] = False
     if plan.num_classes is not None and (most := int(class_ids.max())) >= plan.num_classes:
         raise DataError(
-            f"{folder} says that it is of {plan.num_classes} classes, and holds pictures of class {most}. "
-            "Remove it and encode again."
+            f"{folder} says that it is of {counted(plan.num_classes, 'class', 'classes')}, and holds pictures of class "
+            f"{most}. Remove it and encode again."
         )
     if not used.any():
-        raise DataError(f"{folder} holds no token: all {plan.pictures} pictures were skipped. Look at the pictures.")
+        raise DataError(
+            f"{folder} holds no token: of {counted(plan.pictures, 'picture')} all were skipped. Look at the pictures."
+        )
     return TokenStore(
         _mapped(folder, plan, used.repeat(plan.views)),
         class_ids[used].repeat(plan.views),
@@ -146,9 +148,10 @@ def _require_all_chunks(folder: Path, plan: StorePlan) -> None:
 
 
 def _not_whole(folder: Path, plan: StorePlan, missing: int, first: range) -> DataError:
+    chunks = counted(-(-plan.pictures // plan.chunk), "chunk")
     return DataError(
-        f"{folder} is not whole: {missing} of {-(-plan.pictures // plan.chunk)} chunks are not encoded yet, the first "
-        f"{chunk_path(folder, first).name}. Run its actvar-trt encode again, every --shard of it."
+        f"{folder} is not whole: {missing} of {chunks} are not encoded yet, the first "
+        f"{chunk_path(folder, first).name}. Give the same `encode` command again, of every --shard."
     )
 
 

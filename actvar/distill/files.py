@@ -7,21 +7,22 @@ import torch
 from actvar.checkpoint.model import load_model
 from actvar.checkpoint.own import save_model
 from actvar.data.tokens import TokenStore, open_token_store
-from actvar.errors import CheckpointError, DataError
+from actvar.errors import CheckpointError, DataError, counted
 from actvar.models.actvar import ActVAR, empty_model
 from actvar.models.var import VAR
+from actvar.scales import ScaleSchedule
 
 CHECKPOINT = "actvar.safetensors"
 """In the folder of a stage that has ended."""
 
 
-def load_teacher(path: Path, vqvae: Path | None) -> ActVAR:
+def load_teacher(path: Path, vqvae: Path | None, schedule: ScaleSchedule | None = None) -> ActVAR:
     """The dense model that a file holds.
 
     Raises:
         CheckpointError: it holds none.
     """
-    teacher = load_model(path, vqvae)
+    teacher = load_model(path, vqvae, schedule=schedule)
     if teacher.config.activation:
         raise CheckpointError(f"--teacher {path} is an ActVAR. Name the dense VAR that it was made of.")
     return teacher
@@ -38,7 +39,9 @@ def load_student(path: Path, teacher: ActVAR, teacher_path: Path) -> VAR:
         raise CheckpointError(f"{path} holds no {CHECKPOINT}: stage 1 has not ended there. Run it again, to its end.")
     student = load_model(file)
     if student.config.activation is None:
-        raise CheckpointError(f"--student {file} is a dense VAR. Make an ActVAR of it first: actvar-trt train stage1.")
+        raise CheckpointError(
+            f"--student {file} is a dense VAR. Make an ActVAR of it first: see actvar-trt train stage1 --help"
+        )
     ours, theirs = student.config.to_dict(), teacher.config.to_dict()
     if not teacher.config.class_names:  # the student may have been given those of its training's pictures
         ours["class_names"] = theirs["class_names"]
@@ -62,13 +65,13 @@ def open_tokens(folder: Path, teacher: ActVAR, batch: int) -> TokenStore:
     found = said or int(store.class_ids.max()) + 1  # at least: there may be no pictures of the last classes
     if found > expected or (said and found < expected):
         raise DataError(
-            f"{folder} holds pictures of {found} classes, and the teacher knows {expected}. "
+            f"{folder} holds pictures of {counted(found, 'class', 'classes')}, and the teacher knows {expected}. "
             "Name the tokens of its own data."
         )
     if len(store) < batch:
         raise DataError(
-            f"{folder} holds {len(store)} pictures, fewer than a batch of {batch}. Encode more, or take a smaller "
-            "--batch-size."
+            f"{folder} holds {counted(len(store), 'picture')}, fewer than a batch of {batch}. Encode more, or take a "
+            "smaller --batch-size."
         )
     return store
 

@@ -17,7 +17,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from actvar.errors import ActVARError, shown
+from actvar.errors import ActVARError, counted, shown
 
 MAX_ARRAYS = 256
 _MAX_HEADER = 10_000
@@ -53,7 +53,7 @@ class NpzFile:
     def __init__(self, path: Path, archive: zipfile.ZipFile, size: int):
         self._path, self._archive, self._size = path, archive, size
         if len(archive.namelist()) > MAX_ARRAYS:
-            raise ValueError(f"it holds {len(archive.namelist())} arrays, more than {MAX_ARRAYS}")
+            raise ValueError(f"it holds {counted(len(archive.namelist()), 'array')}, more than {MAX_ARRAYS}")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -26,9 +26,9 @@ import numpy as np
 
 from actvar.bundle.json_form import FormReader, content_hash, write_json
 from actvar.data.npy import npy_header
-from actvar.errors import ActVARError, shown
+from actvar.errors import ActVARError, counted, shown
 from actvar.evaluation.picture_sets import Shape
-from actvar.files import opened, written_whole
+from actvar.files import content_of, opened, written_whole
 
 FORMAT, VERSION = "actvar-picture-run", 2
 RUN_FILE = "run.json"
@@ -142,8 +142,8 @@ class PictureRun:
             self._known[piece.file] = _state(path)
         except OSError as error:
             raise ActVARError(
-                f"{path} cannot be written: {error.strerror or error}. {self.kept} of {self.spec.count} pictures are "
-                "kept there: make room, and give the same command again."
+                f"{path} cannot be written: {error.strerror or error}. {self.kept} of "
+                f"{counted(self.spec.count, 'picture')} are kept there: make room, and give the same command again."
             ) from None
 
     def batches(self, at_once: int) -> Iterator[np.ndarray]:
@@ -217,7 +217,7 @@ def open_run(folder: Path, spec: RunSpec) -> PictureRun:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            strangers = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+            strangers = content_of(folder)
             if strangers and not path.exists():  # if it is there now, another shard has begun the run meanwhile
                 raise ActVARError(
                     f"{folder} holds {strangers[0]} and no {RUN_FILE}, so it is no run. Name another with --out."

@@ -24,6 +24,7 @@ from actvar.data.picture_files import (
     picture_bytes,
     tell_passed_over,
 )
+from actvar.data.preprocessing import Preprocessing
 from actvar.errors import ActVARError, shown
 from actvar.evaluation.npz_file import opened_npz
 from actvar.files import written_whole
@@ -118,27 +119,35 @@ def npz_names(path: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """Files in the order of their paths; see `PictureSet`."""
+    """Files in the order of their paths; see `PictureSet`.
+
+    `preprocessing` makes squares of them, as a training's pictures are; without it they are taken as they are.
+    """
 
     files: tuple[Path, ...]
     shape: Shape
+    preprocessing: Preprocessing | None = None
 
     def batches(self, at_once: int) -> Iterator[np.ndarray]:
         """See `PictureSet`."""
         for first in range(0, len(self.files), at_once):
-            batch = [_pixels(file) for file in self.files[first : first + at_once]]
+            batch = [_pixels(file, self.preprocessing) for file in self.files[first : first + at_once]]
             for file, pixels_HW3 in zip(self.files[first:], batch, strict=False):
                 if pixels_HW3.shape != self.shape[1:]:
                     expected = f"{shown(str(self.files[0]), 1000)} is {_size(np.empty(self.shape[1:]))}"
                     raise ActVARError(
                         f"{shown(str(file), 1000)} is {_size(pixels_HW3)}, and {expected}. "
-                        "Crop and resize all pictures to one size first."
+                        "Crop and resize all pictures to one size first, or let --crop-reference do it."
                     )
             yield np.stack(batch)
 
 
-def open_folder(folder: Path) -> FolderPictures:
+def open_folder(folder: Path, preprocessing: Preprocessing | None = None) -> FolderPictures:
     """The pictures in a folder and in those below it, of which only the first is read; see `find_pictures`.
+
+    Args:
+        folder: where they are.
+        preprocessing: what makes squares of them; None for pictures that are of one size already.
 
     Raises:
         ActVARError: there is none, a folder cannot be read, or the first picture cannot.
@@ -153,11 +162,14 @@ def open_folder(folder: Path) -> FolderPictures:
     files = tuple(sorted(folder / name for name in found.names))
     if not files:
         raise ActVARError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}). Name a folder that does.")
-    return FolderPictures(files, (len(files), *_pixels(files[0]).shape))
+    height, width, _ = _pixels(files[0], preprocessing).shape
+    return FolderPictures(files, (len(files), height, width, 3), preprocessing)
 
 
-def _pixels(file: Path) -> np.ndarray:
+def _pixels(file: Path, preprocessing: Preprocessing | None) -> np.ndarray:
     try:
+        if preprocessing:
+            return preprocessing.square(picture_bytes(file), 0)
         with opened_picture(picture_bytes(file)) as image:
             return np.asarray(image.convert("RGB"))
     except (UnusablePictureError, OSError) as error:

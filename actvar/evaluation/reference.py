@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from actvar.data.glyphs import HELD_OUT_SEED, PICTURE_SIZE, TRAIN_SEED, glyph_batch
-from actvar.errors import ActVARError
+from actvar.data.preprocessing import Preprocessing
+from actvar.errors import ActVARError, UsageError, counted
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.judges import Judge
 from actvar.evaluation.picture_sets import ARRAY, PictureSet, Shape, npz_names, open_folder, open_npz
@@ -47,6 +48,15 @@ class Reference:
     name: str
     pictures: PictureSet | None
     statistics: FeatureStatistics | None
+    cropped: Preprocessing | None = None
+    """What made the pictures of a folder what they are here, if anything did."""
+
+    @property
+    def in_words(self) -> str:
+        """Its name, and what was done to its pictures."""
+        if not self.cropped:
+            return self.name
+        return f"{self.name}, cropped in the middle and resized to {self.cropped.size}×{self.cropped.size}"
 
     @property
     def count(self) -> int:
@@ -54,7 +64,7 @@ class Reference:
         return self.pictures.shape[0] if self.pictures else 0
 
 
-def open_reference(given: str, stream_count: int, judge: Judge, side: int) -> Reference:
+def open_reference(given: str, stream_count: int, judge: Judge, side: int, crop: bool = False) -> Reference:
     """What `--reference` names, of which little is read yet.
 
     Args:
@@ -62,29 +72,35 @@ def open_reference(given: str, stream_count: int, judge: Judge, side: int) -> Re
         stream_count: how many pictures of a stream.
         judge: who will look.
         side: of the pictures that will be held against it.
+        crop: make squares of that side of a folder's pictures, as `encode --split val` does.
 
     Raises:
+        UsageError: what is to be cropped is no folder.
         ActVARError: there is no such thing, it is of another size, too small, or of another judge.
     """
+    if crop and not Path(given).is_dir():
+        raise UsageError(f"--crop-reference is for a folder of pictures, and {given} is none. Leave it out.")
     if given in STREAMS:
         reference = Reference(given, GlyphStream(STREAMS[given], stream_count), None)
     else:
-        reference = _open_path(Path(given), judge)
+        reference = _open_path(Path(given), judge, Preprocessing(side, "center") if crop else None)
     if reference.pictures is not None:
         count, height, width, _ = reference.pictures.shape
         if (height, width) != (side, side):
             raise ActVARError(
                 f"{given} holds pictures of {width}×{height}, and the model draws {side}×{side}. "
-                "Name a reference of the same size."
+                "Name a reference of the same size; of a folder, --crop-reference makes one."
             )
         if count <= NEIGHBOURS:
-            raise ActVARError(f"{given} holds {count} pictures, expected {NEIGHBOURS + 1} or more. Name a larger one.")
+            raise ActVARError(
+                f"{given} holds {counted(count, 'picture')}, expected {NEIGHBOURS + 1} or more. Name a larger one."
+            )
     return reference
 
 
-def _open_path(path: Path, judge: Judge) -> Reference:
+def _open_path(path: Path, judge: Judge, cropped: Preprocessing | None) -> Reference:
     if path.is_dir():
-        return Reference(str(path), open_folder(path), None)
+        return Reference(str(path), open_folder(path, cropped), None, cropped)
     if not path.is_file():
         streams = " or ".join(STREAMS)
         raise ActVARError(f"--reference {path} is not there. Name a folder of pictures, an .npz, or {streams}.")

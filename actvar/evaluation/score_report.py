@@ -12,12 +12,12 @@ import typer
 from rich.table import Table
 
 from actvar.console import counting
-from actvar.errors import ActVARError, needs
+from actvar.errors import ActVARError, counted, needs
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.picture_run import PictureRun
 from actvar.evaluation.statistics_file import write_statistics
 from actvar.provenance import typed
-from actvar.reports import STDOUT, deliver
+from actvar.reports import STDOUT, deliver, said_if_replaced
 
 if TYPE_CHECKING:  # what loads PyTorch is loaded when it is needed
     from actvar.evaluation.judges import Judge
@@ -60,23 +60,28 @@ def score_run(
         "model": name,
         "run": asdict(run.spec),
         "judge": judge.name,
-        "reference": {"name": reference.name, "pictures": reference.count},
+        "reference": {
+            "name": reference.name,
+            "pictures": reference.count,
+            "cropped": reference.cropped.identity if reference.cropped else None,
+        },
         "torch_fidelity": version("torch-fidelity"),
         "scores": asdict(scores),
     }
     content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     deliver([_table(scores, name, judge, reference)], content, json_file)
     if save_statistics:
-        _save_statistics(save_statistics, statistics, judge)
+        with said_if_replaced(save_statistics):
+            _save_statistics(save_statistics, statistics, judge)
         typer.echo(str(save_statistics), err=json_file == STDOUT)
 
 
 def _table(scores: "Scores", name: str, judge: "Judge", reference: "Reference") -> Table:
     fid = judge.name.startswith("inception")
-    table = Table(f"{scores.pictures:,} pictures", name)
+    table = Table(counted(scores.pictures, "picture", form=","), name)
     table.columns[1].justify = "right"
-    pictures = f", {reference.count:,} pictures" if reference.count else ""
-    table.add_row("held against", reference.name + pictures)
+    pictures = f", {counted(reference.count, 'picture', form=',')}" if reference.count else ""
+    table.add_row("held against", reference.in_words + pictures)
     table.add_row("seen by", judge.name)
     table.add_row("FID" if fid else "Fréchet distance", f"{scores.frechet_distance:.3f}")
     table.add_row("Inception score", f"{scores.inception_score:.2f} ± {scores.inception_score_spread:.2f}")

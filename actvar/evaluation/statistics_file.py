@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actvar.errors import ActVARError, shown
+from actvar.errors import ActVARError, counted, shown
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.npz_file import NpzFile, opened_npz
 from actvar.evaluation.picture_sets import npz_names
@@ -61,7 +61,7 @@ def read_statistics(path: Path, extractor: str, features: int) -> FeatureStatist
         if mu.shape != (features,) or sigma.shape != (features, features):
             raise ActVARError(
                 f"{path} holds statistics of another feature extractor: mu {list(mu.shape)} and sigma "
-                f"{list(sigma.shape)}, expected {features} features of {extractor}. {ADVICE}"
+                f"{list(sigma.shape)}, expected {counted(features, 'feature')} of {extractor}. {ADVICE}"
             )
         mu_F, sigma_FF = _numbers(npz, "mu"), _numbers(npz, "sigma")
         count = _count(npz) if "count" in npz.names else 0

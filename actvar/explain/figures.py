@@ -11,6 +11,7 @@ import colorsys
 import numpy as np
 from PIL import Image, ImageDraw
 
+from actvar.errors import counted
 from actvar.explain.choices import NOBODY, Choices
 from actvar.explain.panels import FAINT, LABEL, PAPER, SMALL, below, beside, box, figure, in_rows, words
 
@@ -39,7 +40,7 @@ def tokens_figure(picture_HW3: np.ndarray, choices: Choices, title: str) -> Imag
     first = [
         panel(shown, "the picture"),
         masked("any block", covered_L),
-        panel(often, f"by how many of the {blocks} blocks"),
+        panel(often, f"by how many of the {counted(blocks, 'block')}"),
     ]
     rest = [masked(f"block {i + 1}", kept_L) for i, kept_L in enumerate(choices.kept_DL)]
     note = f"{_scale(choices)}. Faded tokens were skipped."

@@ -11,6 +11,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from actvar.errors import counted
 from actvar.explain.choices import Choices, coverage, load
 
 _STYLE = """
@@ -81,7 +82,12 @@ def page(title: str, figures: Mapping[str, bytes], choices: Choices, batch: Sequ
 def _table(choices: Choices, batch: Sequence[Choices]) -> Iterator[str]:
     """A row for each block: its own tokens, those reached so far, and how far experts are from a fair share."""
     tokens = choices.kept_DL.shape[1]
-    headings = ["block", "tokens updated", "reached so far", f"reached so far, mean of {len(batch)} pictures"]
+    headings = [
+        "block",
+        "tokens updated",
+        "reached so far",
+        f"reached so far, mean of {counted(len(batch), 'picture')}",
+    ]
     if choices.rests_experts:
         headings += ["least load of an expert", "greatest load"]
     yield "<table>\n<tr>" + "".join(f"<th>{escape(heading)}</th>" for heading in headings) + "</tr>"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from actvar.errors import counted
 from actvar.explain.choices import Choices, coverage, load, updates
 from actvar.plotting import BLUE, FAINT, INK, new_figure, rendered
 
@@ -52,7 +53,8 @@ def _plot(batch: Sequence[Choices], title: str) -> "Figure":
     heights += [_BLOCK * some.kept_DL.shape[0] + _AROUND] if some.rests_experts else []
     heights = heights or [_AROUND]
     figure = new_figure(_WIDTH, _HEAD + sum(heights))
-    note = f"Scale {some.scale}, {some.side}×{some.side} tokens, {len(batch)} pictures of classes spread over all."
+    drawn = counted(len(batch), "picture")
+    note = f"Scale {some.scale}, {some.side}×{some.side} tokens, {drawn} of classes spread over all."
     figure.suptitle(f"{' '.join(title.split())}\n{note}", x=0.01, ha="left")
     parts = iter(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
     if some.skips_tokens:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from actvar.errors import counted
 from actvar.study.matrix import Cell
 from actvar.study.results import Result
 
@@ -51,7 +52,7 @@ def run(plan: Plan, measure: Measure, tell: Tell, now: Callable[[], float] = tim
         if plan.limit_seconds is not None and now() - begun + mean > plan.limit_seconds:
             tell(
                 f"Stopped before {cell.name}, which takes some {mean / 60:.0f} min: "
-                f"{len(left) - place} of {len(plan.cells)} cells are left."
+                f"{len(left) - place} of {counted(len(plan.cells), 'cell')} are left."
             )
             break
         tell(f"{cell.name}: {cell.row.words}, seed {cell.seed} ({len(left) - place} left)")

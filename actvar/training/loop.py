@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actvar.console import say
-from actvar.errors import ActVARError, UsageError
+from actvar.errors import ActVARError, UsageError, counted
 from actvar.training.curves import Curves
 from actvar.training.state import StateFile, Stateful, identity_of
 from actvar.training.team import ALONE, Team
@@ -112,8 +112,8 @@ def run(
     first = state.resume(parts, settings.is_alike)
     if team.is_main and first < settings.steps < settings.warmup:
         say(
-            f"{title}: the warm-up of {settings.warmup} steps is longer than the {settings.steps} of the run, whose "
-            f"learning rate ends at {learning_rate_at(settings.steps - 1, settings):.2g} and never comes to "
+            f"{title}: the warm-up of {counted(settings.warmup, 'step')} is longer than the {settings.steps} of the "
+            f"run, whose learning rate ends at {learning_rate_at(settings.steps - 1, settings):.2g} and never comes to "
             f"{settings.learning_rate:g}. Take a shorter --warmup, or more steps."
         )
 
@@ -134,7 +134,7 @@ def run(
                 if not math.isfinite(shown["loss"]):
                     raise ActVARError(
                         f"The loss is {shown['loss']} at step {number}. "
-                        "Start again in another folder with a lower --learning-rate."
+                        "Start again in another folder with a lower learning rate (--lr)."
                     )
             if (number + 1) % settings.save_every == 0 or last:
                 curves.secure()

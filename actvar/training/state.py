@@ -15,7 +15,7 @@ from typing import IO, Any, BinaryIO, Protocol, cast
 import torch
 
 from actvar.checkpoint.torch_file import measure_archive
-from actvar.errors import BundleError, CheckpointError, shown
+from actvar.errors import BundleError, CheckpointError, counted, shown
 from actvar.files import opened, written_whole
 from actvar.training.state_form import require_form
 from actvar.training.team import Team
@@ -147,16 +147,19 @@ class StateFile:
                 f"{self.folder} holds another run ({said}). Choose another folder, or remove that one."
             )
         elif done > int(self.identity["steps"]):
-            raise self._unusable(ValueError(f"{done} steps are done, of {self.identity['steps']}"))
+            raise self._unusable(
+                ValueError(f"it is of step {done}, and the run has {counted(int(self.identity['steps']), 'step')}")
+            )
 
     def _require_length(self, was: str, now: str, done: int, alike: bool) -> None:
         """A run whose length was changed is gone on with while it is still what one of the new length would be."""
         if alike and done <= int(now):
             return
+        so_far = f"{counted(done, 'step')} {'is' if done == 1 else 'are'} done"
         raise CheckpointError(
-            f"{self.folder} holds another run (steps {was} -> {now}): {done} steps are done, and after the warm-up the "
-            f"learning rate falls so as to end at the last of {was}. Ask for as many as before, or train a longer one, "
-            "from the start or from what this one leaves, in another folder."
+            f"{self.folder} holds another run (steps {was} -> {now}): {so_far}, and after the warm-up the learning "
+            f"rate falls so as to end at the last of {was}. Ask for as many as before, or train a longer one, from the "
+            "start or from what this one leaves, in another folder."
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actvar.data.tokens import TokenStore
-from actvar.errors import UsageError
+from actvar.errors import UsageError, counted
 from actvar.training.loop import RunSettings, step_generator
 from actvar.training.team import ALONE, Team
 
@@ -77,7 +77,7 @@ class TokenBatches:
         shares = self.team.size * self.settings.accumulate
         if pictures % shares:
             raise UsageError(
-                f"A batch of {pictures} pictures cannot be cut into {shares} equal parts (processes: {self.team.size}, "
-                f"--accumulate {self.settings.accumulate}). Take a --batch-size that can."
+                f"A batch of {counted(pictures, 'picture')} cannot be cut into {shares} equal parts (processes: "
+                f"{self.team.size}, --accumulate {self.settings.accumulate}). Take a --batch-size that can."
             )
         return shares

@@ -48,4 +48,4 @@ def kernels(case: str, places: Places, report: Report) -> None:
     if figures.exists():
         report.add(kernels=json.loads(figures.read_bytes()))
     if done.returncode:
-        raise Departure(f"actvar-trt bench kernels ended with {done.returncode}.")
+        raise Departure(f"`bench kernels` ended with {done.returncode}.")

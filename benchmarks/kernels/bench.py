@@ -17,7 +17,7 @@ import numpy as np
 from actvar.benchmarks.kernels.cases import EXPERTS, RANDOM, Cases, Moved, Routed
 from actvar.benchmarks.kernels.cublas_lt import Launch, Product
 from actvar.benchmarks.pictures.measure import Spread
-from actvar.errors import EngineError
+from actvar.errors import EngineError, counted
 from actvar.plugins.kernel_calls import DTYPE_CODES, TACTICS, Kernels, RoutedFfnShape
 from actvar.runtime.backends.cuda_memory import CudaMemory, CudaStream
 from actvar.runtime.backends.memory import Block
@@ -277,7 +277,8 @@ class KernelBench:
     def _require_same(self, difference: float, tactic: int, tokens: int, width: int) -> None:
         if not difference <= _TOLERANCE:  # NaN is none
             raise EngineError(
-                f"Tactic {tactic} differs by {difference} from the dense FFN for {tokens} tokens of width {width}. "
+                f"Tactic {tactic} differs by {difference} from the dense FFN of width {width} for "
+                f"{counted(tokens, 'token')}. "
                 "Run python -m pytest tests/test_kernels.py -m gpu."
             )
 

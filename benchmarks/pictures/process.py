@@ -67,7 +67,7 @@ def command_seconds(contestant: Contestant, setting: Setting) -> float:
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(setting), check=False)
     seconds = time.perf_counter() - began
     if done.returncode:
-        raise ActVARError(f"{contestant.name} cannot draw by `actvar-trt generate`: {done.stderr.strip()}")
+        raise ActVARError(f"{contestant.name} cannot draw by the command line: {done.stderr.strip()}")
     return seconds
 
 

@@ -23,6 +23,7 @@ from actvar.benchmarks.pictures.measure import (
 )
 from actvar.bundle.contract import graph_names, scale_name
 from actvar.config import ModelConfig
+from actvar.errors import counted
 from actvar.flops import transformer_work
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.machine import Machine
@@ -45,7 +46,8 @@ class BenchReport:
     @property
     def title(self) -> str:
         """Where and how, in a line."""
-        return f"{self.machine.in_words()}; {self.threads} threads each, {self.plan.rounds} rounds, on {self.device}"
+        how = f"{counted(self.threads, 'thread')} each, {counted(self.plan.rounds, 'round')}, on {self.device}"
+        return f"{self.machine.in_words()}; {how}"
 
     def baseline_of(self, figures: Measured) -> Measured:
         """What a contestant is compared with."""

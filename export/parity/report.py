@@ -13,6 +13,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from actvar.errors import counted
 from actvar.export.parity.bisection import Departure, first_departure
 from actvar.export.parity.compare import Difference, Tolerance
 
@@ -85,7 +86,7 @@ class ParityReport:
 
     @property
     def _count(self) -> str:
-        return "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
+        return counted(self.pictures, "picture")
 
     def to_json(self) -> str:
         """All of it; an error that is no number is a text."""
@@ -117,10 +118,10 @@ def _row(difference: Difference) -> dict[str, Any]:
 def _departure(difference: Difference) -> str:
     limit = _limit(difference.tolerance)
     if difference.choices is not None and difference.equal is not None:
-        differ = f"{difference.choices - difference.equal} of {difference.choices}"
+        differ = f"{difference.choices - difference.equal} of {counted(difference.choices, 'token')}"
         if difference.first_unequal:
             picture, token = difference.first_unequal
-            return f"{differ} tokens differ, the first is token {token} of picture {picture}"
+            return f"{differ} differ, the first is token {token} of picture {picture}"
         return f"{differ} differ, where {limit} are to be the same"
     return f"an error of {difference.absolute:.1e}, relative {difference.relative:.1e}, where {limit} is asked for"
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from actvar.bundle.manifest import Manifest
 from actvar.bundle.plans import PlanManifest, PlanSpec
+from actvar.errors import counted
 from actvar.provenance import typed
 
 
@@ -42,9 +43,8 @@ def figures(manifest: Manifest, plans: PlanManifest, jobs: int, seconds: float) 
     specs = plans.plans
     peaks = sorted((plan.peak_bytes for plan in specs.values()), reverse=True)
     activation = manifest.model.activation
-    machine = (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {plans.target.device or 'no GPU used'}"
-    )
+    cores = counted(os.cpu_count() or 1, "core")
+    machine = f"{platform.system()} {platform.machine()}, {cores}, {plans.target.device or 'no GPU used'}"
     return {
         "command": typed(["actvar-trt", *sys.argv[1:]]),
         "machine": machine,

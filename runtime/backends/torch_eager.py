@@ -8,12 +8,12 @@ Letters in shapes: B = 1 picture, E code width, S side of f_hat, H height and W 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from actvar.checkpoint.model import load_model
+from actvar.checkpoint.files import Checkpoint
+from actvar.checkpoint.model import load_checkpoint
 from actvar.config import ModelConfig, Sampling
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
@@ -73,14 +73,11 @@ class EagerSource:
         return to_bytes((self.network.vqvae.decode(f_hat_BESS).cpu().numpy() + 1) / 2)[0]
 
 
-def load(
-    checkpoint: Path, vqvae: Path | None = None, threads: int = 0, guidance_until: int | None = None
-) -> EagerSource:
+def load(checkpoint: Checkpoint, threads: int = 0, guidance_until: int | None = None) -> EagerSource:
     """Load a checkpoint.
 
     Args:
         checkpoint: the model.
-        vqvae: its VQVAE, where the checkpoint does not hold one.
         threads: for PyTorch in this whole process; 0 leaves its own choice.
         guidance_until: the last scale that is guided; the model's own if left out.
 
@@ -89,4 +86,4 @@ def load(
     """
     if threads:
         torch.set_num_threads(threads)
-    return EagerSource(load_model(checkpoint, vqvae, guidance_until=guidance_until))
+    return EagerSource(load_checkpoint(checkpoint, guidance_until=guidance_until))

@@ -13,7 +13,7 @@ from typing import Any
 from actvar.bundle.contract import CPU_PRECISIONS, TensorSpec
 from actvar.bundle.manifest import FOR_A_GPU, WEIGHTS_FILE, GraphSpec, Manifest
 from actvar.bundle.plans import BUILD_AGAIN, PlanManifest, read_plan, usable_plans
-from actvar.errors import BundleError, EngineError
+from actvar.errors import BundleError, EngineError, counted
 from actvar.files import hash_file
 from actvar.plugins.library import PLUGIN_VARIABLE, plugin_library
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
@@ -70,7 +70,9 @@ def load_plans(
     """Load these plans with this library; the rest is as in `load`."""
     entry = manifest.weights.entry
     if entry is None:
-        raise BundleError(f"{folder} has no weights yet. Give it some with `actvar-trt bind`.")
+        raise BundleError(
+            f"{folder} has no weights yet. Give it some with `actvar-trt bind BUNDLE --model CHECKPOINT`."
+        )
     operators = {name for spec in plans.plans.values() for name, count in spec.plugins.items() if count}
     if operators:
         library.load_plugins(_plugins_of(plan_folder, plans), operators)
@@ -225,7 +227,7 @@ class TrtExecutor:
             pictures = inputs[tensor.name].shape[tensor.shape.index("B")]
             if not low <= pictures <= high:
                 raise BundleError(
-                    f"The plans draw {low} to {high} pictures at once, and {pictures} are to be drawn. "
+                    f"The plans draw {low} to {counted(high, 'picture')} at once, and {pictures} are to be drawn. "
                     f"Take another --batch-size, or build with another --batch-range."
                 )
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from actvar.bundle.plans import MODULES, RTX, Gpu
+from actvar.bundle.plans import BUILD_AGAIN, MODULES, RTX, Gpu
 from actvar.errors import EngineError
 from actvar.files import written_whole
 from actvar.runtime.machine import cache_folder
@@ -91,7 +91,7 @@ class EngineLibrary:
                 raise self.failed("no runtime can be made") from None
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise self.failed(f"{what} cannot be loaded", "Build the plans again with `actvar-trt build`.")
+            raise self.failed(f"{what} cannot be loaded", BUILD_AGAIN)
         return engine
 
     def context_of(self, engine: Any, graph: str) -> Any:
