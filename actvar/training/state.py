@@ -72,9 +72,6 @@ class StateFile:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.team.is_main:
-                for remains in self.folder.glob(f".{self.path.name}.*.tmp"):  # of a process that was killed here
-                    remains.unlink(missing_ok=True)
             if not os.path.lexists(self.path):
                 return 0
         except OSError as error:
