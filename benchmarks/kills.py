@@ -128,20 +128,22 @@ KINDS = {
         "generate --model model.safetensors --class 1 --seed 3 --threads 1 --out picture.png", _checkpoint
     ),
     "export": Kind("export --model model.safetensors --out exported", _checkpoint),
-    "build": Kind("build --model bundle --gpu-arch 8.9 --batch-range 1:2:4 --jobs 2", _graphs, "tensorrt_rtx"),
+    "build": Kind(
+        "build --model bundle --gpu-arch 8.9 --scales 1,2,3 --batch-range 1:2:4 --jobs 2", _graphs, "tensorrt_rtx"
+    ),
     "bind": Kind("bind bundle --model other.safetensors", _bundle_and_other_weights),
     "encode": Kind(
-        "encode --data glyphs --vqvae model.safetensors --count 300 --batch-size 10 --out tokens",
+        "encode --data glyphs --vqvae model.safetensors --count 150 --batch-size 10 --out tokens",
         _checkpoint,
         before=_keep_often,
     ),
     "train": Kind(
         "train stage2 --student model.safetensors --teacher teacher.safetensors --tokens-dir tokens --out run "
-        "--steps 24 --batch-size 8 --warmup 2 --save-every 3 --average 0.9 --precision fp32",
+        "--steps 15 --batch-size 8 --warmup 2 --save-every 3 --average 0.9 --precision fp32",
         _training,
     ),
     "evaluate": Kind(
-        "evaluate --model bundle --count 300 --batch-size 10 --threads 1 --reference-count 100 --out run "
+        "evaluate --model bundle --count 200 --batch-size 10 --threads 1 --reference-count 50 --out run "
         "--npz pictures.npz --save-statistics statistics.npz --json report.json",
         _bundle,
         "torch_fidelity",
