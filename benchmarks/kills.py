@@ -67,7 +67,7 @@ class Kind:
 # ---- what is killed: each imports what it needs in a process that ends when it is written
 
 
-def _write_model(path: Path, seed: int = 0, dense: bool = False) -> Any:
+def write_model(path: Path, seed: int = 0, dense: bool = False) -> Any:
     """A checkpoint of the glyphs' classes and size, so that the glyphs' own judge can look at its pictures."""
     import torch
 
@@ -87,24 +87,24 @@ def _write_model(path: Path, seed: int = 0, dense: bool = False) -> Any:
 
 
 def _checkpoint(folder: Path) -> None:
-    _write_model(folder / "model.safetensors")
+    write_model(folder / "model.safetensors")
 
 
 def _graphs(folder: Path) -> None:
     from actvar.export.onnx_export import export_graphs
 
-    export_graphs(_write_model(folder / "model.safetensors").config, folder / "bundle", "fp32", "a campaign of kills")
+    export_graphs(write_model(folder / "model.safetensors").config, folder / "bundle", "fp32", "a campaign of kills")
 
 
 def _bundle(folder: Path) -> None:
     from actvar.export.onnx_export import export_bundle
 
-    export_bundle(_write_model(folder / "model.safetensors"), folder / "bundle", "fp32", "a campaign of kills")
+    export_bundle(write_model(folder / "model.safetensors"), folder / "bundle", "fp32", "a campaign of kills")
 
 
 def _bundle_and_other_weights(folder: Path) -> None:
     _bundle(folder)
-    _write_model(folder / "other.safetensors", seed=1)
+    write_model(folder / "other.safetensors", seed=1)
 
 
 def _training(folder: Path) -> None:
@@ -112,7 +112,7 @@ def _training(folder: Path) -> None:
     from actvar.data.glyphs import TRAIN_SEED, GlyphPictures
 
     _checkpoint(folder)
-    teacher = _write_model(folder / "teacher.safetensors", dense=True)
+    teacher = write_model(folder / "teacher.safetensors", dense=True)
     encode_pictures(folder / "tokens", teacher.vqvae, GlyphPictures(40, TRAIN_SEED), EncodeSettings())
 
 
@@ -297,6 +297,7 @@ class Campaign:
             for descriptor in descriptors:
                 os.dup2(opened, descriptor)
             os.close(opened)
+        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))
 
     def _load_what_was_loaded(self) -> None:
         """Load here what the first process of a kind has loaded: all that follow have it."""
