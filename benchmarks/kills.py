@@ -42,6 +42,7 @@ from actvar.bundle.manifest import MANIFEST_FILE
 from actvar.bundle.plans import read_plan, read_plans
 from actvar.provenance import commit, typed
 from actvar.runtime.machine import CACHE_VARIABLE, this_machine
+from actvar.telemetry import switch_off
 
 FORMAT, VERSION = "actvar-kills", 1
 LONGEST = 600  # seconds that an undisturbed run may take
@@ -297,7 +298,7 @@ class Campaign:
             for descriptor in descriptors:
                 os.dup2(opened, descriptor)
             os.close(opened)
-        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
 
     def _load_what_was_loaded(self) -> None:
         """Load here what the first process of a kind has loaded: all that follow have it."""
@@ -312,28 +313,33 @@ def campaign(name: str, kind: Kind, count: int, seed: int, command: Callable[[],
     """Kill a kind so often; see `Campaign.run`."""
     if kind.needs and not find_spec(kind.needs):
         return {"skipped": f"{kind.needs} is not installed"}
+    switch_off()  # libraries are loaded here, and not by the command
     with tempfile.TemporaryDirectory(prefix="actvar-kills-") as folder:
         return Campaign(name, kind, command, Path(folder)).run(count, seed)
 
 
 def main() -> int:
-    """Each kind in a process of its own."""
+    """All kinds in one process, which loads the libraries once; what it finds comes as lines of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("all", *KINDS))
     parser.add_argument("--count", type=int, default=20, help="kills of each kind (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write what was found into this file")
     given = parser.parse_args()
+    kinds = KINDS if given.kind == "all" else (given.kind,)
+    command = [sys.executable, "-W", "ignore", "-c", _ALL, str(given.count), str(given.seed), *kinds]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a fork takes no other threads along, and may wait for them
     found: dict[str, Any] = {}
-    for kind in KINDS if given.kind == "all" else (given.kind,):
-        command = [sys.executable, "-W", "ignore", "-c", _ONE, kind, str(given.count), str(given.seed)]
-        alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a fork takes no other threads along, and may wait for them
-        done = subprocess.run(command, env=alone, stdout=subprocess.PIPE, text=True, check=True)
-        found[kind] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{kind:10}", *(f"{what} {value}" for what, value in found[kind].items() if what != "faults"))
-        for fault in found[kind].get("faults", ()):
-            print(f"    {fault}")
-        sys.stdout.flush()
+    with subprocess.Popen(command, env=alone, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for kind, line in zip(kinds, process.stdout, strict=False):
+            found[kind] = json.loads(line)
+            print(f"{kind:10}", *(f"{what} {value}" for what, value in found[kind].items() if what != "faults"))
+            for fault in found[kind].get("faults", ()):
+                print(f"    {fault}")
+            sys.stdout.flush()
+    if process.returncode:
+        return process.returncode
     if given.json:
         report = {
             "format": FORMAT,
@@ -349,12 +355,13 @@ def main() -> int:
     return int(any(kind.get("faults") for kind in found.values()))
 
 
-_ONE = """
+_ALL = """
 import json, sys
 from actvar.benchmarks.kills import KINDS, campaign
 from actvar.cli.main import main
-name, (count, seed) = sys.argv[1], map(int, sys.argv[2:])
-print(json.dumps(campaign(name, KINDS[name], count, seed, main)))
+count, seed = map(int, sys.argv[1:3])
+for name in sys.argv[3:]:
+    print(json.dumps(campaign(name, KINDS[name], count, seed, main)), flush=True)
 """
 
 if __name__ == "__main__":
