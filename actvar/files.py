@@ -5,7 +5,9 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -75,6 +77,28 @@ def _remove_leftovers(path: Path) -> None:
                     os.unlink(leftover)
                 finally:
                     os.close(file)
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """A temporary folder that is removed whenever and however the block ends, with what libraries put into it.
+
+    `tempfile.TemporaryDirectory` leaves its folder where a signal arrives between making it and noting that it was
+    made. Here the name is known before. Until the block ends, all temporary files of the process are made in it: those
+    of libraries are removed with it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    elsewhere = tempfile.gettempdir()
+    folder = Path(elsewhere) / f"actvar-{purpose}-{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(mode=0o700)
+        tempfile.tempdir = str(folder)
+        yield folder
+    finally:
+        tempfile.tempdir = elsewhere
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from hub_cache import COMMIT, HubCache
 
 from actvar.errors import BundleError
-from actvar.files import hash_file, opened, written_whole
+from actvar.files import hash_file, opened, scratch_folder, written_whole
 
 CONTENT, SECRET = b"the weights", b"root:x:0:0"
 
@@ -266,3 +267,27 @@ def test_files_are_written_where_there_are_no_locks(tmp_path: Path, monkeypatch:
     with written_whole(tmp_path / "picture.png") as file:
         file.write(CONTENT)
     assert sorted(os.listdir(tmp_path)) == [".picture.png.0123abcd.tmp", "picture.png"]
+
+
+def test_a_signal_at_any_moment_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As it has just been made, too; `tempfile.TemporaryDirectory` knows of its folder a moment later."""
+    make = os.mkdir
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def interrupted(*given: object, **more: object) -> None:
+        make(*given, **more)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as moment, pytest.raises(KeyboardInterrupt):
+        moment.setattr(os, "mkdir", interrupted)
+        with scratch_folder("test"):
+            pass
+    assert os.listdir(tmp_path) == [] and tempfile.gettempdir() == str(tmp_path)
+
+
+def test_what_libraries_leave_goes_with_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """ONNX Runtime's quantizer has folders of its own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch_folder("test") as folder:
+        assert folder in Path(tempfile.mkdtemp()).parents
+    assert os.listdir(tmp_path) == []
