@@ -105,23 +105,27 @@ class Container:
         for path in (self.folder, *self.folder.rglob("*")):
             os.chown(path, self.user, self.user)
         inside = [sys.executable, "-W", "ignore", "-c", _IN_TURN, json.dumps(list(loaded)), str(said)]
-        place = [str(self.folder), str(self.user), sys.base_prefix, _closed_above(Path(sys.base_prefix))]
         words = json.dumps([[str(word) for word in command] for command in commands])
+        done = self.start(inside, words)
+        codes = done.stdout.split()
+        assert len(codes) == len(commands), done.stderr
+        texts = [[(said / f"{number}.{stream}").read_text() for stream in (1, 2)] for number in range(len(codes))]
+        return [Done(int(code), *text) for code, text in zip(codes, texts, strict=True)]
+
+    def start(self, command: Sequence[str], given: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run one program in it, with this on its standard input."""
+        place = [str(self.folder), str(self.user), sys.base_prefix, _closed_above(Path(sys.base_prefix))]
         with half_a_cpu() as joined:
-            done = subprocess.run(
-                ["unshare", "--mount", "sh", "-c", _SHUT, "sh", *place, *inside],
+            return subprocess.run(
+                ["unshare", "--mount", "sh", "-c", _SHUT, "sh", *place, *command],
                 env=self._environment(),
-                input=words,
+                input=given,
                 capture_output=True,
                 text=True,
                 check=False,
                 preexec_fn=joined,
                 start_new_session=True,  # without a terminal
             )
-        codes = done.stdout.split()
-        assert len(codes) == len(commands), done.stderr
-        texts = [[(said / f"{number}.{stream}").read_text() for stream in (1, 2)] for number in range(len(codes))]
-        return [Done(int(code), *text) for code, text in zip(codes, texts, strict=True)]
 
     def _environment(self) -> dict[str, str]:
         """All that there is, but for what a machine's Python needs."""
