@@ -5,9 +5,11 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -50,17 +52,72 @@ class FileEntry:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which gets its name when the block ends and is removed if the block fails.
 
+    A process that is killed leaves a hidden file beside it, which the next writer of the same name removes. One that
+    lives holds the lock of its file.
+
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    _remove_leftovers(path)
+    temporary, lock = _hidden_beside(path)
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "wb", opener=lambda *_: os.dup(lock)) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _hidden_beside(path: Path) -> tuple[Path, int]:
+    """A new file with a name of its own, and the descriptor that holds its lock."""
+    while True:
+        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with suppress(OSError):  # a file system without locks: nobody can take the file for a leftover either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return temporary, file
+        os.close(file)  # another writer took it for a leftover before it was locked
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What writers of this name left that were killed."""
+    name = re.compile(re.escape(f".{path.name[:100]}.") + r"[0-9a-f]{8}\.tmp")
+    with suppress(OSError), os.scandir(path.parent) as entries:  # a folder that cannot be listed may yet be written
+        found = [entry.path for entry in entries if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
+        for leftover in found:
+            with suppress(OSError):  # it is not ours to open, or its writer lives
+                file = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(leftover)
+                finally:
+                    os.close(file)
+
+
+@contextmanager
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """A temporary folder that is removed whenever and however the block ends, with what libraries put into it.
+
+    `tempfile.TemporaryDirectory` leaves its folder where a signal arrives between making it and noting that it was
+    made. Here the name is known before. Until the block ends, all temporary files of the process are made in it: those
+    of libraries are removed with it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    elsewhere = tempfile.gettempdir()
+    folder = Path(elsewhere) / f"actvar-{purpose}-{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(mode=0o700)
+        tempfile.tempdir = str(folder)
+        yield folder
+    finally:
+        tempfile.tempdir = elsewhere
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

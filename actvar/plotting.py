@@ -122,3 +122,5 @@ def _require_library() -> None:
             import matplotlib.figure  # noqa: F401
     except ActVARError as missing:
         raise NoPlots(str(missing)) from None
+    except RuntimeError as homeless:  # it looks for a home folder as it is loaded
+        raise NoPlots(f"matplotlib cannot be loaded: {homeless} Set MPLCONFIGDIR to a folder.") from None

@@ -4,7 +4,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -34,6 +33,7 @@ from actvar.cli.options import (
 )
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, counted
+from actvar.files import scratch_folder
 from actvar.plotting import plot_files
 from actvar.provenance import typed
 from actvar.reports import show, write_reports
@@ -135,8 +135,8 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def _report(contestants: list[Contestant], plan: Plan, machine: Machine, device: Device, threads: int) -> BenchReport:
-    with TemporaryDirectory(prefix="actvar-bench-") as scratch:
-        setting = Setting(threads, device, plan.batches[-1], Path(scratch))
+    with scratch_folder("bench") as scratch:
+        setting = Setting(threads, device, plan.batches[-1], scratch)
         with progress_bar(f"{counted(len(contestants), 'contestant')} take turns") as progress:
             measured = measure(
                 contestants,

@@ -37,6 +37,7 @@ from actvar.cli import (
 from actvar.cli.old_spellings import NEW_MEANINGS, new_spelling
 from actvar.cli.signature import spread
 from actvar.errors import ActVARError, shown
+from actvar.runtime.machine import lend_the_cache
 from actvar.telemetry import switch_off
 
 NAME = "actvar-trt"
@@ -114,6 +115,7 @@ app = _app()
 def main() -> None:
     """Run the command line and leave the process with its exit code; a user's mistake is a message, not a traceback."""
     switch_off()
+    lend_the_cache()
     _print_what_can_be_printed()
     stopped = _terminate_as_ctrl_c_does()
     command = typer.main.get_command(app)
@@ -172,6 +174,8 @@ def _refused_by_the_system(error: OSError) -> str:
     if error.filename is None and error.errno in (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would say it once more, as it ends
         return f"What this command prints cannot be written: {reason}. Print it elsewhere."
+    if error.filename is None and error.errno == errno.ENOENT:  # `tempfile` says so, and names all that it has tried
+        return f"{reason}. Set TMPDIR to a folder that can be written."
     named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     help_of = {
         errno.EACCES: "Check its permissions, or name another",

@@ -1,7 +1,6 @@
 """`actvar-trt parity`: the graphs of a model against the model itself, in PyTorch."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -29,6 +28,7 @@ from actvar.cli.options import (
 )
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, counted, needs
+from actvar.files import scratch_folder
 from actvar.reports import check_json_option, deliver
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.machine import first_gpu
@@ -112,8 +112,8 @@ def parity(
         _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, hub)
         until = _guided_until(bundle) if bundle else guidance_until
         network, source = load_checkpoint(chosen, guidance_until=until), f"checkpoint {chosen.path.name}"
-    with TemporaryDirectory(prefix="actvar-parity-") as scratch:
-        folder = bundle or Path(scratch) / "bundle"
+    with scratch_folder("parity") as scratch:
+        folder = bundle or scratch / "bundle"
         if not bundle:
             with progress_bar("Exporting") as progress:
                 export_bundle(network, folder, precision or "fp32", source, progress, debug=True)

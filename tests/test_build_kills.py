@@ -8,16 +8,15 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_models import SMALL_VQVAE, small_config
 
+from actvar.benchmarks.kills import what_was_made
 from actvar.bundle.contract import graph_names
 from actvar.bundle.manifest import read_manifest
-from actvar.bundle.plans import plan_folder, read_plan, read_plans
+from actvar.bundle.plans import plan_folder
 from actvar.config import Activation, ModelConfig
 from actvar.export.onnx_export import export_graphs
 from actvar.export.plans.engine_library import choose_target
@@ -65,23 +64,6 @@ class Build:
                 if self.mark in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(folder.name)
         return found
-
-
-def what_was_made(folder: Path) -> dict[str, Any]:
-    """All that two builds share: files by name, and the manifest but for timings; the plans that it names are whole.
-
-    TensorRT-RTX numbers a plan's values differently from build to build, so two plans of one graph differ in a few
-    bytes, and their hashes with them.
-    """
-    manifest = read_plans(folder)
-    for plan in manifest.plans.values():
-        read_plan(folder, plan)
-    plans = {
-        graph: (plan.graph_sha256, dict(plan.layers), dict(plan.plugins), dict(plan.bodies))
-        for graph, plan in manifest.plans.items()
-    }
-    files = sorted(path.name for path in folder.iterdir())
-    return {"manifest": replace(manifest, plans={}), "plans": list(plans.items()), "files": files}
 
 
 @pytest.mark.slow

@@ -441,6 +441,18 @@ def test_the_parser_finds_its_library_by_the_name_it_looks_for(tmp_path, monkeyp
     assert library_path("tensorrt") is None
 
 
+def test_a_process_that_was_killed_at_the_librarys_link_is_in_nobodys_way(tmp_path, monkeypatch):
+    """It had made the link under another name; the next process of the same number could not."""
+    monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path))
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        library_path("tensorrt-rtx")
+    path = library_path("tensorrt-rtx")
+    assert path
+    names = sorted(file.name for file in Path(path.split(":")[0]).iterdir())
+    assert names == ["libtensorrt_rtx.lock", "libtensorrt_rtx.so"]
+
+
 @pytest.mark.parametrize("known", [None, b"not a timing cache"])
 def test_a_timing_cache_is_kept_and_may_be_damaged(built, tmp_path, known):
     """TensorRT's, for the GPU at hand; TensorRT-RTX has the same calls, and times nothing."""

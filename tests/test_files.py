@@ -1,7 +1,10 @@
-"""Which files are opened: plain ones, and of links those of a Hub cache that stay in it. Every other one is refused."""
+"""Which files are opened: plain ones, and of links those of a Hub cache that stay in it; and how files are written."""
 
+import errno
+import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 from hub_cache import COMMIT, HubCache
 
 from actvar.errors import BundleError
-from actvar.files import hash_file, opened
+from actvar.files import hash_file, opened, scratch_folder, written_whole
 
 CONTENT, SECRET = b"the weights", b"root:x:0:0"
 
@@ -208,3 +211,83 @@ def test_no_descriptor_stays_open(cache: HubCache):
     for _ in range(20):
         assert_refused(link)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- written
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path):
+    """Of this name alone, and nothing that is no file."""
+    path, others = tmp_path / "picture.png", ("other.png", ".other.png.0123abcd.tmp", ".picture.png.tmp")
+    for name in others:
+        (tmp_path / name).write_bytes(b"another's")
+    (tmp_path / ".picture.png.89abcdef.tmp").mkdir()
+    (tmp_path / ".picture.png.0123abcd.tmp").write_bytes(b"half")
+    with written_whole(path) as file:
+        file.write(CONTENT)
+    assert path.read_bytes() == CONTENT
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, ".picture.png.89abcdef.tmp", *others])
+
+
+def test_a_writer_that_lives_is_left_alone(tmp_path: Path):
+    """Two processes may write one name at a time: the last one's file stays."""
+    path = tmp_path / "picture.png"
+    with written_whole(path) as first:
+        first.write(b"first")
+        with written_whole(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first" and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_file_that_was_taken_for_a_leftover_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between its first moment and its lock another writer may remove it."""
+    lock, taken = fcntl.flock, []
+
+    def late(file: int, how: int) -> None:
+        if not taken:
+            taken.append(os.readlink(f"/proc/self/fd/{file}"))
+            os.unlink(taken[0])
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with written_whole(tmp_path / "picture.png") as file:
+        file.write(CONTENT)
+    assert taken and os.listdir(tmp_path) == ["picture.png"]
+
+
+def test_files_are_written_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There nobody can tell a leftover from a file that is being written: both stay."""
+
+    def refuse(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".picture.png.0123abcd.tmp").write_bytes(b"half")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with written_whole(tmp_path / "picture.png") as file:
+        file.write(CONTENT)
+    assert sorted(os.listdir(tmp_path)) == [".picture.png.0123abcd.tmp", "picture.png"]
+
+
+def test_a_signal_at_any_moment_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As it has just been made, too; `tempfile.TemporaryDirectory` knows of its folder a moment later."""
+    make = os.mkdir
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def interrupted(*given: object, **more: object) -> None:
+        make(*given, **more)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as moment, pytest.raises(KeyboardInterrupt):
+        moment.setattr(os, "mkdir", interrupted)
+        with scratch_folder("test"):
+            pass
+    assert os.listdir(tmp_path) == [] and tempfile.gettempdir() == str(tmp_path)
+
+
+def test_what_libraries_leave_goes_with_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """ONNX Runtime's quantizer has folders of its own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch_folder("test") as folder:
+        assert folder in Path(tempfile.mkdtemp()).parents
+    assert os.listdir(tmp_path) == []

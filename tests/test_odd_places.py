@@ -10,8 +10,10 @@ import time
 import pytest
 from small_models import small_config, vivid_model
 
+from actvar.benchmarks.kills import write_model
 from actvar.checkpoint.own import save_model
 from actvar.config import Activation
+from actvar.export.onnx_export import export_bundle
 from actvar.runtime.machine import CACHE_VARIABLE
 
 MAIN = [sys.executable, "-c", "import sys; from actvar.cli.main import main; sys.argv[0] = 'actvar-trt'; main()"]
@@ -53,6 +55,26 @@ def test_a_folder_without_rights_is_said(tmp_path):
     (tmp_path / "private").chmod(0)
     done = run("inspect", tmp_path / "private" / "in" / "bundle", before=AS_NOBODY, cwd="/")
     assert done.returncode == 1 and "private/in/bundle: Permission denied. Check its permissions" in done.stderr
+
+
+def test_without_a_temporary_folder_the_cache_is_lent(tmp_path):
+    """PyTorch's compiler, which training loads, and matplotlib end without one, and without a home."""
+    code = """
+import errno, os, tempfile
+from actvar.runtime.machine import lend_the_cache
+
+def none():
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+tempfile.gettempdir = none
+lend_the_cache()
+print(os.environ["TMPDIR"], os.environ["MPLCONFIGDIR"])
+"""
+    env = {**os.environ, CACHE_VARIABLE: str(tmp_path / "cache"), "HOME": "~"}
+    env.pop("MPLCONFIGDIR", None)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(tmp_path / "cache" / name) for name in ("tmp", "matplotlib")]
+    assert (tmp_path / "cache" / "tmp").is_dir()
 
 
 @needs_root
@@ -135,3 +157,33 @@ def test_sigterm_cleans_up_as_ctrl_c_does(tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143 and "Stopped by SIGTERM" in said, said
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "sign"),
+    [
+        ("export --model m.safetensors --out exported", ".exported.*.tmp"),
+        ("export --model m.safetensors --precision int8 --out exported", "scratch/*"),
+        ("build --model bundle --gpu-arch 8.9", "bundle/plans/*/.*.tmp"),
+        ("encode --data glyphs --vqvae m.safetensors --count 100000 --out tokens", "tokens/store.json"),
+        ("evaluate --model bundle --count 100000 --out run", "run/pictures-*"),
+    ],
+)
+def test_sigterm_leaves_nothing_temporary(words, sign, tmp_path):
+    """In the temporary folder, or beside what is written; `sign` shows that the work is under way."""
+    if words.startswith("build"):
+        pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
+    model = write_model(tmp_path / "m.safetensors")
+    if "bundle" in words:
+        export_bundle(model, tmp_path / "bundle", "fp32", "a test")
+    (tmp_path / "scratch").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    process = subprocess.Popen([*MAIN, *words.split()], env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(sign)):
+        assert process.poll() is None, "it ended before it was under way"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 143 and "Stopped by SIGTERM" in said, said
+    assert not list((tmp_path / "scratch").iterdir()) and not list(tmp_path.rglob("*.tmp"))

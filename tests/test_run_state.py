@@ -86,6 +86,7 @@ def test_a_full_disk_costs_nothing_but_the_last_steps(teacher: ActVAR, tmp_path:
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["log.jsonl", "state.pt"]
     assert torch.load(tmp_path / "b/state.pt", weights_only=True)["step"] == 2
     require_equal(train(stage, teacher, tmp_path / "b", **changes), unbroken)
+    assert (tmp_path / "b/state.pt").read_bytes() == (tmp_path / "a/state.pt").read_bytes(), "byte for byte"
 
 
 def test_a_full_disk_before_the_first_state_is_said(teacher: ActVAR, tmp_path: Path):

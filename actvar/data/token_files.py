@@ -169,8 +169,6 @@ def _write_rows(path: Path, plan: StorePlan, rows: np.ndarray, record: ChunkReco
     label = asdict(record)
     label[HASH_FIELD] = _finished(hashlib.sha256(content.getvalue()), plan, label)
     try:
-        for remains in path.parent.glob(f".{path.stem}.*.tmp"):  # of a process that was killed here
-            remains.unlink(missing_ok=True)
         with written_whole(path) as file:
             file.write(content.getvalue())
         with written_whole(path.with_suffix(".json")) as file:

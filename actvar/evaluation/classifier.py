@@ -5,7 +5,6 @@ Knows its own layers and its file; not the generators it judges, and not how it 
 Letters in shapes: N pictures, 3 H W their pixels, F features, K classes.
 """
 
-import os
 from pathlib import Path
 
 import safetensors
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from actvar.class_names import CLASS_NAMES
 from actvar.errors import CheckpointError
+from actvar.files import written_whole
 
 SHIPPED_CLASSIFIER = Path(__file__).parents[1] / "assets" / "glyph_classifier.safetensors"
 
@@ -54,9 +54,8 @@ def save_classifier(classifier: GlyphClassifier, file: Path) -> None:
     weights = classifier.state_dict()
     state = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(save(state))  # safetensors' own save_file makes files that only their owner may read
-    os.replace(temporary, file)
+    with written_whole(file) as stream:
+        stream.write(save(state))  # safetensors' own save_file makes files that only their owner may read
 
 
 def load_classifier(file: Path = SHIPPED_CLASSIFIER) -> GlyphClassifier:

@@ -133,8 +133,6 @@ class PictureRun:
         path = self.folder / piece.file
         pixels = np.ascontiguousarray(pictures_NHW3, np.uint8).data.cast("B")
         try:
-            for leftover in self.folder.glob(f".{piece.file}.*.tmp"):  # of whoever was killed at this file
-                leftover.unlink(missing_ok=True)
             with written_whole(path) as file:
                 file.write(self._header(piece))
                 file.write(pixels)

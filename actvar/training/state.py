@@ -6,7 +6,9 @@ checksum, and a changed weight would be trained on.
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -72,9 +74,6 @@ class StateFile:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.team.is_main:
-                for remains in self.folder.glob(f".{self.path.name}.*.tmp"):  # of a process that was killed here
-                    remains.unlink(missing_ok=True)
             if not os.path.lexists(self.path):
                 return 0
         except OSError as error:
@@ -114,7 +113,7 @@ class StateFile:
         """
         states = {name: self.team.whole(part.state_dict()) for name, part in parts.items()}
         if self.team.is_main:
-            self._write({"step": step, "identity": dict(self.identity), "parts": states})
+            self._write(_with_texts_shared({"step": step, "identity": dict(self.identity), "parts": states}))
         self.team.wait()
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -208,3 +207,19 @@ def _require_seal(file: BinaryIO) -> int:
         raise ValueError("it was changed since it was written: its SHA-256 is another")
     file.seek(0)
     return size
+
+
+def _with_texts_shared(state: Any) -> Any:
+    """The same state, with one object for equal texts.
+
+    A pickle holds an object once, and refers to it from then on. A name that was read from a state is not the object
+    that the code names: without this a run that was stopped would end with other bytes than one that was not.
+    """
+    if isinstance(state, dict):
+        shared = copy(state)  # of its own type, with what a network's state notes beside its tensors
+        shared.clear()
+        shared.update((_with_texts_shared(name), _with_texts_shared(value)) for name, value in state.items())
+        return shared
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_with_texts_shared, state))
+    return sys.intern(state) if type(state) is str else state

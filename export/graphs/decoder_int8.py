@@ -15,8 +15,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -29,6 +27,7 @@ from actvar.export.graphs.builder import external_tensor
 from actvar.export.graphs.bundle import build_graph
 from actvar.export.graphs.decoder import FIRST_CONVOLUTION, LAST_CONVOLUTION
 from actvar.export.graphs.weights_file import WeightsFile
+from actvar.files import scratch_folder
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 
@@ -112,8 +111,8 @@ def _calibration_f_hats(model: ActVAR, progress: Callable[[float], None]) -> Ite
 
 
 def _quantized(fp32: onnx.ModelProto, f_hats: list[np.ndarray]) -> onnx.ModelProto:
-    with TemporaryDirectory(prefix="actvar-int8-") as scratch, _quiet():
-        path = Path(scratch) / "decoder.onnx"
+    with scratch_folder("int8") as scratch, _quiet():
+        path = scratch / "decoder.onnx"
         quantize_static(
             fp32,
             path,

@@ -9,6 +9,7 @@ from typing import Any
 
 from actvar.bundle.plans import MODULES, RTX, TENSORRT, Gpu, PlanTarget
 from actvar.errors import EngineError, UsageError
+from actvar.files import locked
 from actvar.runtime.machine import cache_folder, first_gpu
 
 INSTALL = (
@@ -109,7 +110,9 @@ def library_path(engine: str) -> str | None:
     link = cache_folder() / "tensorrt-rtx" / "libtensorrt_rtx.so"
     if not link.is_symlink() or link.readlink() != library:
         link.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-        unfinished.symlink_to(library)
-        unfinished.replace(link)
+        with locked(link.with_suffix(".lock")):
+            unfinished = link.with_suffix(".tmp")
+            unfinished.unlink(missing_ok=True)  # of a process that was killed here
+            unfinished.symlink_to(library)
+            unfinished.replace(link)
     return os.pathsep.join(filter(None, (str(link.parent), os.environ.get("LD_LIBRARY_PATH"))))

@@ -54,7 +54,8 @@ def run_tasks(
             An EngineError is half a sentence, and the task's log holds the other half.
 
     Raises:
-        OSError: no worker can be started, or no log be written.
+        ActVARError: no worker can be started.
+        OSError: no log can be written.
     """
     waiting, running = deque(tasks), set[_Worker]()
     with selectors.DefaultSelector() as selector:
@@ -96,8 +97,10 @@ class _Worker:
                     env=environment,
                     start_new_session=True,  # Ctrl-C is for the parent, which stops its workers
                 )
-        except BaseException:
+        except BaseException as error:
             os.close(self.pipe)
+            if isinstance(error, OSError) and error.filename == sys.executable:
+                raise ActVARError(f"{sys.executable} cannot be started to build a plan: {error.strerror}.") from None
             raise
         finally:
             os.close(theirs)
