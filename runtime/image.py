@@ -7,6 +7,7 @@ Letters in shapes: B pictures, H height, W width.
 
 import math
 from collections.abc import Iterable
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def sheet(pictures_HW3: Iterable[np.ndarray], count: int, columns: int | None = 
         top, left = i // columns * down, i % columns * right
         result[top : top + height, left : left + width] = picture
     return result
+
+
+def png_bytes(picture_HW3: np.ndarray) -> bytes:
+    """A PNG file: the bytes that `write_png` writes."""
+    file = BytesIO()
+    Image.fromarray(picture_HW3).save(file, format="PNG")
+    return file.getvalue()
 
 
 def write_png(picture_HW3: np.ndarray, path: Path) -> None:

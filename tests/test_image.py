@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from actvar.errors import ActVARError
-from actvar.runtime.image import SHEET_GAP, sheet, to_bytes, write_png
+from actvar.runtime.image import SHEET_GAP, png_bytes, sheet, to_bytes, write_png
 
 
 def test_numbers_become_bytes_as_official_var_makes_them():
@@ -70,3 +70,10 @@ def test_a_png_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         write_png(np.ones((2, 2, 3), np.uint8), tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == old
+
+
+def test_a_file_in_memory_is_the_file_on_the_disk(tmp_path: Path):
+    """Who is sent a picture gets the bytes that the command line writes."""
+    picture_HW3 = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    write_png(picture_HW3, tmp_path / "picture.png")
+    assert png_bytes(picture_HW3) == (tmp_path / "picture.png").read_bytes()
