@@ -51,6 +51,7 @@ def serve(
     max_queue: Annotated[
         int, _serving(min=1, max=100_000, help="Pictures that may wait; who asks for more is answered with 429.")
     ] = 64,
+    no_page: Annotated[bool, _serving(help="Leave out the page at /, which needs Gradio.")] = False,
     grace: Annotated[
         float, _serving(min=1, max=3600, help="Seconds in which SIGTERM lets what was taken on be finished.")
     ] = 30.0,
@@ -81,6 +82,7 @@ def serve(
             max_queue=max_queue,
             api_key=key,
             grace_seconds=grace,
+            with_page=not no_page,
         )
         address, number = listening.getsockname()[:2]
         where = f"[{address}]" if ":" in address else address

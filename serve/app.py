@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from actvar import __version__
 from actvar.classes import class_names
+from actvar.errors import needs
 from actvar.runtime.api import Pipeline
 from actvar.serve.batching import Drawer
 from actvar.serve.bodies import (
@@ -29,6 +30,7 @@ from actvar.serve.generations import Studio, sent, unless
 from actvar.serve.limits import BODY_SECONDS, BodyLimits, KeyRequired
 from actvar.serve.metrics import CONTENT_TYPE, Metrics
 from actvar.serve.refusals import ErrorAnswer, Refusal, answer_errors, refusal_of_body
+from actvar.telemetry import switch_off
 
 GRACE_SECONDS = 30.0
 _DESCRIPTION = """Pictures of classes, in the form of OpenAI's API.
@@ -52,6 +54,7 @@ def create_app(
     api_key: str | None = None,
     grace_seconds: float = GRACE_SECONDS,
     body_seconds: float = BODY_SECONDS,
+    with_page: bool = False,
 ) -> FastAPI:
     """An app that draws with a pipeline.
 
@@ -63,6 +66,7 @@ def create_app(
         api_key: that every request must name, but those of /healthz and /readyz.
         grace_seconds: at the app's end, for what was taken on.
         body_seconds: in which the body of a request must arrive.
+        with_page: whether there is a page at /, which needs Gradio.
     """
     metrics = Metrics()
     drawer = Drawer(pipeline.source, metrics, max_batch=max_batch, max_wait=max_wait_ms / 1000, max_queue=max_queue)
@@ -82,11 +86,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.drawer = drawer
+    app.state.drawer, app.state.metrics = drawer, metrics
     answer_errors(app, metrics)
     _add_drawing(app, studio, metrics)
     _add_facts(app, studio, int(time.time()))
     _add_health(app, drawer, metrics)
+    if with_page:
+        _add_page(app, studio, pipeline, metrics)
     app.add_middleware(BodyLimits, metrics=metrics, seconds=body_seconds)
     if api_key:
         app.add_middleware(KeyRequired, metrics=metrics, key=api_key)
@@ -200,6 +206,14 @@ def _add_health(app: FastAPI, drawer: Drawer, metrics: Metrics) -> None:
     @app.get("/metrics", summary="Figures for Prometheus", tags=["health"])
     async def figures() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_page(app: FastAPI, studio: Studio, pipeline: Pipeline, metrics: Metrics) -> None:
+    switch_off()
+    with needs("serve", "for the page"):
+        from actvar.serve.explained import Explainer
+        from actvar.serve.page import add_page
+    add_page(app, studio, Explainer(studio.model, getattr(pipeline, "checkpoint", None)), metrics)
 
 
 def _document(app: FastAPI, *bodies: Any) -> None:

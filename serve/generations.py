@@ -80,7 +80,7 @@ class Studio:
         if (asked.n or 1) > self.max_count:
             message = f"At most {self.max_count} pictures may wait here, and n is {asked.n}. Ask for fewer at a time."
             raise Refusal(400, message, "n", "invalid_value")
-        class_id = self._class_id(str(asked.prompt))
+        class_id = self.class_id(str(asked.prompt))
         try:
             sampling = chosen_sampling(self.model.sampling, asked.guidance_scale, asked.top_k, asked.top_p)
         except ArgumentError as error:
@@ -88,7 +88,12 @@ class Studio:
         seed = secrets.randbelow(_RANDOM_SEEDS) if asked.seed is None else asked.seed
         return Generation(class_id, class_label(self.model, class_id), sampling, seed, asked.number or 0, asked.n or 1)
 
-    def _class_id(self, prompt: str) -> int:
+    def class_id(self, prompt: str) -> int:
+        """The class that a text names.
+
+        Raises:
+            Refusal: it names none, or several.
+        """
         try:
             found = choose_classes(self.model, [prompt])
         except UsageError as error:

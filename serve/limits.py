@@ -7,6 +7,7 @@ import asyncio
 import hmac
 from base64 import b64decode
 from binascii import Error
+from contextlib import nullcontext
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -59,7 +60,8 @@ class BodyLimits:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, again, send)
+        with self._metrics.answering() if scope["path"].startswith("/v1/") else nullcontext():
+            await self._app(scope, again, send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         too_long = Refusal(413, f"A body may have {self._max_body} bytes, and this one has more.", code="body_too_long")

@@ -1,6 +1,7 @@
 """What a server counts, as Prometheus reads it. Each app has a registry of its own: a process may have several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -11,9 +12,10 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """All that is counted."""
+    """All that is counted. `under_way` is how many requests are being answered; it is the event loop's."""
 
     def __init__(self) -> None:
+        self.under_way = 0
         self._registry = CollectorRegistry()
         self._queue = Gauge("actvar_queue_length", "Pictures that wait.", registry=self._registry)
         self._batches = Histogram(
@@ -35,12 +37,26 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._answering = Gauge(
+            "actvar_requests_under_way", "Requests to /v1 that are being answered.", registry=self._registry
+        )
         self._pictures = Counter("actvar_pictures", "Pictures drawn.", registry=self._registry)
         self._errors = Counter("actvar_errors", "Answers that were errors.", ["status"], registry=self._registry)
 
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Whom to ask how many pictures wait."""
         self._queue.set_function(length)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """A request is answered as long as the block lasts."""
+        self.under_way += 1
+        self._answering.inc()
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+            self._answering.dec()
 
     def batch_drawn(self, pictures: int, seconds: float) -> None:
         """A batch of so many has ended."""

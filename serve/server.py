@@ -4,6 +4,7 @@ SIGTERM and Ctrl-C stop it: no connection is taken any more, what was taken on i
 leave with 0. After `grace` seconds it leaves whatever is not done.
 """
 
+import asyncio
 import os
 import signal
 import socket
@@ -18,16 +19,33 @@ from fastapi import FastAPI
 from actvar.console import say
 from actvar.errors import ActVARError
 from actvar.serve.batching import Drawer
+from actvar.serve.metrics import Metrics
 
 _BACKLOG = 512
+_LOOK_SECONDS = 0.2
 
 
 class _Server(uvicorn.Server):
     """Leaves the end of the process to whoever started it: uvicorn's own would raise the signal once more."""
 
-    def __init__(self, config: uvicorn.Config, drawer: Drawer, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, drawer: Drawer, metrics: Metrics, grace: float) -> None:
         super().__init__(config)
-        self._drawer, self._grace = drawer, grace
+        self._drawer, self._metrics, self._grace = drawer, metrics, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own, but for connections on which nothing is under way: an open page has one for ever."""
+        ending = asyncio.ensure_future(self._end_when_idle())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_when_idle(self) -> None:
+        while self._metrics.under_way or not self._drawer.idle:
+            await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_LOOK_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.close()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -71,8 +89,8 @@ def run(app: FastAPI, listening: socket.socket, grace: float) -> None:
         h11_max_incomplete_event_size=32 * 1024,
     )
     drawer: Drawer = app.state.drawer
-    _Server(config, drawer, grace).run(sockets=[listening])
-    if not drawer.close(0):
+    _Server(config, drawer, app.state.metrics, grace).run(sockets=[listening])
+    if not drawer.close(grace):  # which counts from the signal
         say("The engine is still drawing; its batch is left.")
         sys.stdout.flush()
         sys.stderr.flush()
