@@ -30,6 +30,7 @@ from actvar.cli import (
     generate,
     inspect_bundle,
     parity,
+    serve,
     study,
     train,
     train_stages,
@@ -79,6 +80,7 @@ def _app() -> typer.Typer:
     _add(app, "Deploy", bind.bind, bind.EXAMPLES)
     _add(app, "Deploy", inspect_bundle.inspect, inspect_bundle.EXAMPLES)
     _add(app, "Deploy", parity.parity, parity.EXAMPLES)
+    _add(app, "Deploy", serve.serve, serve.EXAMPLES)
     _add(app, "Train", encode.encode, encode.EXAMPLES)
     _add(app, "Measure", evaluate.evaluate, evaluate.EXAMPLES)
     _add(app, "Measure", flops.flops, flops.EXAMPLES)

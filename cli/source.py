@@ -5,7 +5,7 @@ Shared by the commands that draw for people and for scores.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from actvar.arguments import require_guided
 from actvar.bundle.contract import Precision
@@ -24,6 +24,15 @@ from actvar.config import ModelConfig, Sampling
 from actvar.errors import UsageError
 from actvar.export.front_door import AnyBackend, Pipeline
 from actvar.naming import NamedModel
+
+AnyBackendOption: TypeAlias = Annotated[
+    AnyBackend,
+    engine_option(
+        "--backend",
+        metavar="BACKEND",
+        help="onnxruntime draws with the graphs, tensorrt with engines built from them, torch with the checkpoint.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,7 @@ class Guidance:
 class Engine:
     """What runs the model, and how much at a time."""
 
-    backend: Annotated[
-        AnyBackend,
-        engine_option(
-            metavar="BACKEND",
-            help="onnxruntime draws with the graphs, tensorrt with engines built from them, torch with the checkpoint.",
-        ),
-    ] = "onnxruntime"
+    backend: AnyBackendOption = "onnxruntime"
     device: DeviceOption = None
     precision: PrecisionOption = None
     fp16: Fp16Option = False

@@ -21,6 +21,21 @@ class Order:
     class_id: int
     number: int
 
+    def seed_in(self, drawn_with: int) -> int:
+        """The seed that its random numbers come from: that of all that is drawn with it."""
+        return drawn_with
+
+
+@dataclass(frozen=True)
+class SeededOrder(Order):
+    """An order with a seed of its own, so that pictures of several seeds share a batch."""
+
+    seed: int
+
+    def seed_in(self, drawn_with: int) -> int:
+        """Its own."""
+        return self.seed
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -68,8 +83,8 @@ def require_orders(model: ModelConfig, orders: Iterable[Order], seed: int) -> No
             raise UsageError(f"A class must lie in 0..{model.num_classes - 1} for this model, got {order.class_id}.")
         if not 0 <= order.number < 2**64:
             raise UsageError(f"A picture's number must lie in 0..2^64-1, got {order.number}.")
-    if not 0 <= seed < 2**64:
-        raise UsageError(f"The seed must lie in 0..2^64-1, got {seed}.")
+        if not 0 <= order.seed_in(seed) < 2**64:
+            raise UsageError(f"The seed must lie in 0..2^64-1, got {order.seed_in(seed)}.")
 
 
 class PictureSource(Protocol):

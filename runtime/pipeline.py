@@ -74,7 +74,9 @@ class GraphSource:
         dtypes = {t.name: t.dtype for graph in self.engine.manifest.graphs.values() for t in graph.inputs}
         typed = {name: array.astype(dtypes[name]) for name, array in arrays.items() if name in dtypes}  # cfg may not be
         for si, tokens in enumerate(schedule.tokens):
-            typed[_uniform(si)] = np.stack([token_uniforms(seed, order.number, si, tokens) for order in orders])
+            typed[_uniform(si)] = np.stack(
+                [token_uniforms(order.seed_in(seed), order.number, si, tokens) for order in orders]
+            )
         return typed
 
     def _pictures(self, orders: Sequence[Order], launched: Launched) -> Iterator[Picture]:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The package-dir of pyproject.toml. The links in actvar/ lead to the same files and are not followed.
 PACKAGES = {
     "actvar": "actvar",
-    **{f"actvar.{room}": room for room in ("plugins", "runtime", "export", "benchmarks", "cli")},
+    **{f"actvar.{room}": room for room in ("plugins", "runtime", "export", "serve", "benchmarks", "cli")},
 }
 
 

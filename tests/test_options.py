@@ -67,7 +67,7 @@ def test_commands_are_in_groups(command: Command):
     out = command("--help")[1]
     groups = {
         "Draw": ("generate", "explain", "classes", "doctor"),
-        "Deploy": ("export", "build", "bind", "inspect", "parity"),
+        "Deploy": ("export", "build", "bind", "inspect", "parity", "serve"),
         "Train": ("encode", "train"),
         "Measure": ("evaluate", "flops", "study", "bench"),
     }

@@ -23,7 +23,7 @@ from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
 from actvar.runtime.backends.torch_eager import EagerSource
-from actvar.runtime.pictures import Order, Picture, PictureSource, ScaleEnd
+from actvar.runtime.pictures import Order, Picture, PictureSource, ScaleEnd, SeededOrder
 from actvar.runtime.sources import open_graphs
 
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
@@ -169,6 +169,17 @@ def test_every_scale_is_shown_and_no_picture_changes(source: PictureSource):
             partials[order].append(pixels_HW3)
     for same in wanted:
         np.testing.assert_array_equal(np.stack(partials[same.order]), np.stack(same.partials))
+
+
+def test_an_order_may_have_a_seed_of_its_own(source: PictureSource):
+    """A server puts pictures of many seeds into one batch: each is the one that its seed draws alone."""
+    orders = [SeededOrder(order.class_id, order.number, 2**64 - 1 - i) for i, order in enumerate(ORDERS)]
+    for i, found in enumerate(source.draw(orders, SAMPLING, 7)):
+        assert found.order is orders[i]
+        [wanted] = source.draw([ORDERS[i]], SAMPLING, 2**64 - 1 - i)
+        np.testing.assert_array_equal(found.pixels_HW3, wanted.pixels_HW3)
+    with pytest.raises(UsageError, match="seed must lie in"):
+        list(source.draw([SeededOrder(0, 0, 2**64)], SAMPLING, 7))
 
 
 def test_a_scale_is_shown_before_the_next_one_runs(drawn):

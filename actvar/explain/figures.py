@@ -47,6 +47,20 @@ def tokens_figure(picture_HW3: np.ndarray, choices: Choices, title: str) -> Imag
     return figure(title, note, [beside(first, 24), in_rows(rest, _COLUMNS if blocks > 4 else 4)])
 
 
+def block_panels(picture_HW3: np.ndarray, choices: Choices) -> list[tuple[Image.Image, str]]:
+    """The picture once for each block, faded where the block skipped a token; and in words what the block did."""
+    tokens, experts = choices.kept_DL.shape[1], choices.used_DLN.shape[2]
+    cell = max(1, _WIDE // choices.side)
+    shown = Image.fromarray(picture_HW3).resize((cell * choices.side,) * 2, Image.Resampling.BICUBIC)
+    panels = []
+    for i, (kept_L, used_LN) in enumerate(zip(choices.kept_DL, choices.used_DLN, strict=True)):
+        each = used_LN[kept_L].sum(1)
+        by = f"{each.min()}" if each.min() == each.max() else f"{each.min()} to {each.max()}"
+        did = f"block {i + 1}: {kept_L.sum()} of {tokens} tokens, each by {by} of {experts} experts"
+        panels.append((_faded(shown, kept_L, choices.side), did))
+    return panels
+
+
 def experts_figure(picture_HW3: np.ndarray, choices: Choices, title: str) -> Image.Image:
     """Each block's token map in the colours of the tokens' best experts, of their second best, and so on (Figure 5)."""
     experts, ranks = choices.used_DLN.shape[2], choices.best_DLT.shape[2]

@@ -62,7 +62,7 @@ class EagerSource:
             if on_scale_end:
                 on_scale_end(ScaleEnd(si + 1, scales, (order,), self._decode(f_hat_BESS)[None]))
 
-        made = generate(self.network, [order.class_id], sampling, seed, [order.number], tell)
+        made = generate(self.network, [order.class_id], sampling, order.seed_in(seed), [order.number], tell)
         pixels_HW3 = to_bytes(made.pictures_B3HW.cpu().numpy())[0]
         partials = tuple(self._decode(f_hat_BESS) for f_hat_BESS in made.f_hats) if with_partials else ()
         return Picture(order, pixels_HW3, tuple(ids_BL[0].cpu().numpy() for ids_BL in made.token_ids), partials)
