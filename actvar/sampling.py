@@ -14,8 +14,8 @@ SORTED_CODES = 900
 """The most that top_k can be: as many codes are sorted (official VAR samples from its best 900)."""
 
 
-def guide(logits_RLV: Tensor, strength: float) -> Tensor:
-    """Classifier-free guidance: (1 + t) * conditional - t * unconditional, RLV -> BLV."""
+def guide(logits_RLV: Tensor, strength: float | Tensor) -> Tensor:
+    """Classifier-free guidance: (1 + t) * conditional - t * unconditional, RLV -> BLV; t of all tokens, or L1."""
     conditional, unconditional = logits_RLV.chunk(2)
     return (1 + strength) * conditional - strength * unconditional
 

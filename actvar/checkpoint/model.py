@@ -15,7 +15,7 @@ from actvar.checkpoint.official import derive_vqvae, read_official, require_same
 from actvar.checkpoint.own import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
-from actvar.config import Activation, ModelConfig
+from actvar.config import Activation, Decoder, ModelConfig
 from actvar.errors import CheckpointError, UsageError, shown
 from actvar.models.actvar import ActVAR, empty_model, without_values
 from actvar.models.var import fresh_scorers
@@ -57,6 +57,7 @@ def open_model(
     vqvae: Path | None = None,
     activation: Activation | None = None,
     schedule: ScaleSchedule | None = None,
+    decoder: Decoder = "full",
 ) -> StoredModel:
     """Open a checkpoint: ours, official VAR's, or a self-trained official one. No values are read.
 
@@ -70,25 +71,38 @@ def open_model(
             same. Of an ActVAR it replaces scales and rates; the number of experts and the choices must stay.
         schedule: the token maps of an official file that does not tell them (no `lvl_1L`); without it the standard
             ones, or var_d36's, whichever has as many tokens.
+        decoder: "small" takes the small decoder that the checkpoint holds beside its VQVAE, too, and the model draws
+            with it; "full" leaves it where it is.
 
     Raises:
-        CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; see the message.
+        CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; or it holds no small
+            decoder.
         UsageError: the activation does not fit the model, or the file tells other token maps.
     """
     file = open_tensor_file(path)
     if is_own(file):
-        config, var_weights, vqvae_weights = read_own(file, vqvae, schedule)
+        config, weights = read_own(file, vqvae, schedule)
     else:
-        config, var_weights, vqvae_weights = read_official(file, vqvae, schedule)
+        config, *both = read_official(file, vqvae, schedule)
+        weights = dict(zip(("var", "vqvae"), both, strict=True))
+    if decoder == "full":
+        config = replace(config, small_decoder=None)
+    elif config.small_decoder is None:
+        raise CheckpointError(
+            f"{shown(vqvae or path)} holds no small decoder. Make one: actvar-trt train decoder --model {shown(path)}."
+        )
     is_dense = config.activation is None
     if activation:
         config = _activated(config, activation, path)
     shapes = empty_model(config)  # nothing is allocated before all have been checked
     fresh = fresh_scorers(shapes.var) if is_dense else {}
     expected = {name: parameter.shape for name, parameter in shapes.var.named_parameters() if name not in fresh}
-    var_weights.require(expected, f"a VAR of depth {config.depth}")
-    vqvae_weights.require({name: p.shape for name, p in shapes.vqvae.named_parameters()}, "its VQVAE")
-    return StoredModel(config, fresh, {"var": var_weights, "vqvae": vqvae_weights})
+    weights["var"].require(expected, f"a VAR of depth {config.depth}")
+    weights["vqvae"].require({name: p.shape for name, p in shapes.vqvae.named_parameters()}, "its VQVAE")
+    if shapes.small_decoder is not None:
+        own = {name: p.shape for name, p in shapes.small_decoder.named_parameters()}
+        weights["small_decoder"].require(own, "its small decoder")
+    return StoredModel(config, fresh, weights)
 
 
 def load_model(
@@ -96,6 +110,7 @@ def load_model(
     vqvae: Path | None = None,
     activation: Activation | None = None,
     schedule: ScaleSchedule | None = None,
+    decoder: Decoder = "full",
 ) -> ActVAR:
     """Read a checkpoint into memory.
 
@@ -103,7 +118,7 @@ def load_model(
 
     Returns: fp32, on the CPU, in evaluation mode, without gradients.
     """
-    stored = open_model(path, vqvae, activation, schedule)
+    stored = open_model(path, vqvae, activation, schedule, decoder)
     model = empty_model(stored.config)
     values = {name: stored.read(name, copy=True) for name in model.state_dict()}
     model.load_state_dict(values, strict=True, assign=True)

@@ -1,13 +1,15 @@
 """Checkpoints of our own: safetensors with the configuration in the metadata, written and read.
 
-The tensors are those of `ActVAR` under their own names (`var.*`, `vqvae.*`). A file is not trusted: see
-`tensor_file.py` and `weights.py`.
+The tensors are those of `ActVAR` under their own names (`var.*`, `vqvae.*`, `small_decoder.*`). A file is not trusted:
+see `tensor_file.py` and `weights.py`.
 """
 
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import torch
@@ -26,13 +28,19 @@ from actvar.scales import ScaleSchedule
 
 FORMAT, VERSION = "actvar-checkpoint", "1"
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
-_VAR, _VQVAE = "var.", "vqvae."
+_VAR, _VQVAE, _SMALL = "var.", "vqvae.", "small_decoder."
 
 
 # ---- writing
 
 
-def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, with_vqvae: bool = True) -> None:
+def save_model(
+    model: ActVAR,
+    path: Path,
+    dtype: torch.dtype = torch.float16,
+    with_vqvae: bool = True,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write a checkpoint; the file is there whole, or not at all, and the same weights give the same bytes.
 
     Args:
@@ -42,6 +50,7 @@ def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, wi
             small, stays in fp32: vectors (biases, norms, the temperatures, which are exponentiated), the code vectors
             (f_hat is the sum of ten), and router and selector, whose near-ties must not flip.
         with_vqvae: False writes the transformer alone, for a model that shares the VQVAE of another file.
+        notes: what else the metadata say of how the model came to be; nobody needs them to draw.
 
     Raises:
         CheckpointError: a weight is not finite, or too large for `dtype`; or the file cannot be written.
@@ -54,8 +63,9 @@ def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, wi
                 f"{shown(path)} was not written: {name} holds NaN, infinity or a value too large for {tensor.dtype}. "
                 "Save an earlier state of the training, or in fp32."
             )
-    config = json.dumps(model.config.to_dict(), sort_keys=True, allow_nan=False)
-    metadata = {"format": FORMAT, "version": VERSION, "config": config}
+    stored = model.config if with_vqvae else replace(model.config, small_decoder=None)
+    config = json.dumps(stored.to_dict(), sort_keys=True, allow_nan=False)
+    metadata = {**notes, "format": FORMAT, "version": VERSION, "config": config}
     try:
         with written_whole(path) as file:
             _write_safetensors(file, tensors, metadata)
@@ -110,8 +120,10 @@ def read_own_vqvae(file: TensorFile) -> tuple[ModelConfig, Weights]:
 
 def read_own(
     file: TensorFile, vqvae_path: Path | None, schedule: ScaleSchedule | None = None
-) -> tuple[ModelConfig, Weights, Weights]:
-    """The configuration in the metadata, VAR's weights and the VQVAE's, held against each other.
+) -> tuple[ModelConfig, dict[str, Weights]]:
+    """The configuration in the metadata, and the weights of each network, held against each other.
+
+    A small decoder belongs to the VQVAE, and is read where that is.
 
     Args:
         file: for which `is_own` holds.
@@ -124,7 +136,9 @@ def read_own(
     """
     config = own_config(file)
     require_same(file.path, config.schedule, schedule)
-    var, vqvae = _part(file, _VAR), _part(_file_with_vqvae(file, vqvae_path), _VQVAE)
+    other = _file_with_vqvae(file, vqvae_path)
+    small = own_config(other).small_decoder
+    var, vqvae = _part(file, _VAR), _part(other, _VQVAE)
     derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
     for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
         said, found = getattr(config, field), getattr(derived, field)
@@ -133,11 +147,12 @@ def read_own(
                 f"{shown(file.path)}: {field}: expected {said}, as its metadata say, found tensors of {found}. "
                 "Write it again."
             )
-    return config, var, vqvae
+    networks = {"var": var, "vqvae": vqvae, **({"small_decoder": _part(other, _SMALL)} if small else {})}
+    return replace(config, small_decoder=small), networks
 
 
 def own_config(file: TensorFile) -> ModelConfig:
-    """The configuration in the metadata of a checkpoint of ours, which holds nothing but the two networks."""
+    """The configuration in the metadata of a checkpoint of ours, which holds nothing but its networks."""
     if file.metadata.get("version") != VERSION:
         raise CheckpointError(
             f"{shown(file.path)} has the format's version '{shown(file.metadata.get('version'), 40)}', "
@@ -150,9 +165,11 @@ def own_config(file: TensorFile) -> ModelConfig:
         raise CheckpointError(
             f"{shown(file.path)}: the metadata's configuration: {shown(error)}. Write the file again."
         ) from None
-    if other := next((name for name in file.content if not name.startswith((_VAR, _VQVAE))), None):
+    known = (_VAR, _VQVAE, _SMALL) if config.small_decoder else (_VAR, _VQVAE)
+    if other := next((name for name in file.content if not name.startswith(known)), None):
         raise CheckpointError(
-            f"{shown(file.path)}: {shown(other)}: expected names in var or vqvae, found another. Write it again."
+            f"{shown(file.path)}: {shown(other)}: expected names in {' or '.join(name[:-1] for name in known)}, found "
+            "another. Write it again."
         )
     return config
 
