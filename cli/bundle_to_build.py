@@ -5,19 +5,25 @@ is of the model that was named, and left alone if it is not.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from actvar.bundle.manifest import MANIFEST_FILE, read_manifest
 from actvar.checkpoint.files import Checkpoint
 from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size
-from actvar.config import ModelConfig
+from actvar.config import Decoder, ModelConfig
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 from actvar.naming import NamedModel
 
 
 def bundle_to_build(
-    named: NamedModel | None, size: Size, rates: Rates, precision: str | None, out: Path | None
+    named: NamedModel | None,
+    size: Size,
+    rates: Rates,
+    precision: str | None,
+    out: Path | None,
+    decoder: Decoder | None = None,
 ) -> Path:
     """The folder of the bundle, which is exported if it is not there.
 
@@ -27,21 +33,29 @@ def bundle_to_build(
         rates: of what is exported.
         precision: "fp32", "fp16" or "bf16"; None takes what is there, or fp32.
         out: where the bundle is to be; None takes a folder below bundles/ that is named after the model.
+        decoder: of a checkpoint the one that is exported; None takes the full one, or what is there.
 
     Raises:
-        UsageError: there is a bundle of something else, or in another precision.
+        UsageError: there is a bundle of something else, in another precision or with another decoder.
         BundleError: there is no bundle where one was named.
         ActVARError: the model cannot be exported.
     """
     if named and named.bundle:
-        found = read_manifest(named.bundle).precision
+        manifest = read_manifest(named.bundle)
+        found, holds = manifest.precision, "small" if manifest.model.small_decoder else "full"
         if precision not in (None, found):
             raise UsageError(f"{named.bundle} is {found}. Leave --precision {precision} out, or name another bundle.")
+        if decoder not in (None, holds):
+            raise UsageError(f"{named.bundle} has the {holds} decoder. Leave --decoder out, or name another bundle.")
         return named.bundle
     precision = precision or "fp32"
     if named and named.checkpoint:
-        folder = out or Path("bundles") / f"{named.name}-{precision}"
-        return _of_checkpoint(named.checkpoint, rates, folder, precision)
+        checkpoint = replace(named.checkpoint, decoder=decoder or "full")
+        kind = "-small-decoder" if decoder == "small" else ""
+        folder = out or Path("bundles") / f"{named.name}{kind}-{precision}"
+        return _of_checkpoint(checkpoint, rates, folder, precision)
+    if decoder == "small":
+        raise UsageError("--decoder small is of a checkpoint that holds one: actvar-trt train decoder. Name a --model.")
     name, config = size.model(rates)
     folder = out or Path("bundles") / f"{name}-{precision}"
     if not _is_there(folder, config, precision):
@@ -56,9 +70,9 @@ def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision
         from actvar.export.binder import bind
 
     path, vqvae = checkpoint.path, checkpoint.vqvae
-    stored, source = open_model(path, vqvae), f"checkpoint {path.name}"
+    stored, source = open_model(path, vqvae, decoder=checkpoint.decoder), f"checkpoint {path.name}"
     if activation := rates.of(stored.config):
-        stored = open_model(path, vqvae, activation)
+        stored = open_model(path, vqvae, activation, decoder=checkpoint.decoder)
         source += ", router and selector random" if stored.fresh else ""
     if not _is_there(folder, stored.config, precision):
         _export_graphs(stored.config, folder, precision, path.name)

@@ -72,7 +72,7 @@ def explain(
     with needs("train", "to look into a model"):
         from actvar.explain.record import record_choices
         from actvar.runtime.backends import torch_eager
-    network = torch_eager.load(chosen.path, chosen.vqvae, threads).network
+    network = torch_eager.load(chosen, threads).network
     config, sampling = network.config, network.config.sampling
     si = _scale_index(config, scale, Path(model).name)
     class_ids = choose_classes(config, [chosen_class])

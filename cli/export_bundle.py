@@ -14,9 +14,11 @@ from actvar.cli.options import (
     OptionalCheckpointOption,
     VqvaeOption,
     chosen_precision,
+    decoder_option,
     graph_precision_option,
     out_option,
 )
+from actvar.config import Decoder
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 
@@ -28,7 +30,7 @@ actvar-trt export --preset d20 --fp16
 
 actvar-trt export --depth 20 --dense --fp16
 
-actvar-trt export --model mine.safetensors --precision int8
+actvar-trt export --model mine.safetensors --precision int8 --decoder small
 
 actvar-trt export --preset mini --patch-nums 1,2,4,8,16 --active-scales 4,5 --token-rates 0.5 --experts 8"""
 
@@ -42,6 +44,9 @@ def export(
     rates: Rates,
     precision: Annotated[Precision | None, graph_precision_option("fp32")] = None,
     fp16: Fp16Option = False,
+    decoder: Annotated[
+        Decoder, decoder_option("small writes the checkpoint's small decoder in place of the large one.", "full")
+    ] = "full",
     out: Annotated[
         Path | None,
         out_option("The bundle's folder; a bundle that is there is replaced.", show_default="bundles/ and the model"),
@@ -54,12 +59,14 @@ def export(
     size.refuse_beside(model, vqvae, rates)
     if not (model or size.is_given):
         raise UsageError("A bundle is made from a --model, or from a --preset or --depth. Give one of them.")
+    if decoder == "small" and not model:
+        raise UsageError("--decoder small is of a checkpoint that holds one: actvar-trt train decoder. Name a --model.")
     wanted = chosen_precision(precision, fp16) or "fp32"
     if model:
         name, checkpoint = chosen_checkpoint(model, vqvae, hub)
     else:
         name, config = size.model(rates)
-    target = out or Path("bundles") / f"{name}-{wanted}"
+    target = out or Path("bundles") / f"{name}{'-small-decoder' if decoder == 'small' else ''}-{wanted}"
     if target.is_symlink() or (target.exists() and not (target / MANIFEST_FILE).is_file()):
         raise UsageError(f"--out {target} is there and is not a bundle. Name a new folder, or a bundle to replace.")
 
@@ -70,12 +77,13 @@ def export(
 
     started = time.perf_counter()
     if model:
-        network, source = load_model(checkpoint.path, checkpoint.vqvae), f"checkpoint {checkpoint.path.name}"
+        network = load_model(checkpoint.path, checkpoint.vqvae, decoder=decoder)
+        source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):
             if network.config.activation is None:
                 say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            network = load_model(checkpoint.path, checkpoint.vqvae, activation)
+            network = load_model(checkpoint.path, checkpoint.vqvae, activation, decoder=decoder)
     else:
         network, source = random_model(config), f"random weights, preset {size.name}"
         say(f"Random weights: {size.name} is exported for size and speed, and draws nothing that means anything.")

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.cli.model_choice import Hub, Rates, Size, chosen_checkpoint
 from actvar.cli.options import (
+    DecoderOption,
     DeviceOption,
     Fp16Option,
     GraphBackend,
@@ -64,6 +66,7 @@ def parity(
     seed: SeedOption = 0,
     precision: PrecisionOption = None,
     fp16: Fp16Option = False,
+    decoder: DecoderOption = None,
     backend: GraphBackend = "onnxruntime",
     device: DeviceOption = None,
     cpu_graph: Annotated[
@@ -105,7 +108,8 @@ def parity(
         network, source = random_model(config), f"random weights, preset {size.name}"
     else:
         _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, hub)
-        network, source = load_model(chosen.path, chosen.vqvae), f"checkpoint {chosen.path.name}"
+        wanted = decoder or ("small" if bundle and read_manifest(bundle).model.small_decoder else "full")
+        network, source = load_model(chosen.path, chosen.vqvae, decoder=wanted), f"checkpoint {chosen.path.name}"
     with TemporaryDirectory(prefix="actvar-parity-") as scratch:
         folder = bundle or Path(scratch) / "bundle"
         if not bundle:

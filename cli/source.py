@@ -9,6 +9,7 @@ from typing import Annotated
 
 from actvar.bundle.contract import Precision
 from actvar.cli.options import (
+    DecoderOption,
     DeviceOption,
     Fp16Option,
     PrecisionOption,
@@ -69,6 +70,7 @@ class Engine:
     device: DeviceOption = None
     precision: PrecisionOption = None
     fp16: Fp16Option = False
+    decoder: DecoderOption = None
     batch_size: Annotated[
         int, batch_size_option("Pictures that are drawn at a time; more take more memory, and no picture changes.")
     ] = 1
@@ -89,6 +91,7 @@ class Engine:
         return Pipeline.from_pretrained(
             named,
             precision=self._checked(named),
+            decoder=self.decoder,
             backend=self.backend,
             device=self.device,
             batch_size=self.batch_size,

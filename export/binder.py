@@ -24,7 +24,7 @@ from actvar.bundle.manifest import (
 )
 from actvar.bundle.plans import LOCK_FILE
 from actvar.checkpoint.model import open_model
-from actvar.config import ModelConfig
+from actvar.config import Decoder, ModelConfig
 from actvar.errors import BundleError, CheckpointError, UsageError
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.weights_file import WeightsFile
@@ -66,7 +66,8 @@ def bind(
     """
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
-    stored = open_model(checkpoint, vqvae)
+    decoder: Decoder = "small" if manifest.model.small_decoder else "full"
+    stored = open_model(checkpoint, vqvae, decoder=decoder)
     _require_shape(checkpoint, stored.config, bundle, manifest.model)
     source, activation, own = f"checkpoint {checkpoint.name}", manifest.model.activation, stored.config.activation
     if random_router and (own or not activation):
@@ -75,7 +76,7 @@ def bind(
             f"{f'{checkpoint} is an ActVAR' if own else f'the graphs of {bundle} are dense'}. Leave it out."
         )
     if activation and (random_router or (bundle_rates and own)):
-        stored = open_model(checkpoint, vqvae, activation)
+        stored = open_model(checkpoint, vqvae, activation, decoder=decoder)
         source += ", router and selector random" if random_router else ""
     _require_activation(checkpoint, stored.config, bundle, manifest.model)
     return _bind(bundle, manifest, stored.config, stored.read, source, target, progress)
@@ -127,6 +128,7 @@ def _shape(model: ModelConfig) -> Iterator[tuple[str, object]]:
     yield "shared AdaLN", model.shared_adaln
     for field, value in vars(model.vqvae).items():
         yield f"the VQVAE's {field}", value
+    yield "the small decoder", model.small_decoder
 
 
 def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made_for: ModelConfig) -> None:

@@ -72,7 +72,7 @@ def _export(
     with needs("export", "to export a model for the first time"):
         from actvar.checkpoint.model import load_model
         from actvar.export.onnx_export import export_bundle
-    model = load_model(checkpoint.path, checkpoint.vqvae)
+    model = load_model(checkpoint.path, checkpoint.vqvae, decoder=checkpoint.decoder)
     accept(model.config)
     discard(folder)  # without a manifest it is no bundle
     for leftover in folder.parent.glob(f".{folder.name}.*"):  # of exports that were killed: the lock is ours

@@ -22,7 +22,7 @@ from actvar.bundle.contract import CPU_PRECISIONS, PRECISIONS, Precision
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.checkpoint.files import Checkpoint
-from actvar.config import ModelConfig
+from actvar.config import Decoder, ModelConfig
 from actvar.console import say, wanted_bar
 from actvar.errors import ArgumentError, BundleError, DamagedError, needs
 from actvar.export.bundle_cache import cached_bundle, discard
@@ -53,6 +53,7 @@ class Pipeline(api.Pipeline):
         *,
         vqvae: str | os.PathLike[str] | None = None,
         precision: Precision | None = None,
+        decoder: Decoder | None = None,
         backend: AnyBackend = "onnxruntime",
         device: Device | None = None,
         batch_size: int = 1,
@@ -73,6 +74,8 @@ class Pipeline(api.Pipeline):
                 is here wins over the Hub; a path object is never a repository.
             vqvae: the VQVAE's file, for a checkpoint that holds none.
             precision: that a checkpoint is exported in, "fp32" if left out; of a bundle the one that it must have.
+            decoder: "full" or "small", of a checkpoint that has a small one, too; "full" if left out. Of a bundle the
+                one that it must have.
             backend: "onnxruntime", "tensorrt", or "torch" for the model itself in PyTorch, on the CPU.
             device, batch_size, threads: see `from_bundle`.
             revision: of a Hub repository: a branch, a tag or a commit.
@@ -100,6 +103,7 @@ class Pipeline(api.Pipeline):
                 with_plans=backend == "tensorrt",
                 shown=progress_bar,
             )
+        named = _with_decoder(named, decoder)
         source, folder = _opened(named, engine, precision, accept or (lambda config: None), progress_bar)
         pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
         pipe.checkpoint = named.checkpoint
@@ -180,6 +184,27 @@ class _Engine:
         with wanted_bar("Building engines", shown) as progress:
             build_plans(folder, choose_target(None, None), options, progress=progress)
         return self.open(folder)
+
+
+def _with_decoder(named: NamedModel, decoder: Decoder | None) -> NamedModel:
+    """The model with one of its decoders.
+
+    Raises:
+        ArgumentError: it is a bundle with the other one.
+    """
+    if decoder is None:
+        return named
+    one_of("decoder", decoder, get_args(Decoder))
+    if named.checkpoint:
+        return replace(named, checkpoint=replace(named.checkpoint, decoder=decoder))
+    assert named.bundle
+    found = "small" if read_manifest(named.bundle).model.small_decoder else "full"
+    if found != decoder:
+        raise ArgumentError(
+            f"{named.name} is a bundle with the {found} decoder, and the {decoder} one was asked for. "
+            "Leave it out, or export the checkpoint again."
+        )
+    return named
 
 
 def _opened(

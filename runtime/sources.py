@@ -108,4 +108,4 @@ def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:
     switch_off()
     with needs("train", "for --backend torch"):
         from actvar.runtime.backends import torch_eager
-    return torch_eager.load(checkpoint.path, checkpoint.vqvae, threads)
+    return torch_eager.load(checkpoint, threads)

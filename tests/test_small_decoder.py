@@ -3,18 +3,25 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from command_line import Command, in_process
-from small_models import SMALL_VQVAE, vivid_model
+from exported_graphs import run
+from PIL import Image
+from small_models import SMALL_VQVAE, small_config, vivid_model
 from small_training import TEACHER, logged, random_store, write_teacher, write_tokens
 
+from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.model import load_model, open_model
 from actvar.checkpoint.own import save_model
-from actvar.config import ModelConfig, SmallDecoderConfig
+from actvar.config import ModelConfig, SmallDecoderConfig, VQVAEConfig
 from actvar.distill.decoder import DecoderSettings, perceptual_loss, pixel_loss, train_decoder
 from actvar.errors import CheckpointError
+from actvar.export.binder import bind
+from actvar.export.onnx_export import export_bundle
 from actvar.flops import decoder_work
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR, random_model
@@ -22,6 +29,8 @@ from actvar.models.small_decoder import SmallDecoder
 
 SMALL = SmallDecoderConfig(width=8, depth=1)
 BOTH = replace(TEACHER, small_decoder=SMALL)
+ROOMY = replace(small_config((1, 2, 3), depth=1, vqvae=VQVAEConfig(48, 6, 16, (1, 2, 2), 1, 8)), small_decoder=SMALL)
+"""Two upsamplings, from side 3."""
 
 
 def pictures(seed: int) -> torch.Tensor:
@@ -214,3 +223,78 @@ def test_the_command_writes_a_model_with_both(
     assert code == 1 and "holds another run (decoder SmallDecoderConfig(width=8, depth=1) -> " in err
     code, _, err = train(*line, "--width", 0)
     assert code == 2 and "width of a small decoder must lie in 1..4096, got 0" in err
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a small model, by precision, with the checkpoint that they were made from."""
+    folder = tmp_path_factory.mktemp("bundles")
+    both = vivid_model(ROOMY)
+    saved(both, folder / "both.safetensors")
+    for precision in ("fp32", "fp16", "bf16", "int8"):
+        export_bundle(both, folder / precision, precision, "a test")
+    return folder
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-2), ("bf16", 1e-2), ("int8", 0.1)])
+def test_the_exported_one_gives_the_eager_picture(bundles: Path, precision: str, tolerance: float):
+    model = load_model(bundles / "both.safetensors", decoder="small")
+    drawn = generate(model, [0, 3], model.config.sampling, seed=5)
+    found = run(str(bundles / precision / "decoder.onnx"), {"f_hat": drawn.f_hats[-1].numpy()})["image"]
+    expected = drawn.pictures_B3HW.numpy()
+    assert found.shape == (2, 3, 12, 12) and (expected % 1 > 0).mean() > 0.2  # not clipped to a blank
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_its_graph_is_of_plain_operators_and_its_bundle_holds_no_other(bundles: Path, precision: str):
+    manifest = read_manifest(bundles / precision)
+    assert manifest.model == ROOMY and not any(name.startswith("vqvae.dec") for name in manifest.weights.tensors)
+    graph = onnx.load(bundles / precision / "decoder.onnx", load_external_data=False).graph
+    kinds = {node.op_type for node in graph.node}
+    plain = {"Conv", "Relu", "Add", "DepthToSpace", "Slice", "Clip", "Mul"}
+    more = {"fp16": {"Cast"}, "int8": {"QLinearConv", "QuantizeLinear", "DequantizeLinear"}}
+    assert kinds <= plain | more.get(precision, set())
+    whole = [node for node in graph.node if node.op_type == "QLinearConv"]
+    assert len(whole) == (11 if precision == "int8" else 0)
+
+
+def test_weights_are_bound_to_a_bundle_with_the_decoder_that_it_has(bundles: Path, tmp_path: Path):
+    other = saved(vivid_model(ROOMY, seed=1), tmp_path / "other.safetensors")
+    bound = bind(bundles / "fp32", other, target=tmp_path / "bound")
+    model = load_model(other, decoder="small")
+    assert bound.model == ROOMY
+    f_hat = torch.randn(1, 6, 3, 3)
+    found = run(str(tmp_path / "bound" / "decoder.onnx"), {"f_hat": f_hat.numpy()})["image"]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, ((model.decode(f_hat) + 1) / 2).numpy(), rtol=0, atol=1e-5)
+    full = saved(vivid_model(replace(ROOMY, small_decoder=None)), tmp_path / "full.safetensors")
+    with pytest.raises(CheckpointError, match="holds no small decoder"):
+        bind(bundles / "fp32", full)
+
+
+def test_the_commands_take_either(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """generate by graphs and by PyTorch, export, and parity of what was exported."""
+    monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.chdir(tmp_path)
+    command: Command = in_process(monkeypatch, capsys)
+    model = str(bundles / "both.safetensors")
+    for out, decoder in (("full", ()), ("small", ("--decoder", "small"))):
+        assert command("generate", "--class", 1, "--model", model, *decoder, "--out", f"{out}.png")[0] == 0
+        by_torch = ("--backend", "torch", "--out", f"{out}-torch.png")
+        assert command("generate", "--class", 1, "--model", model, *decoder, *by_torch)[0] == 0
+    pixels = {path.stem: np.asarray(Image.open(path)).astype(int) for path in Path().glob("*.png")}
+    assert np.abs(pixels["full"] - pixels["small"]).max() > 2
+    assert all(np.abs(pixels[name] - pixels[f"{name}-torch"]).max() <= 1 for name in ("full", "small"))
+    assert command("export", "--model", model, "--decoder", "small", "--out", "bundle")[0] == 0
+    assert read_manifest(Path("bundle")).model == ROOMY
+    code, out, _ = command("inspect", "bundle")
+    assert code == 0 and "small: 8 channels, 1 blocks at each side below" in out
+    assert command("parity", "--model", model, "--bundle", "bundle", "--count", 4)[0] == 0
+    code, _, err = command("generate", "--class", 1, "--model", "bundle", "--decoder", "full")
+    assert code == 2 and "is a bundle with the small decoder, and the full one was asked for" in err
+    code, _, err = command("export", "--preset", "mini", "--decoder", "small")
+    assert code == 2 and "--decoder small is of a checkpoint that holds one" in err

@@ -12,7 +12,7 @@ from rich.table import Table
 from actvar.bundle.contract import scale_name
 from actvar.bundle.manifest import Manifest
 from actvar.bundle.plans import PlanManifest
-from actvar.config import ModelConfig
+from actvar.config import ModelConfig, SmallDecoderConfig
 from actvar.flops import condition_work, decoder_work, scale_work, transformer_work
 
 FORMAT, VERSION = "actvar-inspect", 1
@@ -49,6 +49,7 @@ class BundleReport:
             ("model", f"{_kind(model)} of depth {model.depth}, width {model.width}, {model.num_classes} classes"),
             ("pictures", f"{model.picture_size}×{model.picture_size} by patch_nums {_row(model.schedule.patch_nums)}"),
             ("activation", _activation(model)),
+            *([("decoder", _small(model.small_decoder))] if model.small_decoder else []),
             ("sampling", f"cfg {model.sampling.cfg:g}, top-k {model.sampling.top_k}, top-p {model.sampling.top_p:g}"),
             ("precision", manifest.precision),
             ("weights", f"{_megabytes(manifest.weights.bytes)}, once for all graphs{_unbound(manifest)}"),
@@ -120,6 +121,10 @@ def _operations(model: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def _kind(model: ModelConfig) -> str:
     return "ActVAR" if model.activation else "VAR"
+
+
+def _small(decoder: SmallDecoderConfig) -> str:
+    return f"small: {decoder.width} channels, {decoder.depth} blocks at each side below the picture's"
 
 
 def _activation(model: ModelConfig) -> str:

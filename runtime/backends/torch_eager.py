@@ -8,11 +8,11 @@ Letters in shapes: B = 1 picture, E code width, S side of f_hat, H height and W 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.model import load_model
 from actvar.config import ModelConfig, Sampling
 from actvar.generation import generate
@@ -73,12 +73,11 @@ class EagerSource:
         return to_bytes((self.network.decode(f_hat_BESS).cpu().numpy() + 1) / 2)[0]
 
 
-def load(checkpoint: Path, vqvae: Path | None = None, threads: int = 0) -> EagerSource:
+def load(checkpoint: Checkpoint, threads: int = 0) -> EagerSource:
     """Load a checkpoint.
 
     Args:
         checkpoint: the model.
-        vqvae: its VQVAE, where the checkpoint does not hold one.
         threads: for PyTorch in this whole process; 0 leaves its own choice.
 
     Raises:
@@ -86,4 +85,4 @@ def load(checkpoint: Path, vqvae: Path | None = None, threads: int = 0) -> Eager
     """
     if threads:
         torch.set_num_threads(threads)
-    return EagerSource(load_model(checkpoint, vqvae))
+    return EagerSource(load_model(checkpoint.path, checkpoint.vqvae, decoder=checkpoint.decoder))
