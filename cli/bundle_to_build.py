@@ -6,11 +6,12 @@ is of the model that was named, and left alone if it is not.
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from actvar.bundle.manifest import MANIFEST_FILE, read_manifest
 from actvar.checkpoint.files import Checkpoint
-from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size
+from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size, guided_until, until_suffix
 from actvar.config import Decoder, ModelConfig
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
@@ -21,6 +22,7 @@ def bundle_to_build(
     named: NamedModel | None,
     size: Size,
     rates: Rates,
+    guidance_until: int | None,
     precision: str | None,
     out: Path | None,
     decoder: Decoder | None = None,
@@ -31,6 +33,7 @@ def bundle_to_build(
         named: a bundle that is there, or a checkpoint.
         size: in place of it, a model that has no weights yet.
         rates: of what is exported.
+        guidance_until: the last scale of it that is guided.
         precision: "fp32", "fp16" or "bf16"; None takes what is there, or fp32.
         out: where the bundle is to be; None takes a folder below bundles/ that is named after the model.
         decoder: of a checkpoint the one that is exported; None takes the full one, or what is there.
@@ -49,30 +52,34 @@ def bundle_to_build(
             raise UsageError(f"{named.bundle} has the {holds} decoder. Leave --decoder out, or name another bundle.")
         return named.bundle
     precision = precision or "fp32"
+    ending = f"{until_suffix(guidance_until)}-{precision}"
     if named and named.checkpoint:
         checkpoint = replace(named.checkpoint, decoder=decoder or "full")
         kind = "-small-decoder" if decoder == "small" else ""
-        folder = out or Path("bundles") / f"{named.name}{kind}-{precision}"
-        return _of_checkpoint(checkpoint, rates, folder, precision)
+        folder = out or Path("bundles") / f"{named.name}{kind}{ending}"
+        return _of_checkpoint(checkpoint, rates, guidance_until, folder, precision)
     if decoder == "small":
         raise UsageError("--decoder small is of a checkpoint that holds one: actvar-trt train decoder. Name a --model.")
     name, config = size.model(rates)
-    folder = out or Path("bundles") / f"{name}-{precision}"
+    config, folder = guided_until(config, guidance_until), out or Path("bundles") / f"{name}{ending}"
     if not _is_there(folder, config, precision):
         _export_graphs(config, folder, precision, name)
     return folder
 
 
-def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision: str) -> Path:
+def _of_checkpoint(
+    checkpoint: Checkpoint, rates: Rates, guidance_until: int | None, folder: Path, precision: str
+) -> Path:
     """The bundle of a checkpoint, given its weights if it has none."""
     with needs("export", "to export a model"):
         from actvar.checkpoint.model import open_model
         from actvar.export.binder import bind
 
     path, vqvae = checkpoint.path, checkpoint.vqvae
-    stored, source = open_model(path, vqvae, decoder=checkpoint.decoder), f"checkpoint {path.name}"
+    opened = partial(open_model, path, vqvae, guidance_until=guidance_until, decoder=checkpoint.decoder)
+    stored, source = opened(), f"checkpoint {path.name}"
     if activation := rates.of(stored.config):
-        stored = open_model(path, vqvae, activation, decoder=checkpoint.decoder)
+        stored = opened(activation=activation)
         source += ", router and selector random" if stored.fresh else ""
     if not _is_there(folder, stored.config, precision):
         _export_graphs(stored.config, folder, precision, path.name)

@@ -1,6 +1,7 @@
 """`actvar-trt export`: a checkpoint, or a size with random weights, to a bundle."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,9 +9,18 @@ import typer
 
 from actvar.bundle.contract import Precision
 from actvar.bundle.manifest import MANIFEST_FILE
-from actvar.cli.model_choice import RANDOM_ROUTER, Hub, Rates, Size, chosen_checkpoint
+from actvar.cli.model_choice import (
+    RANDOM_ROUTER,
+    Hub,
+    Rates,
+    Size,
+    chosen_checkpoint,
+    guided_until,
+    until_suffix,
+)
 from actvar.cli.options import (
     Fp16Option,
+    GuidanceUntilOption,
     OptionalCheckpointOption,
     VqvaeOption,
     chosen_precision,
@@ -32,6 +42,8 @@ actvar-trt export --depth 20 --dense --fp16
 
 actvar-trt export --model mine.safetensors --precision int8 --decoder small
 
+actvar-trt export --model var-mini --guidance-until 7
+
 actvar-trt export --preset mini --patch-nums 1,2,4,8,16 --active-scales 4,5 --token-rates 0.5 --experts 8"""
 
 
@@ -42,6 +54,7 @@ def export(
     hub: Hub,
     size: Size,
     rates: Rates,
+    guidance_until: GuidanceUntilOption = None,
     precision: Annotated[Precision | None, graph_precision_option("fp32")] = None,
     fp16: Fp16Option = False,
     decoder: Annotated[
@@ -66,7 +79,9 @@ def export(
         name, checkpoint = chosen_checkpoint(model, vqvae, hub)
     else:
         name, config = size.model(rates)
-    target = out or Path("bundles") / f"{name}{'-small-decoder' if decoder == 'small' else ''}-{wanted}"
+        config = guided_until(config, guidance_until)
+    kind = "-small-decoder" if decoder == "small" else ""
+    target = out or Path("bundles") / f"{name}{kind}{until_suffix(guidance_until)}-{wanted}"
     if target.is_symlink() or (target.exists() and not (target / MANIFEST_FILE).is_file()):
         raise UsageError(f"--out {target} is there and is not a bundle. Name a new folder, or a bundle to replace.")
 
@@ -77,13 +92,14 @@ def export(
 
     started = time.perf_counter()
     if model:
-        network = load_model(checkpoint.path, checkpoint.vqvae, decoder=decoder)
+        load = partial(load_model, checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until, decoder=decoder)
+        network = load()
         source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):
             if network.config.activation is None:
                 say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            network = load_model(checkpoint.path, checkpoint.vqvae, activation, decoder=decoder)
+            network = load(activation=activation)
     else:
         network, source = random_model(config), f"random weights, preset {size.name}"
         say(f"Random weights: {size.name} is exported for size and speed, and draws nothing that means anything.")
