@@ -5,7 +5,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from actvar.class_names import CLASS_NAMES
 from actvar.errors import counted, shown
@@ -25,6 +25,10 @@ MAX_CLASSES = 1_000_000
 MAX_LEVELS = 16  # of the VQVAE, each half as wide as the one before
 _MAX_VQVAE = {"vocab_size": 1 << 20, "z_channels": 1 << 14, "ch": 1 << 14, "num_res_blocks": 64, "norm_groups": 1 << 14}
 _MAX_MULTIPLE = 1 << 10  # in ch_mult
+_MAX_SMALL_WIDTH, _MAX_SMALL_DEPTH = 1 << 12, 64
+
+Decoder: TypeAlias = Literal["full", "small"]
+"""The VQVAE's, or the small one beside it."""
 
 DYNAMIC, FIXED, STATIC = "dynamic", "fixed", "static"
 _CHOICES = {"token_choice": (DYNAMIC, FIXED), "expert_choice": (DYNAMIC, STATIC)}
@@ -59,6 +63,24 @@ class VQVAEConfig:
     def downsampling(self) -> int:
         """Pixels per side of one latent."""
         return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class SmallDecoderConfig:
+    """A decoder that was learned from the VQVAE's: its channels, and its blocks at each side below the picture's.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    width: int = 64
+    depth: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.width <= _MAX_SMALL_WIDTH:
+            raise ValueError(f"width of a small decoder must lie in 1..{_MAX_SMALL_WIDTH}, got {self.width}")
+        if not 1 <= self.depth <= _MAX_SMALL_DEPTH:
+            raise ValueError(f"depth of a small decoder must lie in 1..{_MAX_SMALL_DEPTH}, got {self.depth}")
 
 
 @dataclass(frozen=True)
@@ -147,6 +169,8 @@ class ModelConfig:
     one. None is all of them: an ordinary model. 0 is a guidance-free model, which draws by the conditional row alone.
     After the last guided scale the conditional row goes on alone.
 
+    A model with a `small_decoder` draws with that one.
+
     Raises:
         ValueError: the parts do not fit each other, or a rate keeps no token or no expert.
     """
@@ -160,6 +184,7 @@ class ModelConfig:
     class_names: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     guided_scales: int | None = None
+    small_decoder: SmallDecoderConfig | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.depth <= MAX_DEPTH:
@@ -273,6 +298,7 @@ class ModelConfig:
             "class_names": list(self.class_names),
             "sampling": asdict(self.sampling),
             **({} if self.guided_scales is None else {"guided_scales": self.guided_scales}),
+            **({} if self.small_decoder is None else {"small_decoder": asdict(self.small_decoder)}),
         }
 
     @classmethod
@@ -290,6 +316,8 @@ class ModelConfig:
             like["activation"] |= {name: DYNAMIC for name in _CHOICES if name in given}
         if isinstance(data, dict) and "guided_scales" in data:
             like["guided_scales"] = 0
+        if isinstance(data, dict) and "small_decoder" in data:
+            like["small_decoder"] = asdict(SmallDecoderConfig())
         _check_types("the configuration", data, like)
         activation = data["activation"]
         return cls(
@@ -302,6 +330,7 @@ class ModelConfig:
             class_names=tuple(data["class_names"]),
             sampling=Sampling(**data["sampling"]),
             guided_scales=data.get("guided_scales"),
+            small_decoder=SmallDecoderConfig(**data["small_decoder"]) if "small_decoder" in data else None,
         )
 
 

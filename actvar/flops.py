@@ -10,7 +10,7 @@ S side of a map.
 
 from dataclasses import astuple, dataclass
 
-from actvar.config import DYNAMIC, ModelConfig
+from actvar.config import DYNAMIC, ModelConfig, SmallDecoderConfig
 
 ROWS = 2
 """Rows of the transformer for each picture at a guided scale; elsewhere there is 1 (`ModelConfig.row_groups`)."""
@@ -81,10 +81,12 @@ def condition_work(model: ModelConfig, rows: int | None = None) -> int:
 
 
 def decoder_work(model: ModelConfig) -> int:
-    """f_hat to a picture: the VQVAE's decoder. Guidance ends before it: one row.
+    """f_hat to a picture: the VQVAE's decoder, or the small one of a model that has it. Guidance ends before: one row.
 
     Counted as the model defines it; an exported decoder runs 4/9 of each convolution of an upsampled map.
     """
+    if model.small_decoder:
+        return _small_decoder_work(model.small_decoder, model)
     vqvae, side = model.vqvae, model.schedule.side
     widths = [vqvae.ch * mult for mult in vqvae.ch_mult]
     lowest = widths[-1]
@@ -112,6 +114,18 @@ def decoder_work(model: ModelConfig) -> int:
             side *= 2
             work += conv(channels, channels, 3)
     return 2 * (work + conv(before, 3, 3))
+
+
+def _small_decoder_work(small: SmallDecoderConfig, model: ModelConfig) -> int:
+    """All its convolutions are 3 x 3: three in a block, one behind each doubling of the side, one at either end."""
+    width, side, doublings = small.width, model.schedule.side, len(model.vqvae.ch_mult) - 1
+    work = model.vqvae.z_channels * width * side**2
+    for _ in range(doublings):
+        work += 3 * small.depth * width * width * side**2
+        side *= 2
+        work += width * width * side**2
+    work += (3 * width * width + 3 * width) * side**2
+    return 2 * 9 * work
 
 
 def transformer_work(model: ModelConfig, rows: int | None = None) -> int:

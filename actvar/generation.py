@@ -75,5 +75,5 @@ def generate(
         all_logits.append(logits_BLV)
         if on_scale_end:
             on_scale_end(si, f_hat_BEHH)
-    pictures_B3HW = (model.vqvae.decode(f_hat_BEHH) + 1) / 2
+    pictures_B3HW = (model.decode(f_hat_BEHH) + 1) / 2
     return Generation(pictures_B3HW, tuple(ids), tuple(f_hats), tuple(all_logits))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TypeAlias
 
-from actvar.config import DYNAMIC, ModelConfig, VQVAEConfig
+from actvar.config import DYNAMIC, ModelConfig, SmallDecoderConfig, VQVAEConfig
 from actvar.scales import PHI_COUNT
 
 MODULATIONS = 6
@@ -26,9 +26,11 @@ def is_scorer(name: str) -> bool:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
     """The shape of every tensor of a model."""
+    small = _small_decoder(config.small_decoder, config.vqvae) if config.small_decoder else ()
     return {
         **{f"var.{name}": shape for name, shape in _var(config)},
         **{f"vqvae.{name}": shape for name, shape in _vqvae(config.vqvae)},
+        **{f"small_decoder.{name}": shape for name, shape in small},
     }
 
 
@@ -137,6 +139,25 @@ def _attention(attention: str, channels: int) -> _Named:
     yield from _norm(f"{attention}.norm", channels)
     yield from _conv(f"{attention}.qkv", channels, 3 * channels, 1)
     yield from _conv(f"{attention}.proj_out", channels, channels, 1)
+
+
+# ---- the small decoder
+
+
+def _small_decoder(config: SmallDecoderConfig, vqvae: VQVAEConfig) -> _Named:
+    width = config.width
+    yield from _conv("conv_in", vqvae.z_channels, width)
+    for i in range(len(vqvae.ch_mult) - 1):
+        for j in range(config.depth):
+            yield from _conv_block(f"up.{i}.blocks.{j}", width)
+        yield from _conv(f"up.{i}.upsample.conv", width, width)
+    yield from _conv_block("last", width)
+    yield from _conv("conv_out", width, 3)
+
+
+def _conv_block(block: str, width: int) -> _Named:
+    for i in (1, 2, 3):
+        yield from _conv(f"{block}.conv{i}", width, width)
 
 
 # ---- layers

@@ -12,8 +12,8 @@ from actvar.config import SORTED_CODES
 from actvar.models.selection import best_first
 
 
-def guide(logits_RLV: Tensor, strength: float) -> Tensor:
-    """Classifier-free guidance: (1 + t) * conditional - t * unconditional, RLV -> BLV."""
+def guide(logits_RLV: Tensor, strength: float | Tensor) -> Tensor:
+    """Classifier-free guidance: (1 + t) * conditional - t * unconditional, RLV -> BLV; t of all tokens, or L1."""
     conditional, unconditional = logits_RLV.chunk(2)
     return (1 + strength) * conditional - strength * unconditional
 

@@ -13,6 +13,7 @@ from actvar.bundle.plans import PlanOptions, plan_folder
 from actvar.cli.bundle_to_build import bundle_to_build
 from actvar.cli.model_choice import Hub, Rates, Size, chosen_model
 from actvar.cli.options import (
+    DecoderOption,
     Fp16Option,
     GuidanceUntilOption,
     JsonOption,
@@ -60,6 +61,7 @@ def build(
         ),
     ] = None,
     fp16: Fp16Option = False,
+    decoder: DecoderOption = None,
     engine: Annotated[
         Literal["tensorrt", "tensorrt-rtx"] | None,
         engine_option(show_default="TensorRT with a GPU, else TensorRT-RTX", help="The library to build with."),
@@ -131,7 +133,7 @@ def build(
         target = choose_target(engine, tuple(gpu_arch.split(",")) if gpu_arch else None)
     except EngineError as error:
         lack = error  # the graphs can be exported all the same
-    folder = bundle_to_build(named, size, rates, guidance_until, wanted, out)
+    folder = bundle_to_build(named, size, rates, guidance_until, wanted, out, decoder)
     manifest = read_manifest(folder)
     graphs = _graphs(manifest, scales)
     if target is None:

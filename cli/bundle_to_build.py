@@ -4,13 +4,14 @@ Plans are dear, and an export replaces a bundle with all that is in it: so a bun
 is of the model that was named, and left alone if it is not.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
 from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size, guided_until, until_suffix
 from actvar.cli.output import replaced_bundle
-from actvar.config import ModelConfig
+from actvar.config import Decoder, ModelConfig
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
 from actvar.naming import NamedModel
@@ -24,6 +25,7 @@ def bundle_to_build(
     guidance_until: int | None,
     precision: str | None,
     out: Path | None,
+    decoder: Decoder | None = None,
 ) -> Path:
     """The folder of the bundle, which is exported if it is not there.
 
@@ -34,22 +36,30 @@ def bundle_to_build(
         guidance_until: the last scale of it that is guided.
         precision: "fp32", "fp16" or "bf16"; None takes what is there, or fp32.
         out: where the bundle is to be; None takes a folder below bundles/ that is named after the model.
+        decoder: of a checkpoint the one that is exported; None takes the full one, or what is there.
 
     Raises:
-        UsageError: there is a bundle of something else, or in another precision.
+        UsageError: there is a bundle of something else, in another precision or with another decoder.
         BundleError: there is no bundle where one was named.
         ActVARError: the model cannot be exported.
     """
     if named and named.bundle:
-        found = read_manifest(named.bundle).precision
+        manifest = read_manifest(named.bundle)
+        found, holds = manifest.precision, "small" if manifest.model.small_decoder else "full"
         if precision not in (None, found):
             raise UsageError(f"{named.bundle} is {found}. Leave --precision {precision} out, or name another bundle.")
+        if decoder not in (None, holds):
+            raise UsageError(f"{named.bundle} has the {holds} decoder. Leave --decoder out, or name another bundle.")
         return named.bundle
     precision = precision or "fp32"
     ending = f"{until_suffix(guidance_until)}-{precision}"
     if named and named.checkpoint:
-        folder = out or Path("bundles") / f"{named.name}{ending}"
-        return _of_checkpoint(named.checkpoint, rates, guidance_until, folder, precision)
+        checkpoint = replace(named.checkpoint, decoder=decoder or "full")
+        kind = "-small-decoder" if decoder == "small" else ""
+        folder = out or Path("bundles") / f"{named.name}{kind}{ending}"
+        return _of_checkpoint(checkpoint, rates, guidance_until, folder, precision)
+    if decoder == "small":
+        raise UsageError("--decoder small is of a checkpoint that holds one: actvar-trt train decoder. Name a --model.")
     name, config = size.model(rates)
     config, folder = guided_until(config, guidance_until), out or Path("bundles") / f"{name}{ending}"
     if not _is_there(folder, config, precision):

@@ -1,6 +1,7 @@
 """`actvar-trt export`: a checkpoint, or a size with random weights, to a bundle."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,10 +23,12 @@ from actvar.cli.options import (
     OptionalCheckpointOption,
     VqvaeOption,
     chosen_precision,
+    decoder_option,
     graph_precision_option,
     out_option,
 )
 from actvar.cli.output import replaced_bundle, say_replaced
+from actvar.config import Decoder
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, counted, needs
 from actvar.provenance import pasteable
@@ -41,7 +44,7 @@ actvar-trt export --preset d20 --fp16
 
 actvar-trt export --depth 20 --dense --fp16
 
-actvar-trt export --model mine.safetensors --precision int8
+actvar-trt export --model mine.safetensors --precision int8 --decoder small
 
 actvar-trt export --model var-mini --guidance-until 7
 
@@ -58,6 +61,9 @@ def export(
     guidance_until: GuidanceUntilOption = None,
     precision: Annotated[Precision | None, graph_precision_option("fp32")] = None,
     fp16: Fp16Option = False,
+    decoder: Annotated[
+        Decoder, decoder_option("small writes the checkpoint's small decoder in place of the large one.", "full")
+    ] = "full",
     out: Annotated[
         Path | None,
         out_option("The bundle's folder; a bundle that is there is replaced.", show_default="bundles/ and the model"),
@@ -70,13 +76,16 @@ def export(
     size.refuse_beside(model, vqvae, rates)
     if not (model or size.is_given):
         raise UsageError("A bundle is made from a --model, or from a --preset or --depth. Give one of them.")
+    if decoder == "small" and not model:
+        raise UsageError("--decoder small is of a checkpoint that holds one: actvar-trt train decoder. Name a --model.")
     wanted = chosen_precision(precision, fp16) or "fp32"
     if model:
         name, checkpoint = chosen_checkpoint(model, vqvae, size.patch_nums, hub)
     else:
         name, config = size.model(rates)
         config = guided_until(config, guidance_until)
-    target = out or Path("bundles") / f"{name}{until_suffix(guidance_until)}-{wanted}"
+    kind = "-small-decoder" if decoder == "small" else ""
+    target = out or Path("bundles") / f"{name}{kind}{until_suffix(guidance_until)}-{wanted}"
     replaces = replaced_bundle(target)
 
     with needs("export", "to export a model"):
@@ -86,6 +95,7 @@ def export(
     started = time.perf_counter()
     network: StoredModel | ActVAR
     if model:
+        checkpoint = replace(checkpoint, decoder=decoder)
         network = open_checkpoint(checkpoint, guidance_until=guidance_until)
         source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):

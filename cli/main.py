@@ -33,6 +33,7 @@ from actvar.cli import (
     serve,
     study,
     train,
+    train_decoder,
     train_stages,
 )
 from actvar.cli.old_spellings import NEW_MEANINGS, new_spelling
@@ -89,6 +90,7 @@ def _app() -> typer.Typer:
     training = typer.Typer(no_args_is_help=True, help=train.HELP, epilog=train.EXAMPLES)
     _add(training, train.ANY, train_stages.stage1, train_stages.STAGE1_EXAMPLES)
     _add(training, train.ANY, train_stages.stage2, train_stages.STAGE2_EXAMPLES)
+    _add(training, train.ANY, train_decoder.decoder, train_decoder.EXAMPLES)
     _add(training, train.MINIS, train.mini, train.MINI_EXAMPLES)
     _add(training, train.MINIS, train.vqvae, train.VQVAE_EXAMPLES)
     _add(training, train.MINIS, train.var, train.VAR_EXAMPLES)

@@ -14,6 +14,7 @@ import typer
 
 from actvar.bundle.contract import CPU_PRECISIONS, Precision
 from actvar.cli.completion import complete_class, complete_model
+from actvar.config import Decoder
 from actvar.errors import UsageError
 from actvar.runtime.backends.protocol import Device
 from actvar.scales import whole_numbers
@@ -98,6 +99,19 @@ def graph_precision_option(default: str) -> Any:
 
 PrecisionOption: TypeAlias = Annotated[Precision | None, graph_precision_option("fp32, or the bundle's own")]
 Fp16Option: TypeAlias = Annotated[bool, engine_option("--fp16", help="Short for --precision fp16.")]
+
+# ---- which decoder
+
+
+def decoder_option(what: str, default: str) -> Any:
+    """`--decoder`: the VQVAE's own, or the small one that was learned from it."""
+    return model_option("--decoder", show_default=default, help=what)
+
+
+DecoderOption: TypeAlias = Annotated[
+    Decoder | None,
+    decoder_option("small takes the small decoder of a model that has one.", "full, or the bundle's"),
+]
 
 # ---- what is drawn
 

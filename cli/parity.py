@@ -1,5 +1,6 @@
 """`actvar-trt parity`: the graphs of a model against the model itself, in PyTorch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.cli.model_choice import Hub, Rates, Size, chosen_checkpoint, guided_until
 from actvar.cli.options import (
+    DecoderOption,
     DeviceOption,
     Fp16Option,
     GraphBackend,
@@ -67,6 +69,7 @@ def parity(
     seed: SeedOption = 0,
     precision: PrecisionOption = None,
     fp16: Fp16Option = False,
+    decoder: DecoderOption = None,
     backend: GraphBackend = "onnxruntime",
     device: DeviceOption = None,
     cpu_graph: Annotated[
@@ -111,7 +114,9 @@ def parity(
     else:
         _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, hub)
         until = _guided_until(bundle) if bundle else guidance_until
-        network, source = load_checkpoint(chosen, guidance_until=until), f"checkpoint {chosen.path.name}"
+        wanted = decoder or ("small" if bundle and read_manifest(bundle).model.small_decoder else "full")
+        network = load_checkpoint(replace(chosen, decoder=wanted), guidance_until=until)
+        source = f"checkpoint {chosen.path.name}"
     with scratch_folder("parity") as scratch:
         folder = bundle or scratch / "bundle"
         if not bundle:

@@ -10,6 +10,7 @@ from typing import Annotated, TypeAlias
 from actvar.arguments import require_guided
 from actvar.bundle.contract import Precision
 from actvar.cli.options import (
+    DecoderOption,
     DeviceOption,
     Fp16Option,
     PrecisionOption,
@@ -76,6 +77,7 @@ class Engine:
     device: DeviceOption = None
     precision: PrecisionOption = None
     fp16: Fp16Option = False
+    decoder: DecoderOption = None
     batch_size: Annotated[
         int, batch_size_option("Pictures that are drawn at a time; more take more memory, and no picture changes.")
     ] = 1
@@ -98,6 +100,7 @@ class Engine:
         return Pipeline.from_pretrained(
             named,
             precision=self._checked(named),
+            decoder=self.decoder,
             backend=self.backend,
             device=self.device,
             batch_size=self.batch_size,

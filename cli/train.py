@@ -18,8 +18,8 @@ from actvar.provenance import pasteable
 if TYPE_CHECKING:
     from actvar.distill.mini import MiniRecipe
 
-HELP = "Train an ActVAR from a VAR, or the mini models from nothing. All go on where they stopped."
-ANY, MINIS = "Any ActVAR, from a VAR's checkpoint", "The mini models, from nothing"
+HELP = "Train an ActVAR from a VAR, a small decoder, or the mini models from nothing. All go on where they stopped."
+ANY, MINIS = "Any model, from a VAR's checkpoint", "The mini models, from nothing"
 EXAMPLES = """Examples:
 
 actvar-trt train mini --out runs/mini

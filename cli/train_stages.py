@@ -3,8 +3,10 @@
 The same command is started once, or as several processes by torchrun or accelerate; PyTorch is imported inside.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -38,6 +40,9 @@ STAGE2_EXAMPLES = """Examples:
 
 actvar-trt train stage2 --student runs/d16/stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir
 tokens/train --out runs/d16/stage2
+
+actvar-trt train stage2 --distil-guidance 1.5 --student runs/d16/stage2 --teacher var_d16.pth --vqvae
+vae_ch160v4096z32.pth --tokens-dir tokens/train --out runs/d16/free
 
 torchrun --nproc-per-node 8 --no-python actvar-trt train stage2 --device cuda --parallel fsdp --student runs/d16/stage1
 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir tokens/train --out runs/d16/stage2"""
@@ -113,16 +118,24 @@ def stage1(
 def stage2(
     *,
     student: Annotated[
-        Path,
+        Path | None,
         model_option(
             metavar="FOLDER|FILE",
-            show_default=False,
+            show_default="with --distil-guidance a copy of the teacher",
             help="Folder of stage 1, or an ActVAR's .safetensors with its VQVAE.",
         ),
-    ],
+    ] = None,
     teacher: TeacherOption,
     vqvae: TeachersVqvaeOption = None,
     patch_nums: TeachersPatchNumsOption = None,
+    distil_guidance: Annotated[
+        float | None,
+        training_option(
+            show_default="off",
+            help="Learn what the teacher predicts with guidance of this strength, and need none. The student may be "
+            "dense, too.",
+        ),
+    ] = None,
     run: TrainingRun,
 ) -> None:
     """Fine-tune an ActVAR after stage 1: experts, attention and the rest; its choices and rates stay as they are.
@@ -131,14 +144,30 @@ def stage2(
     """
     with needs("train", "to train"):
         from actvar.distill.files import CHECKPOINT, load_student, load_teacher
-        from actvar.distill.stages import train_stage2
+        from actvar.distill.stages import train_guidance_free, train_stage2
         from actvar.training.launch import team_of
+    _require_strength(distil_guidance, student)
     run.check()
     schedule = chosen_schedule(patch_nums) if patch_nums else None
     with team_of(run.parallel, run.device) as team:
         dense = load_teacher(teacher, vqvae, schedule)
-        _train(run, 10.0, train_stage2, dense, load_student(student, dense, teacher), team)
+        chosen = load_student(student, dense, teacher, frees=distil_guidance is not None)
+        if distil_guidance is None:
+            _train(run, 10.0, train_stage2, dense, chosen, team)
+        else:
+            if not dense.config.is_guided:
+                raise UsageError(f"--teacher {teacher} needs no guidance, so there is none to distil. Name another.")
+            train = partial(train_guidance_free, strength=distil_guidance)
+            _train(run, 10.0, train, dense, chosen, team, notes={"guidance_distilled": str(distil_guidance)})
         _tell(team, f"Wrote {run.out / CHECKPOINT}. Next: {pasteable('export', '--model', run.out / CHECKPOINT)}")
+
+
+def _require_strength(strength: float | None, student: Path | None) -> None:
+    """Refuse what can be refused of --distil-guidance before anything is read."""
+    if strength is None and student is None:
+        raise UsageError("--student is missing: the folder of stage 1. Only --distil-guidance goes without.")
+    if strength is not None and not (math.isfinite(strength) and strength > 0):
+        raise UsageError(f"--distil-guidance must be above 0, as at 0 there is no guidance; got {strength}.")
 
 
 def _require_a_choice(config: ModelConfig) -> None:
@@ -156,15 +185,19 @@ def _train(
     student: "VAR",
     team: "Team",
     weighed: Mapping[str, Any] = MappingProxyType({}),
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Train, and write the checkpoint; `epochs` are the paper's, `weighed` what only stage 1's settings have."""
+    """Train, and write the checkpoint with its notes.
+
+    `epochs` are the paper's, `weighed` what only stage 1's settings have.
+    """
     from actvar.distill.files import open_tokens, write_checkpoint
 
     store = open_tokens(run.tokens_dir, teacher, run.batch_size)
     settings = replace(run.settings(epochs, len(store)), **weighed)
     trained = train(teacher.var, student, settings, store, teacher.vqvae.quantize, team)
     if team.is_main:
-        write_checkpoint(run.out, trained, teacher)
+        write_checkpoint(run.out, trained, teacher, notes)
     team.wait()
 
 

@@ -22,7 +22,7 @@ from actvar.bundle.manifest import (
 )
 from actvar.bundle.plans import LOCK_FILE
 from actvar.checkpoint.model import open_model
-from actvar.config import ModelConfig
+from actvar.config import Decoder, ModelConfig
 from actvar.errors import BundleError, CheckpointError, UsageError, counted, needs
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.weights_file import Read, WeightsFile
@@ -65,7 +65,8 @@ def bind(
     """
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
-    stored = open_model(checkpoint, vqvae, schedule=schedule)
+    decoder: Decoder = "small" if manifest.model.small_decoder else "full"
+    stored = open_model(checkpoint, vqvae, schedule=schedule, decoder=decoder)
     _require_shape(checkpoint, stored.config, bundle, manifest.model)
     source, activation, own = f"checkpoint {checkpoint.name}", manifest.model.activation, stored.config.activation
     if random_router and (own or not activation):
@@ -74,7 +75,7 @@ def bind(
             f"{f'{checkpoint} is an ActVAR' if own else f'the graphs of {bundle} are dense'}. Leave it out."
         )
     if activation and (random_router or (bundle_rates and own)):
-        stored = open_model(checkpoint, vqvae, activation, schedule)
+        stored = open_model(checkpoint, vqvae, activation, schedule, decoder=decoder)
         source += ", router and selector random" if random_router else ""
     _require_activation(checkpoint, stored.config, bundle, manifest.model)
     config = _guided(checkpoint, stored.config, bundle, manifest.model)
@@ -129,6 +130,7 @@ def _shape(model: ModelConfig) -> Iterator[tuple[str, object]]:
     yield "shared AdaLN", model.shared_adaln
     for field, value in vars(model.vqvae).items():
         yield f"the VQVAE's {field}", value
+    yield "the small decoder", model.small_decoder
 
 
 def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made_for: ModelConfig) -> None:

@@ -22,7 +22,7 @@ from actvar.bundle.contract import CPU_PRECISIONS, PRECISIONS, Precision
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.checkpoint.files import Checkpoint
-from actvar.config import ModelConfig
+from actvar.config import Decoder, ModelConfig
 from actvar.console import say, wanted_bar
 from actvar.errors import ArgumentError, BundleError, DamagedError, needs
 from actvar.export.bundle_cache import cached_bundle, discard
@@ -63,6 +63,7 @@ class Pipeline(api.Pipeline):
         local_files_only: bool = False,
         progress_bar: bool = True,
         guidance_until: int | None = None,
+        decoder: Decoder | None = None,
         accept: Accept | None = None,
     ) -> "Pipeline":
         """Open a model by its name.
@@ -84,6 +85,8 @@ class Pipeline(api.Pipeline):
             progress_bar: whether to show what goes on, here and in calls.
             guidance_until: of a checkpoint: the last scale that is guided, from 1; scales after it run for a picture's
                 class alone, in half the time. All that the model guides, if left out.
+            decoder: "full" or "small", of a checkpoint that has a small one, too; "full" if left out. Of a bundle the
+                one that it must have.
             accept: sees the model's configuration before any long work, and may refuse it by raising.
 
         Raises:
@@ -110,6 +113,7 @@ class Pipeline(api.Pipeline):
                 shown=progress_bar,
             )
         wanted = _Wanted(precision, guidance_until, accept or (lambda config: None))
+        named = _with_decoder(named, decoder)
         source, folder = _opened(named, engine, wanted, progress_bar)
         pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
         pipe.checkpoint = named.checkpoint
@@ -206,6 +210,27 @@ class _Engine:
         with wanted_bar("Building engines", shown) as progress:
             build_plans(folder, choose_target(None, None), options, progress=progress)
         return self.open(folder)
+
+
+def _with_decoder(named: NamedModel, decoder: Decoder | None) -> NamedModel:
+    """The model with one of its decoders.
+
+    Raises:
+        ArgumentError: it is a bundle with the other one.
+    """
+    if decoder is None:
+        return named
+    one_of("decoder", decoder, get_args(Decoder))
+    if named.checkpoint:
+        return replace(named, checkpoint=replace(named.checkpoint, decoder=decoder))
+    assert named.bundle
+    found = "small" if read_manifest(named.bundle).model.small_decoder else "full"
+    if found != decoder:
+        raise ArgumentError(
+            f"{named.name} is a bundle with the {found} decoder, and the {decoder} one was asked for. "
+            "Leave it out, or export the checkpoint again."
+        )
+    return named
 
 
 @dataclass(frozen=True)

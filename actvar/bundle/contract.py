@@ -35,7 +35,7 @@ MAX_SCALES = 64
 _IN_GRAPHS = """
 Add And Cast Clip Concat ConstantOfShape Conv CumSum DepthToSpace DequantizeLinear Div Equal Expand Gather
 GatherElements Gelu Gemm Identity If InstanceNormalization LayerNormalization Less LessOrEqual MatMul Max Min Mul
-Neg NonZero QLinearConv QuantizeLinear Range ReduceL2 ReduceMax ReduceMin ReduceSum Reshape ScatterElements
+Neg NonZero QLinearConv QuantizeLinear Range ReduceL2 ReduceMax ReduceMin ReduceSum Relu Reshape ScatterElements
 ScatterND Shape Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where actvar.ActVarRoutedFFN
 actvar.ActVarTokenGather actvar.ActVarTokenScatter actvar.ActVarTokenSelect com.microsoft.MatMulIntegerToFloat
 """

@@ -12,7 +12,7 @@ from rich.table import Table
 from actvar.bundle.contract import scale_name
 from actvar.bundle.manifest import Manifest
 from actvar.bundle.plans import PlanManifest
-from actvar.config import ModelConfig
+from actvar.config import ModelConfig, SmallDecoderConfig
 from actvar.errors import counted
 from actvar.flops import condition_work, decoder_work, scale_work, transformer_work
 
@@ -54,6 +54,7 @@ class BundleReport:
             ),
             ("pictures", f"{model.picture_size}×{model.picture_size} by patch_nums {_row(model.schedule.patch_nums)}"),
             ("activation", _activation(model)),
+            *([("decoder", _small(model.small_decoder))] if model.small_decoder else []),
             ("guided", _guided(model)),
             ("sampling", _sampling(model)),
             ("precision", manifest.precision),
@@ -126,6 +127,10 @@ def _operations(model: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def _kind(model: ModelConfig) -> str:
     return "ActVAR" if model.activation else "VAR"
+
+
+def _small(decoder: SmallDecoderConfig) -> str:
+    return f"small: {decoder.width} channels, {decoder.depth} blocks at each side below the picture's"
 
 
 def _activation(model: ModelConfig) -> str:

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from actvar.checkpoint.shards import is_index, read_index
+from actvar.config import Decoder
 from actvar.errors import ActVARError, BundleError, CheckpointError, shown
 from actvar.files import hash_file
 from actvar.scales import ScaleSchedule
@@ -17,15 +18,16 @@ SHIPPED_MODELS = ("actvar-mini", "var-mini")
 class Checkpoint:
     """A model's file, and that of its VQVAE where the first does not hold one.
 
-    `schedule` are the token maps, for a file that does not tell them.
+    `schedule` are the token maps, for a file that does not tell them. `decoder` says which of its decoders draws.
     """
 
     path: Path
     vqvae: Path | None = None
     schedule: ScaleSchedule | None = None
+    decoder: Decoder = "full"
 
     def digest(self) -> str:
-        """SHA-256 over what the files hold, and the token maps if they are given.
+        """SHA-256 over what the files hold, the token maps if they are given, and the decoder if it is the small one.
 
         Raises:
             CheckpointError: one is missing or cannot be read.
@@ -38,6 +40,8 @@ class Checkpoint:
                 raise CheckpointError(f"{shown(path)} is not a file that can be read. Name a checkpoint.") from None
         if self.schedule:
             digest.update(repr(self.schedule.patch_nums).encode())
+        if self.decoder != "full":
+            digest.update(self.decoder.encode())
         return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ from actvar.checkpoint.official import derive_vqvae, read_official, require_same
 from actvar.checkpoint.own_file import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
-from actvar.config import Activation, ModelConfig
+from actvar.config import Activation, Decoder, ModelConfig
 from actvar.errors import ArgumentError, CheckpointError, UsageError, counted, needs, shown
 from actvar.parameters import is_scorer, parameter_shapes
 from actvar.scales import ScaleSchedule
@@ -78,6 +78,7 @@ def open_model(
     activation: Activation | None = None,
     schedule: ScaleSchedule | None = None,
     guidance_until: int | None = None,
+    decoder: Decoder = "full",
 ) -> StoredModel:
     """Open a checkpoint: ours, official VAR's, or a self-trained official one. No values are read.
 
@@ -92,17 +93,27 @@ def open_model(
         schedule: the token maps of an official file that does not tell them (no `lvl_1L`); without it the standard
             ones, or var_d36's, whichever has as many tokens.
         guidance_until: the last scale that is guided, from 1; the model's own if left out.
+        decoder: "small" takes the small decoder that the checkpoint holds beside its VQVAE, too, and the model draws
+            with it; "full" leaves it where it is.
 
     Raises:
-        CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; see the message.
+        CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; or it holds no small
+            decoder.
         UsageError: the activation does not fit the model, or the file tells other token maps.
         ArgumentError: guidance cannot end at that scale of the model; a UsageError, too.
     """
     file = open_tensor_file(path)
     if is_own(file):
-        config, var_weights, vqvae_weights = read_own(file, vqvae, schedule)
+        config, weights = read_own(file, vqvae, schedule)
     else:
-        config, var_weights, vqvae_weights = read_official(file, vqvae, schedule)
+        config, *both = read_official(file, vqvae, schedule)
+        weights = dict(zip(("var", "vqvae"), both, strict=True))
+    if decoder == "full":
+        config = replace(config, small_decoder=None)
+    elif config.small_decoder is None:
+        raise CheckpointError(
+            f"{shown(vqvae or path)} holds no small decoder. Make one: actvar-trt train decoder --model {shown(path)}."
+        )
     is_dense = config.activation is None
     if activation:
         config = _activated(config, activation, path)
@@ -110,13 +121,15 @@ def open_model(
         config = config.guided_until(guidance_until)
     except ValueError as error:
         raise ArgumentError(f"{shown(path)} cannot be guided so: {error}.") from None
-    of_var, of_vqvae = _expected(config, "var"), _expected(config, "vqvae")
+    of_var = _expected(config, "var")
     if is_dense:
         of_var = {name: shape for name, shape in of_var.items() if not is_scorer(name)}
-    var_weights.require(of_var, f"a VAR of depth {config.depth}")
-    vqvae_weights.require(of_vqvae, "its VQVAE")
+    weights["var"].require(of_var, f"a VAR of depth {config.depth}")
+    weights["vqvae"].require(_expected(config, "vqvae"), "its VQVAE")
+    if config.small_decoder:
+        weights["small_decoder"].require(_expected(config, "small_decoder"), "its small decoder")
     fresh = _fresh_scorers(config) if is_dense and activation else {}
-    return StoredModel(config, fresh, {"var": var_weights, "vqvae": vqvae_weights})
+    return StoredModel(config, fresh, weights)
 
 
 def load_model(
@@ -125,6 +138,7 @@ def load_model(
     activation: Activation | None = None,
     schedule: ScaleSchedule | None = None,
     guidance_until: int | None = None,
+    decoder: Decoder = "full",
 ) -> "ActVAR":
     """Read a checkpoint into memory.
 
@@ -132,7 +146,7 @@ def load_model(
 
     Returns: fp32, on the CPU, in evaluation mode, without gradients.
     """
-    return open_model(path, vqvae, activation, schedule, guidance_until).load()
+    return open_model(path, vqvae, activation, schedule, guidance_until, decoder).load()
 
 
 def _expected(config: ModelConfig, network: str) -> dict[str, tuple[int, ...]]:
@@ -154,7 +168,8 @@ def open_checkpoint(
     checkpoint: Checkpoint, activation: Activation | None = None, guidance_until: int | None = None
 ) -> StoredModel:
     """`open_model` of what a person named together."""
-    return open_model(checkpoint.path, checkpoint.vqvae, activation, checkpoint.schedule, guidance_until)
+    named = checkpoint
+    return open_model(named.path, named.vqvae, activation, named.schedule, guidance_until, named.decoder)
 
 
 def load_checkpoint(

@@ -3,7 +3,9 @@
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import torch
@@ -18,7 +20,13 @@ from actvar.parameters import is_scorer
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
-def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, with_vqvae: bool = True) -> None:
+def save_model(
+    model: ActVAR,
+    path: Path,
+    dtype: torch.dtype = torch.float16,
+    with_vqvae: bool = True,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write a checkpoint; the file is there whole, or not at all, and the same weights give the same bytes.
 
     Args:
@@ -28,6 +36,7 @@ def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, wi
             small, stays in fp32: vectors (biases, norms, the temperatures, which are exponentiated), the code vectors
             (f_hat is the sum of ten), and router and selector, whose near-ties must not flip.
         with_vqvae: False writes the transformer alone, for a model that shares the VQVAE of another file.
+        notes: what else the metadata say of how the model came to be; nobody needs them to draw.
 
     Raises:
         CheckpointError: a weight is not finite, or too large for `dtype`; or the file cannot be written.
@@ -40,8 +49,9 @@ def save_model(model: ActVAR, path: Path, dtype: torch.dtype = torch.float16, wi
                 f"{shown(path)} was not written: {name} holds NaN, infinity or a value too large for {tensor.dtype}. "
                 "Save an earlier state of the training, or in fp32."
             )
-    config = json.dumps(model.config.to_dict(), sort_keys=True, allow_nan=False)
-    metadata = {"format": FORMAT, "version": VERSION, "config": config}
+    stored = model.config if with_vqvae else replace(model.config, small_decoder=None)
+    config = json.dumps(stored.to_dict(), sort_keys=True, allow_nan=False)
+    metadata = {**notes, "format": FORMAT, "version": VERSION, "config": config}
     try:
         with written_whole(path) as file:
             _write_safetensors(file, tensors, metadata)

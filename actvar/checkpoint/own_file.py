@@ -1,9 +1,10 @@
 """Checkpoints of our own, read: safetensors with the configuration in the metadata.
 
-The tensors are those of `ActVAR` under their own names (`var.*`, `vqvae.*`). A file is not trusted: see
-`tensor_file.py` and `weights.py`. `own.py` writes them.
+The tensors are those of `ActVAR` under their own names (`var.*`, `vqvae.*`, `small_decoder.*`). A file is not trusted:
+see `tensor_file.py` and `weights.py`. `own.py` writes them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from actvar.bundle.json_form import parse_json
@@ -15,7 +16,7 @@ from actvar.errors import CheckpointError, shown
 from actvar.scales import ScaleSchedule
 
 FORMAT, VERSION = "actvar-checkpoint", "1"
-VAR_PREFIX, VQVAE_PREFIX = "var.", "vqvae."
+VAR_PREFIX, VQVAE_PREFIX, SMALL_PREFIX = "var.", "vqvae.", "small_decoder."
 
 
 def is_own(file: TensorFile) -> bool:
@@ -41,8 +42,10 @@ def read_own_vqvae(file: TensorFile) -> tuple[ModelConfig, Weights]:
 
 def read_own(
     file: TensorFile, vqvae_path: Path | None, schedule: ScaleSchedule | None = None
-) -> tuple[ModelConfig, Weights, Weights]:
-    """The configuration in the metadata, VAR's weights and the VQVAE's, held against each other.
+) -> tuple[ModelConfig, dict[str, Weights]]:
+    """The configuration in the metadata, and the weights of each network, held against each other.
+
+    A small decoder belongs to the VQVAE, and is read where that is.
 
     Args:
         file: for which `is_own` holds.
@@ -55,7 +58,9 @@ def read_own(
     """
     config = own_config(file)
     require_same(file.path, config.schedule, schedule)
-    var, vqvae = _part(file, VAR_PREFIX), _part(_file_with_vqvae(file, vqvae_path), VQVAE_PREFIX)
+    other = _file_with_vqvae(file, vqvae_path)
+    small = own_config(other).small_decoder
+    var, vqvae = _part(file, VAR_PREFIX), _part(other, VQVAE_PREFIX)
     derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
     for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
         said, found = getattr(config, field), getattr(derived, field)
@@ -64,11 +69,12 @@ def read_own(
                 f"{shown(file.path)}: {field}: expected {said}, as its metadata say, found tensors of {found}. "
                 "Write it again."
             )
-    return config, var, vqvae
+    networks = {"var": var, "vqvae": vqvae, **({"small_decoder": _part(other, SMALL_PREFIX)} if small else {})}
+    return replace(config, small_decoder=small), networks
 
 
 def own_config(file: TensorFile) -> ModelConfig:
-    """The configuration in the metadata of a checkpoint of ours, which holds nothing but the two networks."""
+    """The configuration in the metadata of a checkpoint of ours, which holds nothing but its networks."""
     if file.metadata.get("version") != VERSION:
         raise CheckpointError(
             f"{shown(file.path)} has the format's version '{shown(file.metadata.get('version'), 40)}', "
@@ -81,9 +87,11 @@ def own_config(file: TensorFile) -> ModelConfig:
         raise CheckpointError(
             f"{shown(file.path)}: the metadata's configuration: {shown(error)}. Write the file again."
         ) from None
-    if other := next((name for name in file.content if not name.startswith((VAR_PREFIX, VQVAE_PREFIX))), None):
+    known = (VAR_PREFIX, VQVAE_PREFIX, *((SMALL_PREFIX,) if config.small_decoder else ()))
+    if other := next((name for name in file.content if not name.startswith(known)), None):
         raise CheckpointError(
-            f"{shown(file.path)}: {shown(other)}: expected names in var or vqvae, found another. Write it again."
+            f"{shown(file.path)}: {shown(other)}: expected names in {' or '.join(name[:-1] for name in known)}, found "
+            "another. Write it again."
         )
     return config
 

@@ -1,14 +1,16 @@
 """The two stages: first learn what to leave out, then adapt to leaving it out (ActVAR, supplement, Secs. 6.1, 6.2).
 
 Both see stored tokens, a frozen dense teacher, run once per step, and a student that starts from the teacher's weights.
-Stage 1 trains routers and selectors and nothing else; stage 2 trains all the rest of the transformer.
+Stage 1 trains routers and selectors and nothing else; stage 2 trains all the rest of the transformer, and can rid it of
+guidance.
 
 Letters in shapes: B pictures, T tokens of all scales, E code width, V codes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from actvar.class_names import IMAGENET_CLASSES, imagenet_names
 from actvar.config import STATIC, ModelConfig
 from actvar.data.tokens import TokenStore
 from actvar.distill.expert_order import fix_orders, orders_from_data
+from actvar.distill.guidance import guidance_loss, guided_pass
 from actvar.distill.label_choice import DATA, LEARNED, PAPER, Labels
 from actvar.distill.labels import TeacherPass, teacher_pass
 from actvar.distill.losses import block_loss, output_loss
@@ -155,14 +158,48 @@ def train_stage2(
     return _train(stage, teacher, student, settings, store, quantizer, team)
 
 
+def train_guidance_free(
+    teacher: VAR,
+    student: VAR,
+    settings: StageSettings,
+    store: TokenStore,
+    quantizer: MultiScaleQuantizer,
+    team: Team = ALONE,
+    *,
+    strength: float,
+) -> VAR:
+    """Stage 2 of a student that will draw without guidance: it learns the guided predictions of its teacher.
+
+    The true tokens' cross-entropy and the blocks' outputs know of no guidance, and are left out. Every picture is shown
+    with its class: the student needs no other row.
+
+    Args:
+        teacher, student, settings, store, quantizer, team: see `train_stage1`; the student may be dense, too.
+        strength: of the guidance, at the last scale.
+    """
+
+    def losses(batch: Pass) -> dict[str, Tensor]:
+        return {"loss": guidance_loss(batch.logits_BTV, batch.teacher.logits_BTV)}
+
+    ask = partial(guided_pass, strength=strength)
+    stage = _Stage("Stage 2, guidance distilled", losses, lambda name: not is_scorer(name), False, ask)
+    settings = replace(settings, class_drop=0.0)
+    trained = _train(stage, teacher, student, settings, store, quantizer, team, {"guidance": str(float(strength))})
+    trained.config = replace(trained.config, guided_scales=0)
+    return trained
+
+
 @dataclass(frozen=True)
 class _Stage:
-    """What sets a stage apart: its losses, what it trains (by name), and how gradients meet a choice."""
+    """What sets a stage apart: its losses, what it trains (by name), how gradients meet a choice, what is asked of the
+    teacher.
+    """
 
     title: str
     losses: Callable[[Pass], dict[str, Tensor]]
     trains: Callable[[str], bool]
     straight_through: bool
+    ask: Callable[[VAR, Tensor, Tensor], TeacherPass] = teacher_pass
 
 
 def _train(
@@ -173,8 +210,11 @@ def _train(
     store: TokenStore,
     quantizer: MultiScaleQuantizer,
     team: Team,
+    further: Mapping[str, str] = MappingProxyType({}),
 ) -> VAR:
+    """Train; `further` is what the run is of beside the models and the data."""
     inputs = {
+        **further,
         "teacher": weights_fingerprint(teacher),
         "student": weights_fingerprint(student),
         "activation": str(student.config.activation),
@@ -197,7 +237,7 @@ def _train(
         with torch.no_grad():
             tokens_in_BTE, _ = quantizer.teacher_forcing(token_ids_BT)
         with autocast(device, settings.precision):
-            taught = teacher_pass(teacher, class_ids_B, tokens_in_BTE)
+            taught = stage.ask(teacher, class_ids_B, tokens_in_BTE)
             logits, traces = model(class_ids_B, tokens_in_BTE, straight_through=stage.straight_through)
             return stage.losses(Pass(token_ids_BT, taught, logits, traces))
 

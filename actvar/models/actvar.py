@@ -6,22 +6,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from actvar.config import ModelConfig
+from actvar.models.small_decoder import SmallDecoder
 from actvar.models.var import VAR
 from actvar.models.vqvae import VQVAE
 
 
 class ActVAR(nn.Module):
-    """VAR (dense, or with active tokens and experts) and its VQVAE."""
+    """VAR (dense, or with active tokens and experts), its VQVAE, and maybe a small decoder beside that."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.var = VAR(config)
         self.vqvae = VQVAE(config.vqvae, config.schedule)
+        self.small_decoder = SmallDecoder(config.small_decoder, config.vqvae) if config.small_decoder else None
+
+    def decode(self, f_hat_BEHH: Tensor) -> Tensor:
+        """f_hat to pictures in [-1, 1]: by the small decoder, if the model has one."""
+        if self.small_decoder is None:
+            return self.vqvae.decode(f_hat_BEHH)
+        return self.small_decoder(f_hat_BEHH).clamp(-1, 1)
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in fp32, as `actvar.checkpoint.model.StoredModel.read` gives it."""

@@ -75,11 +75,11 @@ def prepare(teacher: ActVAR, budget: Budget, folder: Path, device: str = "cpu") 
         tokens("tokens", TRAIN_SEED, budget.train_pictures),
         tokens("held-out-tokens", HELD_OUT_SEED, budget.held_out_pictures),
         classifier,
-        _reference(classifier, budget.reference_pictures, folder),
+        real_reference(classifier, budget.reference_pictures, folder),
     )
 
 
-def _reference(classifier: GlyphClassifier, count: int, folder: Path) -> FeatureStatistics:
+def real_reference(classifier: GlyphClassifier, count: int, folder: Path) -> FeatureStatistics:
     """Statistics of real training pictures in the judge's features."""
     file = folder / f"reference-{count}-{hash_file(SHIPPED_CLASSIFIER).sha256[:12]}.npz"
     if not file.exists():

@@ -20,6 +20,7 @@ from actvar.export.graphs.decoder import DecoderWriter
 from actvar.export.graphs.layers import linear
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS, ScaleWriter
 from actvar.export.graphs.sizes import AllScales, OneScale, Sizes
+from actvar.export.graphs.small_decoder import SmallDecoderWriter
 from actvar.export.graphs.transformer import Cache
 from actvar.export.graphs.weights_file import BLOCK_TYPES, DECODER_TYPES, positions_name
 
@@ -46,7 +47,10 @@ def build_graph(
     if name == "condition":
         _condition(b, config)
     elif name == "decoder":
-        DecoderWriter(b, config.vqvae, config.schedule.side).decode("f_hat")
+        if config.small_decoder:
+            SmallDecoderWriter(b, config.small_decoder, len(config.vqvae.ch_mult) - 1).decode("f_hat")
+        else:
+            DecoderWriter(b, config.vqvae, config.schedule.side).decode("f_hat")
     else:
         si = graph_names(config).index(name) - 1
         sizes = OneScale(b, config, si)

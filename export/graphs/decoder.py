@@ -17,15 +17,47 @@ from actvar.export.graphs.weights_file import SUBPIXEL_CONV
 
 NORM_EPS = 1e-6
 
-FIRST_CONVOLUTION, LAST_CONVOLUTION = "post_quant_conv", "decoder.conv_out"
-"""Names of the nodes that read f_hat and write the pixels."""
+EDGES = ("post_quant_conv", "decoder.conv_out", "small_decoder.conv_in", "small_decoder.conv_out")
+"""Names of the nodes that read f_hat and write the pixels, in either decoder."""
 
 
 @dataclass(frozen=True)
-class DecoderWriter:
-    """Writes the decoder of f_hat with side `side` into a graph."""
+class ConvolutionWriter:
+    """Writes what all decoders are made of into a graph."""
 
     b: GraphBuilder
+
+    def _conv(self, x: str, layer: str) -> str:
+        """A convolution that keeps the side; its kernel's size is that of the weights."""
+        b, name = self.b, layer.removeprefix("vqvae.")
+        pads = [b.shape(f"{layer}.weight")[-1] // 2] * 4
+        return b.op("Conv", x, b.weight(f"{layer}.weight"), b.weight(f"{layer}.bias"), pads=pads, name=name)
+
+    def _upsample(self, x_BCHH: str, weights: str) -> str:
+        """Doubles the side and convolves, in one convolution of the small map: see `weights_file.subpixel_weight`.
+
+        Its window i covers rows i - 1 and i, and gives rows 2i - 1 and 2i of the result: with a pad of 1 on each side,
+        one row more above and below than there are. Columns likewise.
+        """
+        b, layer = self.b, f"{weights}.{SUBPIXEL_CONV}"
+        with b.scope(weights.removeprefix("vqvae.")):
+            pixels = b.op(
+                "Conv", x_BCHH, b.weight(f"{layer}.weight"), b.weight(f"{layer}.bias"), pads=[1] * 4, name=SUBPIXEL_CONV
+            )
+            framed = b.op("DepthToSpace", pixels, blocksize=2, mode="DCR", name="interleave")
+            return b.op("Slice", framed, b.ints(1, 1), b.ints(-1, -1), b.ints(2, 3), name="crop")
+
+    def _image(self, pixels_B3HH: str) -> str:
+        """`image` [B, 3, size, size] in [0, 1], of what a decoder's last convolution gives."""
+        b = self.b
+        clipped = b.op("Clip", b.to_fp32(pixels_B3HH), b.scalar(-1.0), b.scalar(1.0))
+        return b.op("Mul", b.op("Add", clipped, b.scalar(1.0)), b.scalar(0.5), output="image")
+
+
+@dataclass(frozen=True)
+class DecoderWriter(ConvolutionWriter):
+    """Writes the decoder of f_hat with side `side` into a graph."""
+
     config: VQVAEConfig
     side: int
 
@@ -44,15 +76,7 @@ class DecoderWriter:
                     h = self._attention(h, f"{weights}.up.{i}.attn.{j}")
             if i:
                 h = self._upsample(h, f"{weights}.up.{i}.upsample")
-        h = b.to_fp32(self._conv(self._silu(self._norm(h, f"{weights}.norm_out")), f"{weights}.conv_out"))
-        clipped = b.op("Clip", h, b.scalar(-1.0), b.scalar(1.0))
-        return b.op("Mul", b.op("Add", clipped, b.scalar(1.0)), b.scalar(0.5), output="image")
-
-    def _conv(self, x: str, layer: str) -> str:
-        """A convolution that keeps the side; its kernel's size is that of the weights."""
-        b, name = self.b, layer.removeprefix("vqvae.")
-        pads = [b.shape(f"{layer}.weight")[-1] // 2] * 4
-        return b.op("Conv", x, b.weight(f"{layer}.weight"), b.weight(f"{layer}.bias"), pads=pads, name=name)
+        return self._image(self._conv(self._silu(self._norm(h, f"{weights}.norm_out")), f"{weights}.conv_out"))
 
     def _norm(self, x: str, layer: str) -> str:
         """GroupNorm to fp32: with opset 20, groups are the channels of an InstanceNormalization."""
@@ -88,17 +112,3 @@ class DecoderWriter:
         out_BCW = b.op("MatMul", v_BCW, b.op("Transpose", probability_BWW, perm=[0, 2, 1]), name="attend")
         out_BCHH = b.reshape(out_BCW, -1, width, self.side, self.side)
         return b.op("Add", x_BCHH, self._conv(out_BCHH, f"{weights}.proj_out"))
-
-    def _upsample(self, x_BCHH: str, weights: str) -> str:
-        """Doubles the side and convolves, in one convolution of the small map: see `weights_file.subpixel_weight`.
-
-        Its window i covers rows i - 1 and i, and gives rows 2i - 1 and 2i of the result: with a pad of 1 on each side,
-        one row more above and below than there are. Columns likewise.
-        """
-        b, layer = self.b, f"{weights}.{SUBPIXEL_CONV}"
-        with b.scope(weights.removeprefix("vqvae.")):
-            pixels = b.op(
-                "Conv", x_BCHH, b.weight(f"{layer}.weight"), b.weight(f"{layer}.bias"), pads=[1] * 4, name=SUBPIXEL_CONV
-            )
-            framed = b.op("DepthToSpace", pixels, blocksize=2, mode="DCR", name="interleave")
-            return b.op("Slice", framed, b.ints(1, 1), b.ints(-1, -1), b.ints(2, 3), name="crop")

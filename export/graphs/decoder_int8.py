@@ -25,7 +25,7 @@ from actvar.bundle.contract import TensorSpec
 from actvar.bundle.manifest import StoredTensor
 from actvar.export.graphs.builder import external_tensor
 from actvar.export.graphs.bundle import build_graph
-from actvar.export.graphs.decoder import FIRST_CONVOLUTION, LAST_CONVOLUTION
+from actvar.export.graphs.decoder import EDGES
 from actvar.export.graphs.weights_file import WeightsFile
 from actvar.files import scratch_folder
 from actvar.generation import generate
@@ -118,8 +118,8 @@ def _quantized(fp32: onnx.ModelProto, f_hats: list[np.ndarray]) -> onnx.ModelPro
             path,
             _Pictures(iter(f_hats)),
             quant_format=QuantFormat.QOperator,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=[FIRST_CONVOLUTION, LAST_CONVOLUTION],
+            op_types_to_quantize=["Conv", "Relu"],  # a ReLU behind a convolution becomes the end of its range
+            nodes_to_exclude=list(EDGES),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,

@@ -49,9 +49,9 @@ SUBPIXEL_CONV = "subpixel_conv"
 # exact, so it is always fp32: embeddings (the residual stream), selector and router, head, codebook and phi (f_hat),
 # norms. Softmax and sampling are computed in fp32, too.
 _BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
-_OF_DECODER = ("vqvae.post_quant_conv.", "vqvae.decoder.")
-_DECODER = re.compile(r"vqvae\.(post_quant_conv|decoder\.(?!.*norm))")
-_UPSAMPLING = re.compile(r"(vqvae\.decoder\..*upsample)\.conv\.(weight|bias)")
+_OF_DECODER = ("vqvae.post_quant_conv.", "vqvae.decoder.", "small_decoder.")
+_DECODER = re.compile(r"vqvae\.(post_quant_conv|decoder\.(?!.*norm))|small_decoder\.")
+_UPSAMPLING = re.compile(r"((?:vqvae\.decoder|small_decoder)\..*upsample)\.conv\.(weight|bias)")
 
 BLOCK_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32", "fp16-weights": "float32"}
 """By precision, what the blocks' matrices and attention compute in, with the KV cache. In int8 the matrices are whole
@@ -293,8 +293,12 @@ def _recipes(config: ModelConfig, names: Iterable[str], precision: str) -> dict[
         weight, bias = _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}")
         recipes[f"vqvae.quantize.phi.{i}.weight"] = _Recipe((weight,), _phi_weight)
         recipes[f"vqvae.quantize.phi.{i}.bias"] = _Recipe((bias,), partial(np.multiply, np.float32(0.5)))
-    keep(*_linear("vqvae.post_quant_conv"))
-    for name in (name for name in names if name.startswith("vqvae.decoder.")):
+    if config.small_decoder:
+        decoder = "small_decoder."
+    else:
+        decoder = "vqvae.decoder."
+        keep(*_linear("vqvae.post_quant_conv"))
+    for name in (name for name in names if name.startswith(decoder)):
         if upsampling := _UPSAMPLING.fullmatch(name):
             layer, kind = upsampling.groups()
             make = subpixel_weight if kind == "weight" else subpixel_bias

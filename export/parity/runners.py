@@ -101,7 +101,7 @@ class EagerGraphRunner(_Runner):
         if self._graph == "condition":
             made = self._condition(given)
         elif self._graph == "decoder":
-            made = {"image": (self._model.vqvae.decode(given["f_hat"]) + 1) / 2}
+            made = {"image": (self._model.decode(given["f_hat"]) + 1) / 2}
         else:
             made = self._scale(graph_names(self._model.config).index(self._graph) - 1, given)
         return {name: tensor.numpy() for name, tensor in made.items()}

@@ -70,7 +70,7 @@ class EagerSource:
     @torch.no_grad()
     def _decode(self, f_hat_BESS: torch.Tensor) -> np.ndarray:
         """Pixels of one picture, uint8 [H, W, 3]."""
-        return to_bytes((self.network.vqvae.decode(f_hat_BESS).cpu().numpy() + 1) / 2)[0]
+        return to_bytes((self.network.decode(f_hat_BESS).cpu().numpy() + 1) / 2)[0]
 
 
 def load(checkpoint: Checkpoint, threads: int = 0, guidance_until: int | None = None) -> EagerSource:
