@@ -10,9 +10,12 @@ import typer
 
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
+    DecoderOption,
     DeviceOption,
     Fp16Option,
+    GuidanceUntilOption,
     ModelOption,
+    PatchNumsOption,
     PrecisionOption,
     ThreadsOption,
     VqvaeOption,
@@ -57,11 +60,14 @@ def serve(
     ] = 30.0,
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
+    guidance_until: GuidanceUntilOption = None,
     backend: AnyBackendOption = "onnxruntime",
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     fp16: Fp16Option = False,
+    decoder: DecoderOption = None,
     threads: ThreadsOption = 0,
 ) -> None:
     """Serve pictures over HTTP, in the form of OpenAI's API, with a page at / and the API's own at /docs.
@@ -73,8 +79,9 @@ def serve(
         from actvar.serve.app import create_app
         from actvar.serve.server import listen, run
     listening = listen(host, port)
-    engine = Engine(backend, device, precision, fp16, max_batch, threads)
-    with engine.open(chosen_model(model, vqvae, hub, backend == "tensorrt"), lambda config: None) as pipeline:
+    engine = Engine(backend, device, precision, fp16, decoder, max_batch, threads)
+    named = chosen_model(model, vqvae, patch_nums, hub, backend == "tensorrt")
+    with engine.open(named, lambda config: None, guidance_until) as pipeline:
         app = create_app(
             pipeline,
             max_batch=max_batch,

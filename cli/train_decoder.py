@@ -8,6 +8,7 @@ import typer
 from actvar.cli.model_choice import Hub, chosen_checkpoint
 from actvar.cli.options import (
     CheckpointOption,
+    PatchNumsOption,
     TorchDeviceOption,
     VqvaeOption,
     batch_size_option,
@@ -32,6 +33,7 @@ def decoder(
     *,
     model: CheckpointOption = "actvar-mini",
     vqvae: VqvaeOption = None,
+    patch_nums: PatchNumsOption = None,
     hub: Hub,
     tokens_dir: Annotated[
         Path, training_option(metavar="FOLDER", show_default=False, help="What `encode` made of the training pictures.")
@@ -65,7 +67,7 @@ def decoder(
     The same command goes on where it was stopped. The checkpoint at the end is the model with both decoders.
     """
     with needs("train", "to train"):
-        from actvar.checkpoint.model import load_model
+        from actvar.checkpoint.model import load_checkpoint
         from actvar.data.encoding import require_device
         from actvar.distill.decoder import DecoderSettings, train_decoder
         from actvar.distill.files import CHECKPOINT, open_tokens, write_decoder
@@ -77,8 +79,8 @@ def decoder(
         small = SmallDecoderConfig(width, depth)
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-    _, checkpoint = chosen_checkpoint(model, vqvae, hub)
-    network = load_model(checkpoint.path, checkpoint.vqvae)
+    _, checkpoint = chosen_checkpoint(model, vqvae, patch_nums, hub)
+    network = load_checkpoint(checkpoint)
     store = open_tokens(tokens_dir, network, batch_size)
     settings = DecoderSettings(
         folder=out,

@@ -7,6 +7,7 @@ Letters in shapes: H height and W width of a picture.
 """
 
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,9 @@ from actvar.config import ModelConfig
 from actvar.errors import ActVARError, needs
 from actvar.explain.figures import block_panels
 from actvar.serve.generations import Generation
+
+if TYPE_CHECKING:
+    from actvar.models.actvar import ActVAR
 
 
 class Explainer:
@@ -30,7 +34,7 @@ class Explainer:
         active = [si for si in range(len(model.schedule)) if model.is_active(si)]
         self._si = active[-1] if active else None
         self._checkpoint, self._lock = checkpoint, threading.Lock()
-        self._network = None
+        self._network: ActVAR | None = None
 
     @property
     def scale(self) -> int | None:
@@ -52,7 +56,7 @@ class Explainer:
                 from actvar.explain.record import record_choices
                 from actvar.runtime.backends import torch_eager
             if self._network is None:
-                self._network = torch_eager.load(self._checkpoint.path, self._checkpoint.vqvae).network
+                self._network = torch_eager.load(self._checkpoint).network
             where = drawn.class_id, drawn.sampling, self._si, drawn.seed, drawn.number
             _, choices = record_choices(self._network, *where)
         return block_panels(pixels_HW3, choices)

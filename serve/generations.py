@@ -82,7 +82,7 @@ class Studio:
             raise Refusal(400, message, "n", "invalid_value")
         class_id = self.class_id(str(asked.prompt))
         try:
-            sampling = chosen_sampling(self.model.sampling, asked.guidance_scale, asked.top_k, asked.top_p)
+            sampling = chosen_sampling(self.model, asked.guidance_scale, asked.top_k, asked.top_p)
         except ArgumentError as error:
             raise Refusal(400, str(error), str(error).partition(" ")[0], "invalid_value") from None
         seed = secrets.randbelow(_RANDOM_SEEDS) if asked.seed is None else asked.seed
