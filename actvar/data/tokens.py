@@ -128,9 +128,8 @@ def open_token_store(folder: Path, vqvae: VQVAE | None = None) -> TokenStore:
             f"{most}. Remove it and encode again."
         )
     if not used.any():
-        raise DataError(
-            f"{folder} holds no token: of {counted(plan.pictures, 'picture')} all were skipped. Look at the pictures."
-        )
+        skipped = "its one picture was" if plan.pictures == 1 else f"all {counted(plan.pictures, 'picture')} were"
+        raise DataError(f"{folder} holds no token: {skipped} skipped. Look at the pictures.")
     return TokenStore(
         _mapped(folder, plan, used.repeat(plan.views)),
         class_ids[used].repeat(plan.views),

@@ -239,13 +239,13 @@ def _what_is_missing() -> str:
     """Why CUDA finds no GPU, and what to do."""
     known, needed = _cuda_of_driver(), _version(cudart.cudaRuntimeGetVersion())
     if known == "0.0":
-        return "There is no NVIDIA driver here, so no GPU can be used. Install one, or draw with --device cpu."
+        return "There is no NVIDIA driver here, so no GPU can be used. Install one, or draw with --backend onnxruntime."
     if int(known.partition(".")[0]) < int(needed.partition(".")[0]):
         return (
             f"The NVIDIA driver knows CUDA {known}, and cuda-bindings brings {needed}. "
             f"Update the driver, or: pip install 'cuda-bindings=={known.partition('.')[0]}.*'."
         )
-    return "The NVIDIA driver lists no GPU. See to CUDA_VISIBLE_DEVICES, or draw with --device cpu."
+    return "The NVIDIA driver lists no GPU. See to CUDA_VISIBLE_DEVICES, or draw with --backend onnxruntime."
 
 
 def _cuda_of_driver() -> str:
