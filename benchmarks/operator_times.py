@@ -117,6 +117,20 @@ def ffns_beside(active: Path, dense: Path, si: int, threads: int, runs: int) -> 
     return {**found, **({"realised": (1 - ratio) / saved} if saved else {})}
 
 
+def show_ffns(given: argparse.Namespace, facts: dict) -> None:
+    """What `--beside` asks for."""
+    compared = {}
+    for si in range(len(read_manifest(given.bundle).model.schedule)):
+        found = ffns_beside(given.bundle, given.beside, si, given.threads, given.runs)
+        compared[scale_name(si)] = found
+        seconds = f"{found['seconds'] * 1000:.1f} ms, dense {found['dense_seconds'] * 1000:.1f} ms"
+        shares = f"time {found['ratio']:.3f} of it, operations {1 - found['operations_saved']:.3f}"
+        realised = f", realised {found['realised']:.2f}" if "realised" in found else ""
+        print(f"{scale_name(si)}: FFNs {seconds}: {shares}{realised}")
+    if given.json:
+        given.json.write_text(json.dumps({**facts, "ffns": compared}, indent=1) + "\n")
+
+
 def main() -> None:
     """Profile a bundle; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,16 +149,7 @@ def main() -> None:
     keep_blocks()
     facts = {"command": typed(["python", *sys.argv]), **commit(), "machine": asdict(this_machine())}
     if given.beside:
-        compared = {}
-        for si in range(len(read_manifest(given.bundle).model.schedule)):
-            found = ffns_beside(given.bundle, given.beside, si, given.threads, given.runs)
-            compared[scale_name(si)] = found
-            seconds = f"{found['seconds'] * 1000:.1f} ms, dense {found['dense_seconds'] * 1000:.1f} ms"
-            shares = f"time {found['ratio']:.3f} of it, operations {1 - found['operations_saved']:.3f}"
-            realised = f", realised {found['realised']:.2f}" if "realised" in found else ""
-            print(f"{scale_name(si)}: FFNs {seconds}: {shares}{realised}")
-        if given.json:
-            given.json.write_text(json.dumps({**facts, "ffns": compared}, indent=1) + "\n")
+        show_ffns(given, facts)
         return
     manifest, last = read_manifest(given.bundle), 0
     model, scales = manifest.model, joined_scales(manifest, given.scales)

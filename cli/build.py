@@ -25,6 +25,7 @@ from actvar.cli.options import (
     out_option,
     precision_option,
 )
+from actvar.config import STATIC
 from actvar.console import progress_bar, say
 from actvar.errors import EngineError, UsageError, counted, needs
 from actvar.export.plans.report import figures, plan_table
@@ -180,7 +181,12 @@ def _say_what_becomes_of_sparse_parts(manifest: Manifest, plugins: str) -> None:
     if not any(model.is_active(si) for si in range(len(model.schedule))):
         return
     masked = "computed in full and masked, right and no faster than dense"
-    library = plugin_library()
+    library, activation = plugin_library(), model.activation
+    if activation and activation.expert_choice == STATIC:
+        say("Static experts are a dense FFN with fewer rows, and need no plugin.")
+        if library and plugins != "none" and min(activation.token_rates) < 1:
+            say(f"Tokens are chosen and moved by plugins of {library}.")
+        return
     if plugins == "none":
         say(f"Sparse parts are {masked}.")
     elif library is None:

@@ -101,6 +101,7 @@ def test_a_bundle_is_built_shown_and_told_in_figures(command, bundle):
     assert "4 of 4 plans" in done.err and "no plugin library" in done.err and "actvar-trt bind" in done.err
     plans = read_plans(bundle / "plans" / "tensorrt-rtx-8.9+12.0-1.7.1.116")
     figures = json.loads(Path("figures.json").read_text())
+    assert figures["plugin_layers"] == {"tokens": 0, "experts": 0}
     assert figures["plan_bytes"] == sum(plan.entry.bytes for plan in plans.plans.values())
     assert figures["plans"]["decoder"]["layers"] == sum(plans.plans["decoder"].layers.values())
     assert figures["options"]["batch"] == [1, 2, 4] and figures["model"]["depth"] == 1

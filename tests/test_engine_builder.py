@@ -26,14 +26,16 @@ from actvar.bundle.plans import (
     read_plans,
     write_plans,
 )
-from actvar.config import PRESETS, Activation
+from actvar.config import DYNAMIC, FIXED, PRESETS, STATIC, Activation
 from actvar.errors import BundleError, EngineError, UsageError
 from actvar.export.onnx_export import export_graphs
 from actvar.export.operators.lowering import lower
+from actvar.export.operators.sparse import EXPERTS_OPERATOR
 from actvar.export.plans import engine_library
 from actvar.export.plans.builder import build_plans
 from actvar.export.plans.engine_library import capabilities, choose_target, library_path, load_engine
 from actvar.export.plans.processes import Task, run_tasks
+from actvar.export.plans.report import plan_table
 from actvar.export.plans.worker import BuildJob, BuildResult
 from actvar.files import hash_file, locked
 
@@ -43,6 +45,7 @@ MODEL = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))
 GRAPHS = graph_names(MODEL)
 ACTIVE = ("scale_03", "scale_04")
 OPTIONS = PlanOptions((1, 2, 4))
+TOKEN_OPERATORS = ("ActVarTokenSelect", "ActVarTokenGather", "ActVarTokenScatter")
 
 # What the parser makes of a node, where it makes one layer of one kind; other nodes become several or none.
 LAYER_OF_NODE = {
@@ -146,6 +149,35 @@ def test_every_graph_becomes_a_plan(built, target):
     assert {path.name for path in folder.iterdir()} == {
         ".lock", "manifest.json", *(f"{graph}.{end}" for graph in GRAPHS for end in ("plan", "log"))
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("token_choice", [DYNAMIC, FIXED])
+@pytest.mark.parametrize("expert_choice", [DYNAMIC, STATIC])
+def test_every_choice_builds(tmp_path, target, token_choice, expert_choice):
+    """Static experts as products with fewer rows; fixed tokens are moved once a scale, whatever the depth."""
+    activation = replace(MODEL.activation, token_choice=token_choice, expert_choice=expert_choice)
+    export_graphs(replace(MODEL, activation=activation), tmp_path / "bundle", "fp16", "a test")
+    plan = build_plans(tmp_path / "bundle", target, OPTIONS, ["scale_04"]).plans["scale_04"]
+    expected = dict.fromkeys(TOKEN_OPERATORS, 1 if token_choice == FIXED else MODEL.depth)
+    assert plan.bodies == expected | ({EXPERTS_OPERATOR: MODEL.depth} if expert_choice == DYNAMIC else {})
+    assert plan.plugins == {}
+    nodes = Counter(node.op_type for node in lower(tmp_path / "bundle" / "scale_04.onnx").model.graph.node)
+    assert plan.layers["MATRIX_MULTIPLY"] == nodes["MatMul"] + nodes["Gemm"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token_choice", [DYNAMIC, FIXED])
+def test_static_experts_have_no_plugin_beside_those_that_move_tokens(tmp_path, target, monkeypatch, token_choice):
+    """With the library at hand, and the table says so."""
+    monkeypatch.setenv("ACTVAR_PLUGIN_LIBRARY", str(plugin_library_path()))
+    activation = replace(MODEL.activation, token_choice=token_choice, expert_choice=STATIC)
+    export_graphs(replace(MODEL, activation=activation), tmp_path / "bundle", "fp16", "a test")
+    plans = build_plans(tmp_path / "bundle", target, OPTIONS, ["scale_04"])
+    plan, times = plans.plans["scale_04"], 1 if token_choice == FIXED else MODEL.depth
+    assert plan.bodies == {} and plan.layers["PLUGIN_V3"] == sum(plan.plugins.values()) == 3 * times
+    assert EXPERTS_OPERATOR not in plan.plugins
+    rows = [list(column.cells) for column in plan_table(plans).columns]
+    assert rows[2][-1] == str(3 * times) and rows[3][-1] == "0"
 
 
 @pytest.mark.slow

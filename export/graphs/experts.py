@@ -22,6 +22,7 @@ hidden neurons of an expert, t tokens of one expert.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -101,22 +102,18 @@ class FFNWriter:
         bias_C = b.weight(f"{self.weights}.fc2.bias")
         if isinstance(active, int) and not is_int8:
             return self._rows(x_MC, 0, of_one * active, bias_C)
-        first, *others = list(enumerate(static_pieces(self.config)))
+        first, *others = enumerate(static_pieces(self.config))
 
-        def piece(place: int, start: int, end: int, sum_MC: str) -> str:
+        def with_piece(place: int, span: tuple[int, int], sum_MC: str) -> list[str]:
             with b.scope(f"pieces.{place}"):
-                return self._piece(x_MC, place, sum_MC) if is_int8 else self._rows(x_MC, start, end, sum_MC)
+                return [self._piece(x_MC, place, sum_MC) if is_int8 else self._rows(x_MC, *span, sum_MC)]
 
         sum_MC = bias_C  # from the last piece to the first, so that what an `If` hands on undone is the bias alone
-        for place, (start, end) in reversed(others):
-            (sum_MC,) = b.choose(
-                self.sizes.uses_more_than(start // of_one),
-                lambda place=place, start=start, end=end, before=sum_MC: [piece(place, start, end, before)],
-                lambda before=sum_MC: [before],
-                ["float32"],
-                "more",
-            )
-        return piece(first[0], *first[1], sum_MC)
+        for place, span in reversed(others):
+            runs = self.sizes.uses_more_than(span[0] // of_one)
+            then, otherwise = partial(with_piece, place, span, sum_MC), partial(tuple[str], (sum_MC,))
+            (sum_MC,) = b.choose(runs, then, otherwise, ["float32"], "more")
+        return with_piece(*first, sum_MC)[0]
 
     def _rows(self, x_MC: str, start: int, end: int, added: str) -> str:
         """What the hidden neurons of some rows give, and what is added to it."""

@@ -21,6 +21,8 @@ from onnx import helper, parser
 
 DOMAIN, DOMAIN_VERSION = "actvar", 1
 PLUGIN_NAMESPACE, PLUGIN_VERSION = "actvar", "1"
+EXPERTS_OPERATOR = "ActVarRoutedFFN"
+"""The one that is about experts; all others are about tokens."""
 PLUGIN = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 
 
@@ -251,7 +253,7 @@ OPERATORS = {
             static_body=STATIC_SCATTER,
         ),
         Operator(
-            "ActVarRoutedFFN",
+            EXPERTS_OPERATOR,
             inputs={
                 "x": "[R, K, C] fp32 or fp16",
                 "scores": "[R, K, N] fp32: the router's",

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -11,23 +12,29 @@ from rich.table import Table
 from actvar.bundle.manifest import Manifest
 from actvar.bundle.plans import PlanManifest, PlanSpec
 from actvar.errors import counted
+from actvar.export.operators.sparse import EXPERTS_OPERATOR
 from actvar.provenance import typed
 
 
 def plan_table(plans: PlanManifest) -> Table:
-    """One row for each plan, and one for all."""
+    """One row for each plan, and one for all.
+
+    Plugin layers are counted by what they are for: choosing and moving tokens, or experts. Of a scale that leaves out
+    neither, and of one whose experts are static, there are none.
+    """
     table = Table()
-    for heading in ("graph", "layers", "plugins", "plan MB", "seconds", "peak MB"):
+    headings = ("graph", "layers", "plugins: tokens", "experts", "plan MB", "seconds", "peak MB")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "graph" else "right")
     for graph, plan in plans.plans.items():
         cost = _megabytes(plan.entry.bytes), f"{plan.seconds:.1f}", f"{plan.peak_bytes / 1e6:.0f}"
-        table.add_row(graph, str(sum(plan.layers.values())), _plugins(plan), *cost)
+        table.add_row(graph, str(sum(plan.layers.values())), *map(str, _plugins([plan])), *cost)
     table.add_section()
     specs = plans.plans.values()
     seconds = sum(plan.seconds for plan in specs)
     peak = max((plan.peak_bytes for plan in specs), default=0)
     size = _megabytes(sum(plan.entry.bytes for plan in specs))
-    table.add_row(f"all {len(specs)}", "", "", size, f"{seconds:.1f}", f"{peak / 1e6:.0f}")
+    table.add_row(f"all {len(specs)}", "", *map(str, _plugins(specs)), size, f"{seconds:.1f}", f"{peak / 1e6:.0f}")
     return table
 
 
@@ -56,6 +63,7 @@ def figures(manifest: Manifest, plans: PlanManifest, jobs: int, seconds: float) 
         "plugin_library": plans.plugin_library,
         "jobs": jobs,
         "seconds_of_this_run": round(seconds, 1),
+        "plugin_layers": dict(zip(("tokens", "experts"), _plugins(specs.values()), strict=True)),
         "plan_bytes": sum(plan.entry.bytes for plan in specs.values()),
         "peak_bytes": {"largest_worker": sum(peaks[:1]), "workers_at_most": sum(peaks[:jobs])},
         "plans": {
@@ -72,8 +80,10 @@ def figures(manifest: Manifest, plans: PlanManifest, jobs: int, seconds: float) 
     }
 
 
-def _plugins(plan: PlanSpec) -> str:
-    return str(sum(plan.plugins.values()) or "")
+def _plugins(plans: Collection[PlanSpec]) -> tuple[int, int]:
+    """Plugin layers for tokens, and for experts."""
+    experts = sum(plan.plugins.get(EXPERTS_OPERATOR, 0) for plan in plans)
+    return sum(sum(plan.plugins.values()) for plan in plans) - experts, experts
 
 
 def _megabytes(count: int) -> str:
