@@ -7,6 +7,7 @@ Letters in shapes: H height and W width of a picture.
 """
 
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,9 @@ from actvar.config import ModelConfig
 from actvar.errors import ActVARError, needs
 from actvar.explain.figures import block_panels
 from actvar.serve.generations import Generation
+
+if TYPE_CHECKING:
+    from actvar.models.actvar import ActVAR
 
 
 class Explainer:
@@ -30,7 +34,7 @@ class Explainer:
         active = [si for si in range(len(model.schedule)) if model.is_active(si)]
         self._si = active[-1] if active else None
         self._checkpoint, self._lock = checkpoint, threading.Lock()
-        self._network = None
+        self._network: ActVAR | None = None
 
     @property
     def scale(self) -> int | None:
