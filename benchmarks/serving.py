@@ -112,7 +112,7 @@ class Bench:
 
     def survive(self, process: ServerProcess, again: Callable[[int], Any]) -> tuple[Seen, int]:
         """Kill the server among clients that ask again, start it at the same port; returns its last exit code."""
-        seen, each = Seen(), max(2, round(4 * self.seconds / 60))
+        seen, each = Seen(), max(2, round(self.seconds / 60))
 
         def clients() -> None:
             asyncio.run(persistent(process.url, self.pictures, 16, each, seen))
