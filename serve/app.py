@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import ValidationError
 
 from actvar import __version__
@@ -29,6 +29,7 @@ from actvar.serve.bodies import (
 from actvar.serve.generations import Studio, sent, unless
 from actvar.serve.limits import BODY_SECONDS, BodyLimits, KeyRequired
 from actvar.serve.metrics import CONTENT_TYPE, Metrics
+from actvar.serve.reference import reference
 from actvar.serve.refusals import ErrorAnswer, Refusal, answer_errors, refusal_of_body
 from actvar.telemetry import switch_off
 
@@ -124,6 +125,10 @@ def _add_drawing(app: FastAPI, studio: Studio, metrics: Metrics) -> None:
         return Response(answer.model_dump_json(), media_type="application/json")
 
     _document(app, GenerationRequest)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(reference(app.openapi(), str(request.base_url).rstrip("/")))
 
 
 async def _read(request: Request) -> GenerationRequest:

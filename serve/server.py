@@ -15,14 +15,50 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from actvar.console import say
 from actvar.errors import ActVARError
 from actvar.serve.batching import Drawer
 from actvar.serve.metrics import Metrics
 
+HEAD_SECONDS = 10.0
+"""In which the head of a request must arrive."""
+
 _BACKLOG = 512
 _LOOK_SECONDS = 0.2
+
+
+class _Protocol(H11Protocol):
+    """Hangs up where the head of a request does not come; its body has `actvar.serve.limits`."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_no_more()
+        elif self._patience is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _wait_no_more(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+        self._patience = None
 
 
 class _Server(uvicorn.Server):
@@ -77,10 +113,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise ActVARError(f"{host}:{port} cannot be listened on: {reason}. Name another --host or --port.") from None
 
 
-def run(app: FastAPI, listening: socket.socket, grace: float) -> None:
-    """Serve until a signal comes. When the engine does not end within its time, the process is left here, with 0."""
-    config = uvicorn.Config(
+def configured(app: FastAPI, grace: float) -> uvicorn.Config:
+    """How an app is served."""
+    return uvicorn.Config(
         app,
+        http=_Protocol,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -88,8 +125,12 @@ def run(app: FastAPI, listening: socket.socket, grace: float) -> None:
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=32 * 1024,
     )
+
+
+def run(app: FastAPI, listening: socket.socket, grace: float) -> None:
+    """Serve until a signal comes. When the engine does not end within its time, the process is left here, with 0."""
     drawer: Drawer = app.state.drawer
-    _Server(config, drawer, app.state.metrics, grace).run(sockets=[listening])
+    _Server(configured(app, grace), drawer, app.state.metrics, grace).run(sockets=[listening])
     if not drawer.close(grace):  # which counts from the signal
         say("The engine is still drawing; its batch is left.")
         sys.stdout.flush()

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from actvar.runtime.api import Pipeline
 from actvar.serve import create_app
-from actvar.serve.server import listen
+from actvar.serve.server import configured, listen
 
 MAIN = "import sys; from actvar.cli.main import main; sys.argv[0] = 'actvar-trt'; main()"
 DRAW = "/v1/images/generations"
@@ -53,7 +53,7 @@ def serving(bundle: Path, ready: bool = True, **options: Any) -> Iterator[Served
     """A server of a bundle in a thread, with options of `create_app`."""
     with Pipeline.from_bundle(bundle, threads=1, progress_bar=False) as pipeline:
         app, listening = create_app(pipeline, **options), listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(configured(app, grace=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         served = Served(f"http://127.0.0.1:{listening.getsockname()[1]}", app)

@@ -288,6 +288,14 @@ def test_the_openapi_page_describes_the_request_with_examples_that_work(served: 
     assert body == {"$ref": "#/components/schemas/GenerationRequest"}
 
 
+def test_the_page_of_the_api_has_every_field_and_nothing_from_another_host(served: Served):
+    """With the example as a command that can be copied."""
+    page = served.get("/docs").text
+    assert all(f"<code>{field}</code>" in page for field in GenerationRequest.model_fields)
+    assert f"curl {served.url}{DRAW} " in page and "guidance_scale" in page
+    assert "http" not in page.replace(served.url, "") and "<script" not in page
+
+
 def test_two_apps_in_one_process_count_for_themselves(bundle: Path):
     with serving(bundle) as one, serving(bundle) as other:
         one.ask(prompt="1")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -22,6 +23,7 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 from served import DRAW, MAIN, Served, command, serving, until
 
 from actvar.export.onnx_export import export_bundle
+from actvar.serve import server
 from actvar.serve.limits import MAX_BODY
 
 KEY = "a key of ours"
@@ -99,6 +101,23 @@ def test_a_slow_body_is_a_408(served: Served):
     status, error = error_of(raw(served, head("Content-Length: 100"), *[b"a"] * 9, pause=0.1))
     assert (status, error["code"]) == (408, "body_timeout")
     assert time.monotonic() - started < 3
+
+
+def test_a_head_that_does_not_come_is_hung_up_on(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """On a new connection, and on one that has had an answer; what takes long to draw is waited for."""
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.4)
+    for first in (b"", b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"):
+        started = time.monotonic()
+        answer = raw(served, first + b"GET /healthz HTTP/1.1\r\n", *[b"X: y\r\n"] * 9, pause=0.1)
+        assert answer.count(b"HTTP/1.1 200") == bool(first)
+        assert time.monotonic() - started < 2.5
+    connection = HTTPConnection("127.0.0.1", served.port, timeout=30)
+    for pause in (0.8, 0):
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b'{"status":"ok"}'
+        connection.auto_open = False  # the same connection, or none
+        time.sleep(pause)
+    connection.close()
 
 
 @pytest.mark.parametrize(
@@ -203,54 +222,54 @@ def slow_by(seconds: float) -> str:
 def test_sigterm_lets_what_was_taken_on_be_finished(bundle: Path):
     """Pictures that are drawn, and those that wait; nobody new; and 0."""
     with (
-        command("--model", bundle, "--max-batch", 1, code=slow_by(0.7)) as server,
+        command("--model", bundle, "--max-batch", 1, code=slow_by(0.7)) as served,
         ThreadPoolExecutor(3) as clients,
     ):
-        asked = [clients.submit(httpx.post, server.url + DRAW, json={"prompt": str(i)}, timeout=60) for i in range(3)]
-        until(lambda: "actvar_queue_length 2" in httpx.get(server.url + "/metrics").text)
-        server.send_signal(signal.SIGTERM)
-        until(lambda: any("Stopping" in line for line in server.said))
+        asked = [clients.submit(httpx.post, served.url + DRAW, json={"prompt": str(i)}, timeout=60) for i in range(3)]
+        until(lambda: "actvar_queue_length 2" in httpx.get(served.url + "/metrics").text)
+        served.send_signal(signal.SIGTERM)
+        until(lambda: any("Stopping" in line for line in served.said))
         time.sleep(0.3)
         with pytest.raises(httpx.HTTPError):
-            httpx.get(server.url + "/healthz")
+            httpx.get(served.url + "/healthz")
         assert [answer.result(60).status_code for answer in asked] == [200] * 3
-        assert server.wait(30) == 0
-    assert "Stopped" in server.said[-1]
+        assert served.wait(30) == 0
+    assert "Stopped" in served.said[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_rests_ends_at_once(bundle: Path, number: int):
-    with command("--model", bundle) as server:
-        httpx.get(server.url + "/healthz")
+    with command("--model", bundle) as served:
+        httpx.get(served.url + "/healthz")
         started = time.monotonic()
-        server.send_signal(number)
-        assert server.wait(30) == 0
+        served.send_signal(number)
+        assert served.wait(30) == 0
         assert time.monotonic() - started < 10
 
 
 def test_an_engine_that_does_not_end_is_left_within_the_grace(bundle: Path):
     """An orchestrator kills what is not gone in time; this one is gone before, with 0."""
     with (
-        command("--model", bundle, "--grace", 2, code=slow_by(300)) as server,
+        command("--model", bundle, "--grace", 2, code=slow_by(300)) as served,
         ThreadPoolExecutor(1) as clients,
     ):
-        asked = clients.submit(httpx.post, server.url + DRAW, json={"prompt": "1"}, timeout=60)
-        until(lambda: "actvar_queue_length 0" in httpx.get(server.url + "/metrics").text)
+        asked = clients.submit(httpx.post, served.url + DRAW, json={"prompt": "1"}, timeout=60)
+        until(lambda: "actvar_queue_length 0" in httpx.get(served.url + "/metrics").text)
         time.sleep(0.3)
         started = time.monotonic()
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        served.send_signal(signal.SIGTERM)
+        assert served.wait(30) == 0
         assert time.monotonic() - started < 5
         with suppress(httpx.HTTPError):  # the connection was closed
             assert asked.result(60).status_code >= 500
-    assert "still drawing" in "".join(server.said)
+    assert "still drawing" in "".join(served.said)
 
 
 def test_the_key_comes_from_the_environment_and_is_not_shown(bundle: Path):
-    with command("--model", bundle, environment={"ACTVAR_API_KEY": KEY}) as server:
-        assert httpx.get(server.url + "/v1/models").status_code == 401
-        assert httpx.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
-        shown = Path(f"/proc/{server.pid}/cmdline").read_bytes().decode() + "".join(server.said)
+    with command("--model", bundle, environment={"ACTVAR_API_KEY": KEY}) as served:
+        assert httpx.get(served.url + "/v1/models").status_code == 401
+        assert httpx.get(served.url + "/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+        shown = Path(f"/proc/{served.pid}/cmdline").read_bytes().decode() + "".join(served.said)
         assert KEY not in shown
 
 
