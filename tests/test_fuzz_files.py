@@ -51,8 +51,8 @@ def refuse(text: str) -> None:
         (lambda path: open("/etc/hostname").close(), "opened /etc/hostname"),
         (lambda path: subprocess.run(["true"], check=True), "started 'true'"),
         (lambda path: refuse("a name: \x1b[2J"), "said what a terminal obeys"),
-        (lambda path: print("a name: \x1b[2J"), "printed what a terminal obeys"),
-        (lambda path: __import__("os").abort(), "ended by SIGABRT"),
+        (lambda path: os.write(2, b"a name: \x1b[2J"), "printed what a terminal obeys"),
+        (lambda path: os.abort(), "ended by SIGABRT"),
     ],
     ids=[
         "exception",
@@ -68,7 +68,7 @@ def refuse(text: str) -> None:
 )
 def test_a_fault_is_found(read, said):
     """One of each kind that is looked for."""
-    found = campaign(kind(read), "planted", 1, 7, 1, patience=2)
+    found = campaign(kind(read), "planted", 1, 7, 1, patience=2 if "waiting" in said else 60)
     assert (found["read"], found["refused"]) == (0, 0)
     [fault] = found["faults"]
     assert fault.startswith("planted 7 0: ") and said in fault

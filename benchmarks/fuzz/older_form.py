@@ -41,4 +41,5 @@ def save_older(content: Any, path: Path) -> None:
         pickler.dump(content)
         pickle.dump([key for key, _ in pickler.storages.values()], file, _PROTOCOL)
         for _, storage in pickler.storages.values():
-            file.write(struct.pack("<q", storage._size()) + bytes(storage._untyped_storage))
+            values = torch.empty(0, dtype=torch.uint8).set_(storage._untyped_storage)
+            file.write(struct.pack("<q", storage._size()) + values.numpy().tobytes())
