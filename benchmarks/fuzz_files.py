@@ -61,6 +61,7 @@ READ, REFUSED = "read", "refused"
 FORMAT, VERSION = "actvar-fuzz-files", 1
 _MEMORY = 2 << 30  # bytes that a child may take more than it starts with
 _PATIENCE = 600
+_NO_MEMORY = "not enough memory"  # which is no fault of a large model, but samples are small
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 
 
@@ -173,6 +174,8 @@ def _read(module: ModuleType, path: Path, rng: random.Random, folder: Path) -> s
         module.read(path)
     except ActVARError as error:
         outcome = REFUSED if _is_plain(str(error)) else f"said what a terminal obeys: {str(error)[:300]!r}"
+        if _NO_MEMORY in str(error):
+            outcome = f"took the memory: {str(error)[:300]}"
     except BaseException as error:
         outcome = f"{type(error).__name__}: {str(error)[:300]}"
     else:
@@ -241,7 +244,16 @@ def run(kinds: list[str], given: argparse.Namespace) -> int:
         for fault in faults:
             print(f"    {fault}")
         sys.stdout.flush()
+    print("", *table({kind: found[kind] for kind in kinds}), sep="\n")
     return int(any(found[kind]["faults"] for kind in kinds))
+
+
+def table(kinds: dict[str, dict[str, Any]]) -> list[str]:
+    """The lines of a table in Markdown: what became of each kind's files, and of all."""
+    rows = {f"`{kind}`": [it["count"], it[READ], it[REFUSED], len(it["faults"])] for kind, it in kinds.items()}
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    lines = [f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |" for name, numbers in rows.items()]
+    return ["| kind | changed | read | refused | faults |", "|---|---|---|---|---|", *lines]
 
 
 def _write(path: Path | None, machine: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
