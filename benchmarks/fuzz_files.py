@@ -8,6 +8,9 @@ signal, more than its time or memory, a program that it starts, a file that it o
 words that a terminal obeys. A fault is named by its kind, seed and number: the same seed changes the file in the same
 way again. Exit code 1 if there is one. Linux only.
 
+A graph's operators may be joined to need more memory than there is. What is refused for that alone is counted by itself
+where graphs run, and is a fault everywhere else.
+
 The JSON is written after every kind. A campaign that was stopped goes on behind the kinds that stand in it with the
 same count, seed and commit, without a change since.
 """
@@ -57,7 +60,8 @@ KINDS = {
     "training_states_signed": 600,
 }
 """Each kind, and how many changed files of it make a whole campaign: 32,000 together."""
-READ, REFUSED = "read", "refused"
+READ, REFUSED, MEMORY = "read", "refused", "out_of_memory"
+_COLUMNS = ("count", READ, REFUSED, MEMORY)
 FORMAT, VERSION = "actvar-fuzz-files", 1
 _MEMORY = 2 << 30  # bytes that a child may take more than it starts with
 _PATIENCE = 600
@@ -77,9 +81,9 @@ def campaign(
         seconds: of the processor's time that one file may take.
         patience: seconds by the clock, after which it is waiting for something.
 
-    Returns: how many were read and refused, the faults in words, and the seconds in all.
+    Returns: how many were read, refused, and refused for want of memory; the faults in words; the seconds in all.
     """
-    outcomes, faults = {READ: 0, REFUSED: 0}, []
+    outcomes, faults = {READ: 0, REFUSED: 0, MEMORY: 0}, []
     with tempfile.TemporaryDirectory(prefix="actvar-fuzz-") as name:
         folder = Path(name)
         (folder / "samples").mkdir()
@@ -175,7 +179,7 @@ def _read(module: ModuleType, path: Path, rng: random.Random, folder: Path) -> s
     except ActVARError as error:
         outcome = REFUSED if _is_plain(str(error)) else f"said what a terminal obeys: {str(error)[:300]!r}"
         if _NO_MEMORY in str(error):
-            outcome = f"took the memory: {str(error)[:300]}"
+            outcome = MEMORY if getattr(module, "RUNS_GRAPHS", False) else f"took the memory: {str(error)[:300]}"
     except BaseException as error:
         outcome = f"{type(error).__name__}: {str(error)[:300]}"
     else:
@@ -240,7 +244,9 @@ def run(kinds: list[str], given: argparse.Namespace) -> int:
             _write(given.json, machine, found)
         done = found[kind]
         faults = done["faults"]
-        print(f"{kind:24} {done[READ]} read, {done[REFUSED]} refused, {len(faults)} faults in {done['seconds']} s")
+        print(
+            f"{kind:24} {done[READ]} read, {done[REFUSED]} refused, {done[MEMORY]} out of memory, {len(faults)} faults"
+        )
         for fault in faults:
             print(f"    {fault}")
         sys.stdout.flush()
@@ -250,10 +256,10 @@ def run(kinds: list[str], given: argparse.Namespace) -> int:
 
 def table(kinds: dict[str, dict[str, Any]]) -> list[str]:
     """The lines of a table in Markdown: what became of each kind's files, and of all."""
-    rows = {f"`{kind}`": [it["count"], it[READ], it[REFUSED], len(it["faults"])] for kind, it in kinds.items()}
+    rows = {f"`{kind}`": [*(it[name] for name in _COLUMNS), len(it["faults"])] for kind, it in kinds.items()}
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
     lines = [f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |" for name, numbers in rows.items()]
-    return ["| kind | changed | read | refused | faults |", "|---|---|---|---|---|", *lines]
+    return ["| kind | changed | read | refused | out of memory | faults |", "|---|---|---|---|---|---|", *lines]
 
 
 def _write(path: Path | None, machine: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
