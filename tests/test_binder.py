@@ -411,7 +411,7 @@ def test_plans_that_lie_elsewhere_are_refused(bound, tmp_path):
 def test_folders_in_folders_among_the_plans_are_refused(bound):
     """There may be as many as a path is long, and no build makes them."""
     (bound.bundle / "plans" / Path(*"abcdefghijkl")).mkdir(parents=True)
-    assert_refused(bound, BundleError, "g lies deeper than any plan does", bound.second)
+    assert_refused(bound, BundleError, "h lies deeper than any plan does", bound.second)
 
 
 @pytest.mark.parametrize("target", ["plans/new", "new"])
