@@ -36,9 +36,16 @@ def pasteable(*words: object) -> str:
     return shlex.join(["actvar-trt", *map(str, words)])
 
 
-def commit() -> dict[str, object]:
-    """The commit of the checkout that runs, and whether it differs from that; the commit is empty without one."""
-    return {"commit": _git("rev-parse", "HEAD"), "altered": bool(_git("status", "--porcelain"))}
+def commit(besides: Path | None = None) -> dict[str, object]:
+    """The commit of the checkout that runs, and whether it differs from that; the commit is empty without one.
+
+    Args:
+        besides: a file that may differ, such as the result itself.
+    """
+    status = ["status", "--porcelain", "--", ":/"]
+    if besides and besides.resolve().is_relative_to(_CHECKOUT):
+        status.append(f":(exclude,top){besides.resolve().relative_to(_CHECKOUT)}")
+    return {"commit": _git("rev-parse", "HEAD"), "altered": bool(_git(*status))}
 
 
 def _git(*arguments: str) -> str:

@@ -29,6 +29,8 @@ from actvar.export.graphs.weights_file import Read, WeightsFile
 from actvar.files import locked, read_verified
 from actvar.scales import ScaleSchedule
 
+_MAX_DEPTH = 8  # of folders among the plans, where a build makes two
+
 Progress = Callable[[float], None]
 
 
@@ -203,7 +205,7 @@ def _bind(
         for entry in manifest.graph_files:
             _share(bundle / entry.file, unfinished / entry.file)
         if (bundle / PLANS_FOLDER).is_dir():
-            _share_any(bundle / PLANS_FOLDER, unfinished / PLANS_FOLDER)
+            _share_any(bundle / PLANS_FOLDER, unfinished / PLANS_FOLDER, _MAX_DEPTH)
         weights = file.write(unfinished / WEIGHTS_FILE, read, progress)
         bound = replace(manifest, model=config, source=source, weights=weights)
         write_manifest(unfinished, bound)
@@ -216,21 +218,23 @@ def _plans_locked(bundle: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for lock in sorted((bundle / PLANS_FOLDER).glob(f"*/{LOCK_FILE}")):
             with suppress(OSError):  # of a bundle that may only be read: no build can be under way there
-                if not lock.is_symlink():
+                if not any(place.is_symlink() for place in (lock, *lock.parents[:2])):
                     stack.enter_context(locked(lock))
         yield
 
 
-def _share_any(source: Path, target: Path) -> None:
-    """The same file, or the same folder of files, under another name."""
+def _share_any(source: Path, target: Path, depth: int) -> None:
+    """The same file, or the same folder of files, under another name; of folders in each other so many at most."""
     if source.is_symlink() or not (source.is_file() or source.is_dir()):
         raise BundleError(f"{source} must be a plain file or a folder, and is a link or a device. Remove it.")
     if source.is_file():
         _share(source, target)
         return
+    if depth == 0:
+        raise BundleError(f"{source} lies deeper than any plan does. Remove it.")
     target.mkdir()
     for path in source.iterdir():
-        _share_any(path, target / path.name)
+        _share_any(path, target / path.name, depth - 1)
 
 
 def _share(source: Path, target: Path) -> None:

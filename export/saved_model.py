@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from actvar import __version__
-from actvar.bundle.manifest import EXPORT_AGAIN, MANIFEST_FILE, PLANS_FOLDER, Manifest, write_manifest
-from actvar.bundle.plans import BUILD_AGAIN, read_plans, write_plans
+from actvar.bundle.manifest import EXPORT_AGAIN, PLANS_FOLDER, Manifest, write_manifest
+from actvar.bundle.plans import BUILD_AGAIN, plan_folders, read_plans, write_plans
 from actvar.config import ModelConfig
 from actvar.errors import UsageError
 from actvar.export.bundle_folder import folder_written_whole
@@ -65,8 +65,8 @@ def save_bundle(bundle: Path, manifest: Manifest, target: Path) -> None:
     with folder_written_whole(target) as unfinished:
         for entry in manifest.files:
             _copy(bundle, entry, unfinished, EXPORT_AGAIN)
-        for plans in sorted((bundle / PLANS_FOLDER).glob(f"*/{MANIFEST_FILE}")):
-            _copy_plans(plans.parent, unfinished / PLANS_FOLDER / plans.parent.name)
+        for plans in plan_folders(bundle):
+            _copy_plans(plans, unfinished / PLANS_FOLDER / plans.name)
         _describe(unfinished, target, manifest.model, f"a bundle in {manifest.precision}", manifest.source, "onnx")
         write_manifest(unfinished, manifest)
 

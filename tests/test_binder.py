@@ -419,6 +419,12 @@ def test_plans_that_lie_elsewhere_are_refused(bound, tmp_path):
     assert_refused(bound, BundleError, r"plans must be a plain file or a folder", bound.second)
 
 
+def test_folders_in_folders_among_the_plans_are_refused(bound):
+    """There may be as many as a path is long, and no build makes them."""
+    (bound.bundle / "plans" / Path(*"abcdefghijkl")).mkdir(parents=True)
+    assert_refused(bound, BundleError, "h lies deeper than any plan does", bound.second)
+
+
 @pytest.mark.parametrize("target", ["plans/new", "new"])
 def test_a_bundle_is_not_written_into_itself(bound, target):
     assert_refused(bound, UsageError, "lies inside the bundle", bound.second, target=bound.bundle / target)

@@ -1,6 +1,7 @@
 """The manifest of a plan folder, and which plans may be loaded: nothing that does not fit reaches an engine."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -241,6 +242,16 @@ def test_a_plan_for_one_gpu_is_for_no_other_of_its_capability(bundle):
 def test_a_bundle_without_plans_says_how_to_build(tmp_path):
     with pytest.raises(BundleError, match=r"has no plans.*--engine tensorrt-rtx --gpu-arch 8\.9"):
         use(tmp_path)
+
+
+@pytest.mark.parametrize("linked", ["plans", "its folder"])
+def test_plans_that_lie_elsewhere_are_not_read(bundle, tmp_path, linked):
+    """A bundle may come from anywhere, and a link could lead anywhere."""
+    folder = bundle / "plans" if linked == "plans" else plan_folder(bundle, TARGET)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"{re.escape(folder.name)} must be a folder, and is a link"):
+        use(bundle)
 
 
 def test_a_plan_is_read_whole(bundle):

@@ -165,6 +165,30 @@ def plan_folder(bundle: Path, target: PlanTarget) -> Path:
     return bundle / PLANS_FOLDER / target.folder
 
 
+def plan_folders(bundle: Path) -> list[Path]:
+    """The folders of a bundle's plans, in the order of their names.
+
+    Raises:
+        BundleError: one of them is a link.
+    """
+    place = bundle / PLANS_FOLDER
+    require_no_link(place)
+    folders = sorted(place.glob("*/"))
+    for folder in folders:
+        require_no_link(folder)
+    return folders
+
+
+def require_no_link(place: Path) -> None:
+    """Make sure that a folder of plans lies in the bundle: what is read and removed in it is not out there.
+
+    Raises:
+        BundleError: it is a link.
+    """
+    if place.is_symlink():
+        raise BundleError(f"{place} must be a folder, and is a link. Remove it, or move the whole bundle.")
+
+
 def write_plans(folder: Path, manifest: PlanManifest) -> None:
     """Write a plan folder's manifest; whoever sees it sees it whole.
 
@@ -230,7 +254,7 @@ def usable_plans(
     """
     ahead = ["--gpu-arch", gpu.capability] if engine == "tensorrt-rtx" else []
     build = f"Build them with: {pasteable('build', '--model', bundle, '--engine', engine, *ahead)}"
-    folders = sorted((bundle / PLANS_FOLDER).glob("*/"))
+    folders = plan_folders(bundle)
     if not folders:
         raise BundleError(f"{bundle} has no plans. {build}")
     faults: list[tuple[int, str]] = []

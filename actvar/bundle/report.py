@@ -1,7 +1,7 @@
 """What a bundle holds and what drawing with it costs: tables for a person, JSON for a program."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from actvar.bundle.contract import scale_name
-from actvar.bundle.manifest import Manifest
-from actvar.bundle.plans import PlanManifest
+from actvar.bundle.manifest import Manifest, read_manifest, verify
+from actvar.bundle.plans import BUILD_AGAIN, PlanManifest, plan_folders, read_plans
 from actvar.config import ModelConfig, SmallDecoderConfig
 from actvar.errors import counted
+from actvar.files import read_verified
 from actvar.flops import condition_work, decoder_work, scale_work, transformer_work
 
 FORMAT, VERSION = "actvar-inspect", 1
@@ -111,6 +112,27 @@ class BundleReport:
             "versions": dict(manifest.versions),
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def bundle_report(bundle: Path) -> BundleReport:
+    """Look at a bundle, with every file of it and of its plans held against its manifest.
+
+    Raises:
+        BundleError: a manifest cannot be used, or a file is not what it says.
+    """
+    manifest = read_manifest(bundle)
+    verify(bundle, manifest)
+    return BundleReport(bundle, manifest, list(_verified_plans(bundle)))
+
+
+def _verified_plans(bundle: Path) -> Iterator[PlanManifest]:
+    """Of every plan folder."""
+    for folder in plan_folders(bundle):
+        plans = read_plans(folder)
+        for spec in plans.plans.values():
+            for entry in (spec.entry, spec.log):
+                read_verified(folder / entry.file, entry, BUILD_AGAIN)
+        yield plans
 
 
 def _operations(model: ModelConfig) -> dict[str, tuple[int, int]]:

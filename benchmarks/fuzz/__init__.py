@@ -9,5 +9,6 @@ Every module has the same three functions, so that a campaign needs to know no k
 A kind whose files carry hashes has a second module, `…_signed`, whose `mutate` puts the hashes right as an attacker
 would. Whatever `read` does but end or raise an ActVARError is a fault: another exception, a signal, memory or time
 without bound, a program that is started, a file outside the sample that is opened (where links are not followed:
-FOLLOWS_LINKS). Where a change must not go unseen, `read` itself raises AssertionError for it.
+FOLLOWS_LINKS), a terminal that is told what to do. Where the operators of a graph run (RUNS_GRAPHS), want of memory is
+counted by itself. Where a change must not go unseen, `read` itself raises AssertionError for it.
 """

@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,15 @@ from actvar.benchmarks.fuzz.changes import change_file, changed_bytes
 
 _DTYPES = ("<f4", ">f8", "<i8", "|u1", "|S5", "<U9", "|O", "<c16", "<M8[s]", "|V7", "<f2", "[('a', '<f8')]", "(2,)<f8")
 _SHAPES = ("(10**12,)", "(1000000000000, 3)", "()", "(-1,)", "(0,)", "(2147483648, 2147483648)", "(6,", "(" * 300, "6")
+
+
+def undate(path: Path) -> None:
+    """Take the time out of an archive's members, so that samples are the same at any time."""
+    content = bytearray(path.read_bytes())
+    for sign, place in ((b"PK\3\4", 10), (b"PK\1\2", 12)):
+        for match in re.finditer(sign, bytes(content)):
+            content[match.start() + place : match.start() + place + 4] = b"\0\0\x21\0"  # the first of 1980
+    path.write_bytes(content)
 
 
 def change_archive(path: Path, rng: random.Random) -> None:
@@ -33,7 +43,9 @@ def change_archive(path: Path, rng: random.Random) -> None:
     methods = (method, method, zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
     with zipfile.ZipFile(content, "w", rng.choice(methods)) as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            archive.writestr(
+                zipfile.ZipInfo(name), data, archive.compression
+            )  # without the time: a seed gives one file
     data = content.getvalue()
     if members and rng.random() < 0.2:  # sizes, methods and flags as the list of members has them
         place = data.rindex(b"PK\1\2") + rng.choice((4, 6, 8, 10, 20, 24, 28, 30, 32, 38, 42))

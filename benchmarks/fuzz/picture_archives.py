@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actvar.benchmarks.fuzz.archives import change_archive
+from actvar.benchmarks.fuzz.archives import change_archive, undate
 from actvar.benchmarks.fuzz.references import look
 from actvar.evaluation.picture_sets import write_npz
 
@@ -18,6 +18,8 @@ def samples(folder: Path) -> list[Path]:
     files = [folder / name for name in ("plain.npz", "packed.npz")]
     write_npz(files[0], (12, _SIDE, _SIDE, 3), [pictures_NHW3])
     np.savez_compressed(files[1], pictures_NHW3)
+    for file in files:
+        undate(file)
     return files
 
 

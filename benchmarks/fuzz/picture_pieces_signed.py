@@ -7,7 +7,8 @@ from pathlib import Path
 
 from actvar.benchmarks.fuzz.changes import change_json, changed_bytes
 from actvar.benchmarks.fuzz.picture_pieces import change_pixels, finish, samples
-from actvar.bundle.json_form import HASH_FIELD, content_hash
+from actvar.benchmarks.fuzz.signatures import sign_json
+from actvar.bundle.json_form import HASH_FIELD
 from actvar.evaluation.picture_run import RUN_FILE
 
 __all__ = ["mutate", "read", "samples"]
@@ -20,7 +21,7 @@ def mutate(path: Path, rng: random.Random) -> None:
     pieces = sorted(path.glob("pictures-*"))
     if rng.random() < 0.4:
         change_json(path / RUN_FILE, rng)
-        _sign_record(path / RUN_FILE)
+        sign_json(path / RUN_FILE)
         return
     piece = rng.choice(pieces)
     if rng.random() < 0.4:
@@ -31,16 +32,6 @@ def mutate(path: Path, rng: random.Random) -> None:
     content = piece.read_bytes()[:-_TRAILER]
     digest = hashlib.sha256(f"{record} {piece.name}\n".encode() + content).hexdigest()
     piece.write_bytes(content + f"sha256 {digest}\n".encode())
-
-
-def _sign_record(path: Path) -> None:
-    try:
-        record = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return
-    if isinstance(record, dict):
-        fields = {name: value for name, value in record.items() if name != HASH_FIELD}
-        path.write_bytes(json.dumps({**fields, HASH_FIELD: content_hash(fields)}).encode())
 
 
 def read(path: Path) -> None:

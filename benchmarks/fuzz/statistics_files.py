@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actvar.benchmarks.fuzz.archives import change_archive
+from actvar.benchmarks.fuzz.archives import change_archive, undate
 from actvar.benchmarks.fuzz.references import FEATURES, judge, look
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.statistics_file import write_statistics
@@ -23,6 +23,8 @@ def samples(folder: Path) -> list[Path]:
     np.savez_compressed(files[1], mu=found.mean, sigma=found.covariance)
     pictures_NHW3 = np.random.default_rng(1).integers(0, 256, (5, _SIDE, _SIDE, 3), np.uint8)
     np.savez(files[2], arr_0=pictures_NHW3, mu=found.mean, sigma=found.covariance.astype(np.float32))
+    for file in files:
+        undate(file)
     return files
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from actvar.benchmarks.fuzz.changes import change_file, change_json
+from actvar.benchmarks.fuzz.signatures import is_small_file, json_object
 from actvar.benchmarks.fuzz.stores import read, samples
 from actvar.bundle.json_form import HASH_FIELD, content_hash
 from actvar.data.store_plan import LABEL
 
 __all__ = ["mutate", "read", "samples"]
 
-_LARGEST = 1 << 24  # bytes of a file that is read to be signed
 _PLAN = ("format", "version", "vqvae", "patch_nums", "data", "flips", "precision", "pictures", "chunk")
 
 
@@ -57,7 +57,7 @@ def _other_array(file: Path, rng: random.Random) -> bytes:
 
 
 def _sign(folder: Path) -> None:
-    label = _object(folder / LABEL)
+    label = json_object(folder / LABEL)
     if label is None:
         return
     if HASH_FIELD in label:
@@ -65,9 +65,9 @@ def _sign(folder: Path) -> None:
     plan = {name: label[name] for name in _PLAN if name in label} | {"version": 1}
     plan_text = json.dumps(plan, indent=1, sort_keys=True) + "\n"
     for path in folder.glob("tokens_*.json"):
-        record = _object(path)
+        record = json_object(path)
         tokens = path.with_suffix(".npy")
-        if record is None or not tokens.is_file() or tokens.stat().st_size > _LARGEST:
+        if record is None or not is_small_file(tokens):
             continue
         digest = hashlib.sha256(tokens.read_bytes())
         digest.update(json.dumps(_unsigned(record), sort_keys=True).encode())
@@ -77,14 +77,6 @@ def _sign(folder: Path) -> None:
 
 def _unsigned(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != HASH_FIELD}
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_bytes()) if path.is_file() and path.stat().st_size < _LARGEST else None
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _rewrite(path: Path, value: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from actvar.benchmarks.fuzz.changes import changed_bytes
+from actvar.benchmarks.fuzz.older_form import save_older
 from actvar.benchmarks.fuzz.pickle_changes import changed_pickle
 
 _FIELDS = {  # of a member's entry in the directory: where each lies, and its bytes
@@ -192,8 +193,13 @@ def change_tensors(path: Path, rng: random.Random) -> None:
             state[name] = _odd(state[name], rng)
         else:
             state[name] = rng.choice((None, [], {}, torch.ones(1), "x", 1 << 70, content))
-    old = rng.random() < 0.3
-    torch.save(content, path, _use_new_zipfile_serialization=not old)
+    if rng.random() < 0.3:
+        try:
+            save_older(content, path)
+            return
+        except (AttributeError, NotImplementedError, RuntimeError):  # a tensor that the older form has no storage for
+            pass
+    torch.save(content, path)
 
 
 def _odd(tensor: Tensor, rng: random.Random) -> Any:

@@ -105,7 +105,7 @@ def _other_record(data: bytes, rng: random.Random) -> bytes:
                 for _ in range(rng.choice((1, 1, 3))):
                     record[rng.randrange(len(record))] ^= 1 << rng.randrange(8)
             if name != chosen or rng.random() < 0.95:
-                new.writestr(name, bytes(record))
+                new.writestr(zipfile.ZipInfo(name), bytes(record))
     return content.getvalue()
 
 

@@ -26,6 +26,7 @@ from actvar.bundle.plans import (
     PlanTarget,
     plan_folder,
     read_plans,
+    require_no_link,
     write_plans,
 )
 from actvar.errors import ActVARError, BundleError, EngineError, UsageError
@@ -82,8 +83,7 @@ def build_plans(
     wanted = PlanManifest(target, options, _recipe(), hash_file(library).sha256 if library else None, versions, {})
     folder = plan_folder(bundle, target)
     for place in (folder.parent, folder):
-        if place.is_symlink():  # what is no longer right in it is removed: not out there
-            raise BundleError(f"{place} must be a folder, and is a link. Remove it, or move the whole bundle.")
+        require_no_link(place)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / LOCK_FILE):
