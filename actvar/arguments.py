@@ -69,12 +69,15 @@ def _classes(model: ModelConfig, label: Any) -> list[int]:
     return [number]
 
 
-def chosen_sampling(own: Sampling, guidance_scale: Any, top_k: Any, top_p: Any) -> Sampling:
+def chosen_sampling(model: ModelConfig, guidance_scale: Any, top_k: Any, top_p: Any) -> Sampling:
     """The model's own sampling where nothing else is asked for.
 
     Raises:
-        ArgumentError: a number is outside its range, or none.
+        ArgumentError: a number is outside its range, or none, or a strength is given for a guidance-free model.
     """
+    own = model.sampling
+    if guidance_scale is not None:
+        require_guided(model, "guidance_scale")
     cfg = own.cfg if guidance_scale is None else _real("guidance_scale", guidance_scale)
     best = own.top_k if top_k is None else whole_number("top_k", top_k, 1)
     mass = own.top_p if top_p is None else _real("top_p", top_p)
@@ -82,6 +85,19 @@ def chosen_sampling(own: Sampling, guidance_scale: Any, top_k: Any, top_p: Any) 
         return Sampling(cfg, best, mass)
     except ValueError as error:
         raise ArgumentError(f"{str(error).replace('cfg', 'guidance_scale', 1)}.") from None
+
+
+def require_guided(model: ModelConfig, name: str) -> None:
+    """Refuse a strength of guidance, given under a name, for a model that has no use for one.
+
+    Raises:
+        ArgumentError: the model is guidance-free.
+    """
+    if not model.is_guided:
+        raise ArgumentError(
+            f"{name} is a strength of guidance, and this model is guidance-free: what guidance does it has learned. "
+            "Leave it out."
+        )
 
 
 def chosen_seed(seed: Any, generator: Any) -> int:

@@ -2,7 +2,7 @@
 
 A multiply and its add are two operations. Counted are matrix products and convolutions; norms, activations, softmaxes,
 sampling and the quantizer's small maps (under a thousandth of the whole for every preset) are not. Guidance doubles the
-transformer's rows: each picture has a conditional and an unconditional one. Plain Python.
+transformer's rows: at a guided scale each picture has a conditional and an unconditional one. Plain Python.
 
 Letters: D depth, C width, L tokens of a scale, K kept tokens, P cached tokens, N experts, V codes, E code width,
 S side of a map.
@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from actvar.config import DYNAMIC, ModelConfig
 
 ROWS = 2
-"""Rows of the transformer for each picture; without guidance there is 1."""
+"""Rows of the transformer for each picture at a guided scale; elsewhere there is 1 (`ModelConfig.row_groups`)."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class ScaleWork:
         return sum(astuple(self))
 
 
-def scale_work(model: ModelConfig, si: int, rows: int = ROWS) -> ScaleWork:
-    """What scale index si costs, with the model's active tokens and experts.
+def scale_work(model: ModelConfig, si: int, rows: int | None = None) -> ScaleWork:
+    """What scale index si costs, with the model's active tokens and experts; and with its own rows, if none are named.
 
     A block runs on K of L tokens. Of its 12 C^2 weights the attention has 4 C^2, and the FFN's 8 C^2 are used in
     proportion to the active experts. The selector sees L tokens and the router K; a scale that keeps all has neither.
@@ -61,7 +61,7 @@ def scale_work(model: ModelConfig, si: int, rows: int = ROWS) -> ScaleWork:
         experts = activation.experts
         selectors = model.depth if activation.token_choice == DYNAMIC else 1
         routers = model.depth if activation.expert_choice == DYNAMIC else 0
-    active = model.active_experts(si)
+    active, rows = model.active_experts(si), rows or model.row_groups(si)
     one, blocks = 2 * rows, 2 * rows * model.depth
     return ScaleWork(
         embedding=one * tokens * model.vqvae.z_channels * width if si else 0,
@@ -74,10 +74,10 @@ def scale_work(model: ModelConfig, si: int, rows: int = ROWS) -> ScaleWork:
     )
 
 
-def condition_work(model: ModelConfig, rows: int = ROWS) -> int:
+def condition_work(model: ModelConfig, rows: int | None = None) -> int:
     """The AdaLN layers, once per picture: six vectors for each block (or one set for all), and two for the head."""
     layers = 1 if model.shared_adaln else model.depth
-    return 2 * rows * model.width * model.width * (6 * layers + 2)
+    return 2 * (rows or model.row_groups(0)) * model.width * model.width * (6 * layers + 2)
 
 
 def decoder_work(model: ModelConfig) -> int:
@@ -114,6 +114,6 @@ def decoder_work(model: ModelConfig) -> int:
     return 2 * (work + conv(before, 3, 3))
 
 
-def transformer_work(model: ModelConfig, rows: int = ROWS) -> int:
+def transformer_work(model: ModelConfig, rows: int | None = None) -> int:
     """All scales and the condition."""
     return condition_work(model, rows) + sum(scale_work(model, si, rows).total for si in range(len(model.schedule)))

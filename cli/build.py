@@ -13,6 +13,7 @@ from actvar.cli.bundle_to_build import bundle_to_build
 from actvar.cli.model_choice import Hub, Rates, Size, chosen_model
 from actvar.cli.options import (
     Fp16Option,
+    GuidanceUntilOption,
     JsonOption,
     OptionalModelOption,
     VqvaeOption,
@@ -49,6 +50,7 @@ def build(
     hub: Hub,
     size: Size,
     rates: Rates,
+    guidance_until: GuidanceUntilOption = None,
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
         precision_option(
@@ -114,8 +116,10 @@ def build(
     if not (model or size.is_given):
         raise UsageError("There is nothing to build. Give --depth 20, a --preset or a --model.")
     named = chosen_model(model, vqvae, hub) if model else None
-    if named and named.bundle and (rates.are_given or out):
-        raise UsageError(f"Rates, experts and --out shape what is exported, and {model} is there. Leave them out.")
+    if named and named.bundle and (rates.are_given or out or guidance_until is not None):
+        raise UsageError(
+            f"Rates, experts, --guidance-until and --out shape what is exported, and {model} is there. Leave them out."
+        )
     wanted = chosen_precision(precision, fp16)
     with needs("export", "to build plans"):
         from actvar.export.plans.builder import build_plans
@@ -126,7 +130,7 @@ def build(
         target = choose_target(engine, tuple(gpu_arch.split(",")) if gpu_arch else None)
     except EngineError as error:
         lack = error  # the graphs can be exported all the same
-    folder = bundle_to_build(named, size, rates, wanted, out)
+    folder = bundle_to_build(named, size, rates, guidance_until, wanted, out)
     manifest = read_manifest(folder)
     graphs = _graphs(manifest, scales)
     if target is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actvar.bundle.manifest import MANIFEST_FILE, read_manifest
 from actvar.checkpoint.files import Checkpoint
-from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size
+from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size, guided_until, until_suffix
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, needs
@@ -17,7 +17,12 @@ from actvar.naming import NamedModel
 
 
 def bundle_to_build(
-    named: NamedModel | None, size: Size, rates: Rates, precision: str | None, out: Path | None
+    named: NamedModel | None,
+    size: Size,
+    rates: Rates,
+    guidance_until: int | None,
+    precision: str | None,
+    out: Path | None,
 ) -> Path:
     """The folder of the bundle, which is exported if it is not there.
 
@@ -25,6 +30,7 @@ def bundle_to_build(
         named: a bundle that is there, or a checkpoint.
         size: in place of it, a model that has no weights yet.
         rates: of what is exported.
+        guidance_until: the last scale of it that is guided.
         precision: "fp32", "fp16" or "bf16"; None takes what is there, or fp32.
         out: where the bundle is to be; None takes a folder below bundles/ that is named after the model.
 
@@ -39,26 +45,29 @@ def bundle_to_build(
             raise UsageError(f"{named.bundle} is {found}. Leave --precision {precision} out, or name another bundle.")
         return named.bundle
     precision = precision or "fp32"
+    ending = f"{until_suffix(guidance_until)}-{precision}"
     if named and named.checkpoint:
-        folder = out or Path("bundles") / f"{named.name}-{precision}"
-        return _of_checkpoint(named.checkpoint, rates, folder, precision)
+        folder = out or Path("bundles") / f"{named.name}{ending}"
+        return _of_checkpoint(named.checkpoint, rates, guidance_until, folder, precision)
     name, config = size.model(rates)
-    folder = out or Path("bundles") / f"{name}-{precision}"
+    config, folder = guided_until(config, guidance_until), out or Path("bundles") / f"{name}{ending}"
     if not _is_there(folder, config, precision):
         _export_graphs(config, folder, precision, name)
     return folder
 
 
-def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision: str) -> Path:
+def _of_checkpoint(
+    checkpoint: Checkpoint, rates: Rates, guidance_until: int | None, folder: Path, precision: str
+) -> Path:
     """The bundle of a checkpoint, given its weights if it has none."""
     with needs("export", "to export a model"):
         from actvar.checkpoint.model import open_model
         from actvar.export.binder import bind
 
     path, vqvae = checkpoint.path, checkpoint.vqvae
-    stored, source = open_model(path, vqvae), f"checkpoint {path.name}"
+    stored, source = open_model(path, vqvae, guidance_until=guidance_until), f"checkpoint {path.name}"
     if activation := rates.of(stored.config):
-        stored = open_model(path, vqvae, activation)
+        stored = open_model(path, vqvae, activation, guidance_until=guidance_until)
         source += ", router and selector random" if stored.fresh else ""
     if not _is_there(folder, stored.config, precision):
         _export_graphs(stored.config, folder, precision, path.name)

@@ -119,11 +119,11 @@ def evaluate(
     check_json_option(json_file)
 
     def accept(config: ModelConfig) -> None:
-        guidance.of(config.sampling)
+        guidance.of(config)
 
     named = chosen_model(model, vqvae, hub, engine.backend == "tensorrt")
     source = engine.open(named, accept).source
-    sampling = guidance.of(source.model.sampling)
+    sampling = guidance.of(source.model)
     spec = _spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)
     looked = None if part else _judge_and_reference(source.model, judge, inception, reference, reference_count)
     if json_file and not looked:
@@ -159,9 +159,10 @@ def _spec(
         assert named.checkpoint  # what is no graphs is drawn from one
         weights, precision = named.checkpoint.digest(), "fp32"
     model, active = source.model, source.model.activation
+    guided = "" if model.guided_scales is None else f", {model.guided_scales} scales guided"
     return RunSpec(
         weights=weights,
-        activation=str(active) if active else "dense",
+        activation=(str(active) if active else "dense") + guided,
         precision=precision,
         backend=engine.backend,
         device=engine.place,

@@ -8,9 +8,18 @@ import typer
 
 from actvar.bundle.contract import Precision
 from actvar.bundle.manifest import MANIFEST_FILE
-from actvar.cli.model_choice import RANDOM_ROUTER, Hub, Rates, Size, chosen_checkpoint
+from actvar.cli.model_choice import (
+    RANDOM_ROUTER,
+    Hub,
+    Rates,
+    Size,
+    chosen_checkpoint,
+    guided_until,
+    until_suffix,
+)
 from actvar.cli.options import (
     Fp16Option,
+    GuidanceUntilOption,
     OptionalCheckpointOption,
     VqvaeOption,
     chosen_precision,
@@ -30,6 +39,8 @@ actvar-trt export --depth 20 --dense --fp16
 
 actvar-trt export --model mine.safetensors --precision int8
 
+actvar-trt export --model var-mini --guidance-until 7
+
 actvar-trt export --preset mini --patch-nums 1,2,4,8,16 --active-scales 4,5 --token-rates 0.5 --experts 8"""
 
 
@@ -40,6 +51,7 @@ def export(
     hub: Hub,
     size: Size,
     rates: Rates,
+    guidance_until: GuidanceUntilOption = None,
     precision: Annotated[Precision | None, graph_precision_option("fp32")] = None,
     fp16: Fp16Option = False,
     out: Annotated[
@@ -59,7 +71,8 @@ def export(
         name, checkpoint = chosen_checkpoint(model, vqvae, hub)
     else:
         name, config = size.model(rates)
-    target = out or Path("bundles") / f"{name}-{wanted}"
+        config = guided_until(config, guidance_until)
+    target = out or Path("bundles") / f"{name}{until_suffix(guidance_until)}-{wanted}"
     if target.is_symlink() or (target.exists() and not (target / MANIFEST_FILE).is_file()):
         raise UsageError(f"--out {target} is there and is not a bundle. Name a new folder, or a bundle to replace.")
 
@@ -70,12 +83,13 @@ def export(
 
     started = time.perf_counter()
     if model:
-        network, source = load_model(checkpoint.path, checkpoint.vqvae), f"checkpoint {checkpoint.path.name}"
+        network = load_model(checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until)
+        source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):
             if network.config.activation is None:
                 say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            network = load_model(checkpoint.path, checkpoint.vqvae, activation)
+            network = load_model(checkpoint.path, checkpoint.vqvae, activation, guidance_until=guidance_until)
     else:
         network, source = random_model(config), f"random weights, preset {size.name}"
         say(f"Random weights: {size.name} is exported for size and speed, and draws nothing that means anything.")

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Annotated
 
-from actvar.cli.model_choice import Rates, Size
-from actvar.cli.options import JsonOption, model_option
+from actvar.cli.model_choice import Rates, Size, guided_until
+from actvar.cli.options import GuidanceUntilOption, JsonOption, model_option
 from actvar.errors import UsageError
 from actvar.evaluation.flops_report import FlopsReport, PaperReport
 from actvar.evaluation.paper_savings import PAPER_ROWS
@@ -29,6 +29,7 @@ def flops(
     *,
     size: Size,
     rates: Rates,
+    guidance_until: GuidanceUntilOption = None,
     paper: Annotated[
         bool, model_option(help="In place of a model: all rows of the paper's Tables 1, 2, 3 and 6.")
     ] = False,
@@ -41,13 +42,13 @@ def flops(
     check_json_option(json_file)
     report: FlopsReport | PaperReport
     if paper:
-        if size != Size() or rates.are_given:
+        if size != Size() or rates.are_given or guidance_until is not None:
             raise UsageError("--paper counts the paper's own models and rates. Leave the other options out.")
         report = PaperReport(PAPER_ROWS)
     else:
         size = size if size.is_given else replace(size, depth=_DEFAULT_DEPTH)
         size.refuse_beside(None, None, rates)
-        _, model = size.model(rates)
+        model = guided_until(size.model(rates)[1], guidance_until)
         other = model.activation.other_choices if model.activation else ""
         name = f"{'VAR' if size.dense else 'ActVAR'}-{size.name}"
         report = FlopsReport(f"{name} ({other})" if other else name, model)

@@ -9,6 +9,7 @@ from typing import Annotated
 from actvar.classes import choose_classes, class_label
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
+    GuidanceUntilOption,
     ModelOption,
     SeedOption,
     VqvaeOption,
@@ -52,6 +53,7 @@ def generate(
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     hub: Hub,
+    guidance_until: GuidanceUntilOption = None,
     engine: Engine,
     out: Annotated[Path, out_option("Folder for the pictures, or a .png file.")] = Path("."),
     grid: Annotated[bool, output_option(help="Put all pictures on one sheet.")] = False,
@@ -67,10 +69,11 @@ def generate(
 
     def accept(config: ModelConfig) -> None:
         where.require_room(1 if grid else count * len(choose_classes(config, classes)))
-        guidance.of(config.sampling)
+        guidance.of(config)
 
-    source = engine.open(chosen_model(model, vqvae, hub, engine.backend == "tensorrt"), accept).source
-    class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model.sampling)
+    named = chosen_model(model, vqvae, hub, engine.backend == "tensorrt")
+    source = engine.open(named, accept, guidance_until).source
+    class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)
     with _counted(len(class_ids) * count, grid) as counted:

@@ -112,6 +112,23 @@ class Rates:
             raise UsageError(f"The activation cannot be used: {error}.") from None
 
 
+def guided_until(model: ModelConfig, scale: int | None) -> ModelConfig:
+    """A model by its size, guided up to a scale (`--guidance-until`).
+
+    Raises:
+        UsageError: its guidance cannot end there.
+    """
+    try:
+        return model.guided_until(scale)
+    except ValueError as error:
+        raise UsageError(f"--guidance-until: {error}.") from None
+
+
+def until_suffix(scale: int | None) -> str:
+    """What a bundle's folder is called besides, where its guidance ends at a scale."""
+    return "" if scale is None else f"-guided-{scale}"
+
+
 @dataclass(frozen=True)
 class Size:
     """A model by its size alone."""

@@ -67,6 +67,16 @@ VqvaeOption: TypeAlias = Annotated[
     Path | None, vqvae_option("The VQVAE beside a checkpoint that holds none, as official VAR's.")
 ]
 
+GuidanceUntilOption: TypeAlias = Annotated[
+    int | None,
+    model_option(
+        "--guidance-until",
+        metavar="K",
+        show_default="all scales",
+        help="The last scale that is guided, as a model is exported; those after it take half the time.",
+    ),
+]
+
 # ---- in which precision
 
 

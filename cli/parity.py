@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
-from actvar.cli.model_choice import Hub, Rates, Size, chosen_checkpoint
+from actvar.cli.model_choice import Hub, Rates, Size, chosen_checkpoint, guided_until
 from actvar.cli.options import (
     DeviceOption,
     Fp16Option,
     GraphBackend,
+    GuidanceUntilOption,
     JsonOption,
     OptionalCheckpointOption,
     PrecisionOption,
@@ -54,6 +56,7 @@ def parity(
     hub: Hub,
     size: Size,
     rates: Rates,
+    guidance_until: GuidanceUntilOption = None,
     bundle: Annotated[
         Path | None,
         model_option(
@@ -90,6 +93,8 @@ def parity(
         raise UsageError("--bundle is compared with the --model that it was made from. Give both, or neither.")
     if bundle and precision:
         raise UsageError("--precision is for an export, and --bundle names one that is there. Leave it out.")
+    if bundle and guidance_until is not None:
+        raise UsageError("--guidance-until is for an export, and --bundle names one that is there. Leave it out.")
     refuse_elsewhere(precision, backend, device)
     if backend == "tensorrt" and first_gpu() is None:
         raise UsageError("--backend tensorrt needs an NVIDIA GPU, and there is none. Take --backend onnxruntime.")
@@ -100,12 +105,14 @@ def parity(
         from actvar.models.actvar import random_model
 
     if size.is_given:
-        _, config = size.model(rates)
+        config = guided_until(size.model(rates)[1], guidance_until)
         say(f"Random weights: {size.name} draws nothing that means anything; its graphs can be compared all the same.")
         network, source = random_model(config), f"random weights, preset {size.name}"
     else:
         _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, hub)
-        network, source = load_model(chosen.path, chosen.vqvae), f"checkpoint {chosen.path.name}"
+        until = _guided_until(bundle) if bundle else guidance_until
+        network = load_model(chosen.path, chosen.vqvae, guidance_until=until)
+        source = f"checkpoint {chosen.path.name}"
     with TemporaryDirectory(prefix="actvar-parity-") as scratch:
         folder = bundle or Path(scratch) / "bundle"
         if not bundle:
@@ -126,6 +133,11 @@ def parity(
     deliver([report.table(), *map(escape, lines)], report.to_json(), json_file)
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _guided_until(bundle: Path) -> int | None:
+    """The last scale that the graphs of a bundle guide; None where they guide all or none, as their model does."""
+    return read_manifest(bundle).model.guided_scales or None
 
 
 def _build(folder: Path, batch_size: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
+from actvar.arguments import require_guided
 from actvar.bundle.contract import Precision
 from actvar.cli.options import (
     DeviceOption,
@@ -39,12 +40,15 @@ class Guidance:
         float | None, drawing_option(show_default="the model's", help="Draw from the codes with this mass, up to 1.")
     ] = None
 
-    def of(self, own: Sampling) -> Sampling:
+    def of(self, model: ModelConfig) -> Sampling:
         """What it comes to for a model.
 
         Raises:
-            UsageError: a number is outside its range.
+            UsageError: a number is outside its range, or --cfg is given for a guidance-free model.
         """
+        own = model.sampling
+        if self.cfg is not None:
+            require_guided(model, "--cfg")
         try:
             return Sampling(
                 own.cfg if self.cfg is None else self.cfg,
@@ -79,7 +83,9 @@ class Engine:
         """The device, chosen or not."""
         return self.device or ("cuda" if self.backend == "tensorrt" else "cpu")
 
-    def open(self, named: NamedModel, accept: Callable[[ModelConfig], None]) -> Pipeline:
+    def open(
+        self, named: NamedModel, accept: Callable[[ModelConfig], None], guidance_until: int | None = None
+    ) -> Pipeline:
         """A pipeline of the model; see `Pipeline.from_pretrained`.
 
         Raises:
@@ -93,6 +99,7 @@ class Engine:
             device=self.device,
             batch_size=self.batch_size,
             threads=self.threads,
+            guidance_until=guidance_until,
             accept=accept,
         )
 

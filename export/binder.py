@@ -76,7 +76,8 @@ def bind(
         stored = open_model(checkpoint, vqvae, activation)
         source += ", router and selector random" if random_router else ""
     _require_activation(checkpoint, stored.config, bundle, manifest.model)
-    return _bind(bundle, manifest, stored.config, lambda name: stored.read(name).numpy(), source, target, progress)
+    config = _guided(checkpoint, stored.config, bundle, manifest.model)
+    return _bind(bundle, manifest, config, lambda name: stored.read(name).numpy(), source, target, progress)
 
 
 def bind_random(bundle: Path, target: Path | None = None, progress: Progress | None = None) -> Manifest:
@@ -161,6 +162,20 @@ def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made
                 f"{checkpoint} keeps {own[0]} tokens and {own[1]} experts at scale {si + 1}, and the graphs of "
                 f"{bundle} keep {wanted[0]} and {wanted[1]}. {instead} with --bundle-rates, to run it as the graphs do."
             )
+
+
+def _guided(checkpoint: Path, found: ModelConfig, bundle: Path, made_for: ModelConfig) -> ModelConfig:
+    """The model as graphs run it: where guidance ends is theirs to say, and whether there is any the checkpoint's.
+
+    Raises:
+        CheckpointError: one of the two has guidance, and the other has none.
+    """
+    if found.is_guided != made_for.is_guided:
+        own, graphs = ("is guided", "are not") if found.is_guided else ("is guidance-free", "are guided")
+        raise CheckpointError(
+            f"{checkpoint} {own}, and the graphs of {bundle} {graphs}. Export a bundle of {checkpoint.name}."
+        )
+    return replace(found, guided_scales=made_for.guided_scales)
 
 
 def _bind(

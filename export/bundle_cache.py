@@ -25,6 +25,7 @@ def cached_bundle(
     precision: str,
     accept: Callable[[ModelConfig], object],
     progress: Callable[[float], None],
+    guidance_until: int | None = None,
 ) -> Path:
     """The bundle of a checkpoint, exported now if it is not in the cache.
 
@@ -36,12 +37,14 @@ def cached_bundle(
         precision: of `actvar.bundle.contract.PRECISIONS`.
         accept: sees the model before an export starts, and may refuse it by raising.
         progress: told the share of the export that is done; not called where the bundle is there.
+        guidance_until: the last scale that is guided; the model's own if left out.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
+        ArgumentError: guidance cannot end at that scale of the model.
         ActVARError: the cache cannot be written, or the exporter is not installed.
     """
-    key = _key(checkpoint, precision)
+    key = _key(checkpoint, precision, guidance_until)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", checkpoint.path.stem)[:40]
     folder = cache_folder() / "bundles" / f"{name}-{precision}-{key[:16]}"
     if (folder / MANIFEST_FILE).is_file():
@@ -50,7 +53,7 @@ def cached_bundle(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
             if not (folder / MANIFEST_FILE).is_file():
-                _export(checkpoint, folder, precision, accept, progress)
+                _export(checkpoint, folder, precision, accept, progress, guidance_until)
     except OSError as error:
         where = f"{error.filename or folder.parent}: {error.strerror}"
         raise ActVARError(f"The cache cannot be written ({where}). Name another folder in {CACHE_VARIABLE}.") from None
@@ -68,11 +71,12 @@ def _export(
     precision: str,
     accept: Callable[[ModelConfig], object],
     progress: Callable[[float], None],
+    guidance_until: int | None,
 ) -> None:
     with needs("export", "to export a model for the first time"):
         from actvar.checkpoint.model import load_model
         from actvar.export.onnx_export import export_bundle
-    model = load_model(checkpoint.path, checkpoint.vqvae)
+    model = load_model(checkpoint.path, checkpoint.vqvae, guidance_until=guidance_until)
     accept(model.config)
     discard(folder)  # without a manifest it is no bundle
     for leftover in folder.parent.glob(f".{folder.name}.*"):  # of exports that were killed: the lock is ours
@@ -80,9 +84,10 @@ def _export(
     export_bundle(model, folder, precision, f"checkpoint {checkpoint.path.name}", progress)
 
 
-def _key(checkpoint: Checkpoint, precision: str) -> str:
-    """What decides a bundle's content: the weights, the precision, and the program that writes it."""
-    return hashlib.sha256(f"{checkpoint.digest()} {precision} {exporter_digest()}".encode()).hexdigest()
+def _key(checkpoint: Checkpoint, precision: str, guidance_until: int | None) -> str:
+    """What decides a bundle's content: the weights, precision and guidance, and the program that writes it."""
+    decided_by = f"{checkpoint.digest()} {precision} {guidance_until} {exporter_digest()}"
+    return hashlib.sha256(decided_by.encode()).hexdigest()
 
 
 def exporter_digest() -> str:

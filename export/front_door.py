@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from actvar.arguments import one_of
+from actvar.arguments import one_of, whole_number
 from actvar.bundle.contract import CPU_PRECISIONS, PRECISIONS, Precision
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
@@ -60,6 +60,7 @@ class Pipeline(api.Pipeline):
         revision: str | None = None,
         local_files_only: bool = False,
         progress_bar: bool = True,
+        guidance_until: int | None = None,
         accept: Accept | None = None,
     ) -> "Pipeline":
         """Open a model by its name.
@@ -78,6 +79,8 @@ class Pipeline(api.Pipeline):
             revision: of a Hub repository: a branch, a tag or a commit.
             local_files_only: of a Hub repository: what was fetched before, and no network.
             progress_bar: whether to show what goes on, here and in calls.
+            guidance_until: of a checkpoint: the last scale that is guided, from 1; scales after it run for a picture's
+                class alone, in half the time. All that the model guides, if left out.
             accept: sees the model's configuration before any long work, and may refuse it by raising.
 
         Raises:
@@ -89,6 +92,8 @@ class Pipeline(api.Pipeline):
         """
         engine = _Engine(backend, device, batch_size, threads)
         engine.require(precision)
+        if guidance_until is not None:
+            whole_number("guidance_until", guidance_until, 0)
         if isinstance(model, NamedModel):
             named = model
         else:
@@ -100,7 +105,8 @@ class Pipeline(api.Pipeline):
                 with_plans=backend == "tensorrt",
                 shown=progress_bar,
             )
-        source, folder = _opened(named, engine, precision, accept or (lambda config: None), progress_bar)
+        wanted = _Wanted(precision, guidance_until, accept or (lambda config: None))
+        source, folder = _opened(named, engine, wanted, progress_bar)
         pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
         pipe.checkpoint = named.checkpoint
         return pipe
@@ -182,31 +188,38 @@ class _Engine:
         return self.open(folder)
 
 
-def _opened(
-    named: NamedModel, engine: _Engine, precision: Precision | None, accept: Accept, shown: bool
-) -> tuple[PictureSource, Path | None]:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a model is to be; the fields are arguments of `Pipeline.from_pretrained`."""
+
+    precision: Precision | None
+    guidance_until: int | None
+    accept: Accept
+
+
+def _opened(named: NamedModel, engine: _Engine, wanted: _Wanted, shown: bool) -> tuple[PictureSource, Path | None]:
     """What draws a model, and the bundle that it draws from, if it does."""
     if named.bundle:
-        _require_bundle(named, engine, precision, accept)
+        _require_bundle(named, engine, wanted)
         folder = named.bundle.absolute()
         return engine.open(folder), folder
     assert named.checkpoint
     if engine.backend == "torch":
-        source = open_eager(named.checkpoint, engine.threads)
-        accept(source.model)
+        source = open_eager(named.checkpoint, engine.threads, wanted.guidance_until)
+        wanted.accept(source.model)
         return source, None
-    folder = _exported(named.checkpoint, precision or "fp32", accept, shown)
+    folder = _exported(named.checkpoint, wanted, shown)
     try:
         return engine.open_own(folder, shown), folder
     except DamagedError as error:  # and nothing else: what is not for this use would not be after another export
         if shown:
             say(f"{error} It is only a copy: making it anew.")
     discard(folder)
-    folder = _exported(named.checkpoint, precision or "fp32", accept, shown)
+    folder = _exported(named.checkpoint, wanted, shown)
     return engine.open_own(folder, shown), folder
 
 
-def _require_bundle(named: NamedModel, engine: _Engine, precision: str | None, accept: Accept) -> None:
+def _require_bundle(named: NamedModel, engine: _Engine, wanted: _Wanted) -> None:
     """Hold a bundle to what was asked for.
 
     Raises:
@@ -218,17 +231,22 @@ def _require_bundle(named: NamedModel, engine: _Engine, precision: str | None, a
             f"PyTorch draws with a checkpoint, and {named.name} is a bundle of graphs. Name the former."
         )
     manifest = read_manifest(named.bundle)
-    if precision not in (None, manifest.precision):
+    if wanted.precision not in (None, manifest.precision):
         raise ArgumentError(
-            f"{named.name} is a bundle in {manifest.precision}, and {precision} was asked for. "
+            f"{named.name} is a bundle in {manifest.precision}, and {wanted.precision} was asked for. "
             "Leave the precision out, or name another bundle or a checkpoint."
         )
-    accept(manifest.model)
+    if wanted.guidance_until is not None:
+        raise ArgumentError(
+            f"{named.name} is a bundle, whose graphs decide where guidance ends. Leave it out, or name a checkpoint."
+        )
+    wanted.accept(manifest.model)
 
 
-def _exported(checkpoint: Checkpoint, precision: Precision, accept: Accept, shown: bool) -> Path:
+def _exported(checkpoint: Checkpoint, wanted: _Wanted, shown: bool) -> Path:
     """The bundle of a checkpoint in the cache, made now if it is not there."""
     with wanted_bar(f"Exporting {checkpoint.path.name}, once", shown) as progress:
-        folder = cached_bundle(checkpoint, precision, accept, progress)
-    accept(read_manifest(folder).model)
+        precision = wanted.precision or "fp32"
+        folder = cached_bundle(checkpoint, precision, wanted.accept, progress, wanted.guidance_until)
+    wanted.accept(read_manifest(folder).model)
     return folder

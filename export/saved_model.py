@@ -36,7 +36,7 @@ with it, install `{library}`.
 from actvar import Pipeline
 
 pipe = Pipeline.from_pretrained("{title}")  # this folder, or the repository that it was uploaded to
-images = pipe(class_labels=[0, 1], guidance_scale={cfg:g}, seed=7).images
+images = pipe(class_labels=[0, 1], {strength}seed=7).images
 images[0].save("picture.png")
 ```
 
@@ -45,7 +45,7 @@ images[0].save("picture.png")
 | form | {form} |
 | weights | {source} |
 | token maps | {maps} |
-| drawn with, unless told otherwise | guidance {cfg:g}, top-k {top_k}, top-p {top_p:g} |
+| drawn with, unless told otherwise | {guidance}, top-k {top_k}, top-p {top_p:g} |
 
 This card names no licence. Add a `license:` line to its head, as the owner of the weights says.
 """
@@ -123,7 +123,8 @@ def _describe(unfinished: Path, target: Path, model: ModelConfig, form: str, sou
         form=form,
         source=source.replace("|", "\\|"),
         maps=" ".join(map(str, model.schedule.patch_nums)),
-        cfg=model.sampling.cfg,
+        strength=f"guidance_scale={model.sampling.cfg:g}, " if model.is_guided else "",
+        guidance=f"guidance {model.sampling.cfg:g}" if model.is_guided else "no guidance, which it has no need of",
         top_k=model.sampling.top_k,
         top_p=model.sampling.top_p,
     )

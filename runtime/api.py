@@ -177,7 +177,7 @@ class Pipeline:
             class_labels: one class or several, each by its number or its name. A class that comes again goes on with
                 its next numbers, so that no picture comes twice.
             guidance_scale: strength of classifier-free guidance at the last scale, 0 or more; the model's own if left
-                out. 0 is none: it is VAR's t, which is diffusers' scale less 1.
+                out. 0 is none: it is VAR's t, which is diffusers' scale less 1. Not for a guidance-free model.
             top_k: draw from so many best codes, 1 to 900; the model's own if left out.
             top_p: draw from the codes with this mass, above 0 and up to 1; the model's own if left out.
             num_images_per_label: pictures of each label, numbered from 0.
@@ -245,7 +245,7 @@ class Pipeline:
         """
         source, model, labels = self.source, self.model, held_labels(self.model, class_labels)
         one_of("output_type", output_type, get_args(OutputType))
-        sampling = chosen_sampling(model.sampling, guidance_scale, top_k, top_p)
+        sampling = chosen_sampling(model, guidance_scale, top_k, top_p)
         count = whole_number("num_images_per_label", num_images_per_label, 1)
         if callback_on_scale_end is not None and not callable(callback_on_scale_end):
             raise ArgumentError(f"callback_on_scale_end must be callable, got {callback_on_scale_end!r}.")

@@ -94,12 +94,13 @@ def open_engines(bundle: Path, batch_size: int) -> GraphSource:
     return GraphSource(trt.load(bundle, manifest, batch_size), batch_size)
 
 
-def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:
+def open_eager(checkpoint: Checkpoint, threads: int, guidance_until: int | None = None) -> PictureSource:
     """The eager model of a checkpoint.
 
     Args:
         checkpoint: the model.
         threads: for PyTorch in this whole process; 0 leaves its own choice.
+        guidance_until: the last scale that is guided; the model's own if left out.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -108,4 +109,4 @@ def open_eager(checkpoint: Checkpoint, threads: int) -> PictureSource:
     switch_off()
     with needs("train", "for --backend torch"):
         from actvar.runtime.backends import torch_eager
-    return torch_eager.load(checkpoint.path, checkpoint.vqvae, threads)
+    return torch_eager.load(checkpoint.path, checkpoint.vqvae, threads, guidance_until)

@@ -70,11 +70,11 @@ def test_what_is_recorded_is_what_the_blocks_chose(activation: Activation):
         torch.testing.assert_close(made.pictures_B3HW, generate(model, [2], sampling, 3, [5]).pictures_B3HW)
         assert (choices.scale, choices.side**2) == (si + 1, tokens)
         for block in range(model.config.depth):
-            kept = outputs[KEPT][block, 0].tolist() if KEPT in outputs else list(range(tokens))
+            kept = outputs[KEPT][block, 0, 0].tolist() if KEPT in outputs else list(range(tokens))
             assert np.flatnonzero(choices.kept_DL[block]).tolist() == kept
             for place, token in enumerate(kept):
                 experts = (
-                    outputs[EXPERTS][block, 0, place].tolist() if EXPERTS in outputs else range(activation.experts)
+                    outputs[EXPERTS][block, 0, 0, place].tolist() if EXPERTS in outputs else range(activation.experts)
                 )
                 assert np.flatnonzero(choices.used_DLN[block, token]).tolist() == list(experts)
             skipped = sorted(set(range(tokens)) - set(kept))

@@ -1,6 +1,6 @@
 """Operations by formula against operations that PyTorch counts while the eager model runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -85,15 +85,16 @@ def sparse_ffn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FFN, "forward", only_active_experts)
 
 
-def counted(model: ActVAR, rows: int) -> tuple[int, list[ScaleWork], int]:
-    """What PyTorch counts for one picture: condition, every scale, decoder."""
-    config, classes = model.config, torch.tensor([0, model.config.num_classes][:rows])
+def counted(model: ActVAR, rows_of_scales: Sequence[int]) -> tuple[int, list[ScaleWork], int]:
+    """What PyTorch counts for one picture: condition, every scale with so many rows, decoder."""
+    config, classes = model.config, torch.tensor([0, model.config.num_classes][: rows_of_scales[0]])
     counts, condition = count(lambda: model.var.condition(classes))
     work = total(counts)
-    cache, scales = KVCache(config, rows, model.var.pos_start), []
-    for si, tokens in enumerate(config.schedule.tokens):
-        tokens_in = torch.randn(rows, tokens, config.vqvae.z_channels) if si else None
-        counts, (_, new_kv) = count(lambda si=si, x=tokens_in: model.var.infer(x, condition, cache.past, si))
+    cache, scales = KVCache(config, rows_of_scales[0], model.var.pos_start), []
+    for si, (tokens, rows) in enumerate(zip(config.schedule.tokens, rows_of_scales, strict=True)):
+        tokens_in, given = torch.randn(rows, tokens, config.vqvae.z_channels) if si else None, condition.of_rows(rows)
+        past = cache.past[:, :, :rows]
+        counts, (_, new_kv) = count(lambda si=si, x=tokens_in, g=given, p=past: model.var.infer(x, g, p, si))
         cache.append(new_kv)
         embedding = total(count(lambda x=tokens_in: model.var.word_embed(x))[0]) if si else 0
         scales.append(as_parts(counts, embedding))
@@ -107,11 +108,24 @@ def counted(model: ActVAR, rows: int) -> tuple[int, list[ScaleWork], int]:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_the_formula_counts_what_runs(config: ModelConfig, rows: int, sparse_ffn: None):
     """Every matrix product and convolution of condition, decoder and each part of each scale, none twice."""
-    condition, scales, decoder = counted(vivid_model(config), rows)
+    condition, scales, decoder = counted(vivid_model(config), [rows] * 4)
     assert condition_work(config, rows) == condition
     assert [scale_work(config, si, rows) for si in range(4)] == scales
     assert decoder_work(config) == decoder
     assert transformer_work(config, rows) == condition + sum(scale.total for scale in scales)
+
+
+@pytest.mark.parametrize("guided", [None, 3, 1, 0])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_scale_is_counted_with_the_rows_that_it_has(config: ModelConfig, guided: int | None, sparse_ffn: None):
+    """Two up to the last guided scale, and one after it: no rows are named, and none are left out."""
+    config = replace(config, guided_scales=guided)
+    condition, scales, _ = counted(vivid_model(config), [1 + (guided is None or si < guided) for si in range(4)])
+    assert condition_work(config) == condition
+    assert [scale_work(config, si) for si in range(4)] == scales
+    assert transformer_work(config) == condition + sum(scale.total for scale in scales)
+    if guided == 0:
+        assert 2 * transformer_work(config) == transformer_work(replace(config, guided_scales=None))
 
 
 def test_the_expert_by_expert_ffn_of_this_test_is_the_models():

@@ -36,7 +36,7 @@ class BundleReport:
 
     def parts(self) -> list[RenderableType]:
         """What it is, and what each graph is asked to do."""
-        note = "GFLOP of one picture, with both rows of guidance; a multiply-add counts as two."
+        note = f"GFLOP of one picture, {_rows(self.manifest.model)}; a multiply-add counts as two."
         return [self._overview(), "", self._costs(), note]
 
     def _overview(self) -> Table:
@@ -49,7 +49,8 @@ class BundleReport:
             ("model", f"{_kind(model)} of depth {model.depth}, width {model.width}, {model.num_classes} classes"),
             ("pictures", f"{model.picture_size}×{model.picture_size} by patch_nums {_row(model.schedule.patch_nums)}"),
             ("activation", _activation(model)),
-            ("sampling", f"cfg {model.sampling.cfg:g}, top-k {model.sampling.top_k}, top-p {model.sampling.top_p:g}"),
+            ("guided", _guided(model)),
+            ("sampling", _sampling(model)),
             ("precision", manifest.precision),
             ("weights", f"{_megabytes(manifest.weights.bytes)}, once for all graphs{_unbound(manifest)}"),
             ("graphs", f"{len(manifest.graphs)}, {_megabytes(graphs)} together"),
@@ -133,6 +134,26 @@ def _activation(model: ModelConfig) -> str:
     )
     other = f" ({model.activation.other_choices})" if model.activation.other_choices else ""
     return f"{model.activation.experts} experts{other}; " + "; ".join(shares)
+
+
+def _guided(model: ModelConfig) -> str:
+    scales = len(model.schedule)
+    if not model.is_guided:
+        return f"none of {scales} scales: guidance-free, it draws by the conditional row alone"
+    if model.guided_scales is None:
+        return f"all {scales} scales"
+    return f"{'scale 1' if model.guided_scales == 1 else f'scales 1-{model.guided_scales}'} of {scales}"
+
+
+def _rows(model: ModelConfig) -> str:
+    if not model.is_guided:
+        return "with its conditional row alone"
+    return "with both rows of guidance" + (" where a scale is guided" if model.guided_scales else "")
+
+
+def _sampling(model: ModelConfig) -> str:
+    strength = f"cfg {model.sampling.cfg:g}, " if model.is_guided else ""
+    return f"{strength}top-k {model.sampling.top_k}, top-p {model.sampling.top_p:g}"
 
 
 def _plans(plans: PlanManifest) -> str:

@@ -16,7 +16,7 @@ from actvar.checkpoint.own import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
 from actvar.config import Activation, ModelConfig
-from actvar.errors import CheckpointError, UsageError, shown
+from actvar.errors import ArgumentError, CheckpointError, UsageError, shown
 from actvar.models.actvar import ActVAR, empty_model, without_values
 from actvar.models.var import fresh_scorers
 from actvar.models.vqvae import VQVAE
@@ -57,6 +57,7 @@ def open_model(
     vqvae: Path | None = None,
     activation: Activation | None = None,
     schedule: ScaleSchedule | None = None,
+    guidance_until: int | None = None,
 ) -> StoredModel:
     """Open a checkpoint: ours, official VAR's, or a self-trained official one. No values are read.
 
@@ -70,10 +71,12 @@ def open_model(
             same. Of an ActVAR it replaces scales and rates; the number of experts and the choices must stay.
         schedule: the token maps of an official file that does not tell them (no `lvl_1L`); without it the standard
             ones, or var_d36's, whichever has as many tokens.
+        guidance_until: the last scale that is guided, from 1; the model's own if left out.
 
     Raises:
         CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; see the message.
         UsageError: the activation does not fit the model, or the file tells other token maps.
+        ArgumentError: guidance cannot end at that scale of the model; a UsageError, too.
     """
     file = open_tensor_file(path)
     if is_own(file):
@@ -83,6 +86,10 @@ def open_model(
     is_dense = config.activation is None
     if activation:
         config = _activated(config, activation, path)
+    try:
+        config = config.guided_until(guidance_until)
+    except ValueError as error:
+        raise ArgumentError(f"{shown(path)} cannot be guided so: {error}.") from None
     shapes = empty_model(config)  # nothing is allocated before all have been checked
     fresh = fresh_scorers(shapes.var) if is_dense else {}
     expected = {name: parameter.shape for name, parameter in shapes.var.named_parameters() if name not in fresh}
@@ -96,6 +103,7 @@ def load_model(
     vqvae: Path | None = None,
     activation: Activation | None = None,
     schedule: ScaleSchedule | None = None,
+    guidance_until: int | None = None,
 ) -> ActVAR:
     """Read a checkpoint into memory.
 
@@ -103,7 +111,7 @@ def load_model(
 
     Returns: fp32, on the CPU, in evaluation mode, without gradients.
     """
-    stored = open_model(path, vqvae, activation, schedule)
+    stored = open_model(path, vqvae, activation, schedule, guidance_until)
     model = empty_model(stored.config)
     values = {name: stored.read(name, copy=True) for name in model.state_dict()}
     model.load_state_dict(values, strict=True, assign=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from actvar.config import ModelConfig
 from actvar.evaluation.paper_savings import PaperRow, savings
-from actvar.flops import ROWS, ScaleWork, condition_work, decoder_work, scale_work, transformer_work
+from actvar.flops import ScaleWork, condition_work, decoder_work, scale_work, transformer_work
 
 FORMAT, PAPER_FORMAT, VERSION = "actvar-flops", "actvar-paper-flops", 1
 _PARTS = tuple(field.name for field in fields(ScaleWork))
@@ -39,7 +39,7 @@ class FlopsReport:
         return [self._by_scale(), self._by_part(), self._whole(), self._saved(), note]
 
     def _by_scale(self) -> Table:
-        title = f"{self.name}: GFLOP of one picture by scale, with guidance"
+        title = f"{self.name}: GFLOP of one picture by scale, with guidance{self._guided}"
         headings = ("scale", "", "tokens", "cached", "experts", "GFLOP", "saved")
         table = _table(title, headings, texts=2)
         dense = self.model.dense()
@@ -62,7 +62,7 @@ class FlopsReport:
 
     def _by_part(self) -> Table:
         table = _table("The same by part", ("", "dense", "active", "saved"))
-        for part, (dense, active) in _parts(self.model, ROWS).items():
+        for part, (dense, active) in _parts(self.model, None).items():
             table.add_row(part, _giga(dense), _giga(active), _saving(dense, active))
         return table
 
@@ -72,6 +72,11 @@ class FlopsReport:
             for decoder, (dense, active) in _wholes(self.model, rows).items():
                 table.add_row(f"{guidance} guidance, {decoder}", _giga(dense), _giga(active), _saving(dense, active))
         return table
+
+    @property
+    def _guided(self) -> str:
+        guided = self.model.guided_scales
+        return "" if guided is None else f" up to scale {guided}"
 
     def _saved(self) -> Table:
         table = _table("Saved of the transformer, by three counts (docs/paper-notes.md, Sec. 4)", ("", "saved"))
@@ -125,7 +130,8 @@ _PAPER_NOTE = (
     "ours: tokens' own work, less what choosing costs. all: all that is left out.\n"
     "Eq. 12 as printed leaves more in. See docs/paper-notes.md, Sec. 4."
 )
-_GUIDANCE = {"with": ROWS, "without": 1}
+_GUIDANCE: dict[str, int | None] = {"with": None, "without": 1}
+"""Rows of each picture; None are the model's own."""
 
 
 def rates_in_words(row: PaperRow) -> str:
@@ -147,8 +153,8 @@ def _paper_row(row: PaperRow) -> dict[str, Any]:
     }
 
 
-def _counted(model: ModelConfig, rows: int) -> dict[str, Any]:
-    """Everything for one picture of so many rows, dense and active."""
+def _counted(model: ModelConfig, rows: int | None) -> dict[str, Any]:
+    """Everything for one picture of so many rows, or of the model's own, dense and active."""
     dense = model.dense()
     scales = [
         {
@@ -170,7 +176,7 @@ def _pair(dense: int, active: int) -> dict[str, float]:
     return {"dense": dense, "active": active, "saved": 1 - active / dense if dense else 0.0}
 
 
-def _parts(model: ModelConfig, rows: int) -> dict[str, tuple[int, int]]:
+def _parts(model: ModelConfig, rows: int | None) -> dict[str, tuple[int, int]]:
     """Dense and active operations of each part, in the order in which they run."""
     models, scales = (model.dense(), model), range(len(model.schedule))
 
@@ -185,7 +191,7 @@ def _parts(model: ModelConfig, rows: int) -> dict[str, tuple[int, int]]:
     return {**found, **{part: of_part(part) for part in _PARTS}, "decoder": both(decoder_work)}
 
 
-def _wholes(model: ModelConfig, rows: int) -> dict[str, tuple[int, int]]:
+def _wholes(model: ModelConfig, rows: int | None) -> dict[str, tuple[int, int]]:
     """Dense and active operations without the decoder and with it."""
     dense, active, decoder = transformer_work(model.dense(), rows), transformer_work(model, rows), decoder_work(model)
     return {"without decoder": (dense, active), "with decoder": (dense + decoder, active + decoder)}

@@ -73,17 +73,20 @@ class EagerSource:
         return to_bytes((self.network.vqvae.decode(f_hat_BESS).cpu().numpy() + 1) / 2)[0]
 
 
-def load(checkpoint: Path, vqvae: Path | None = None, threads: int = 0) -> EagerSource:
+def load(
+    checkpoint: Path, vqvae: Path | None = None, threads: int = 0, guidance_until: int | None = None
+) -> EagerSource:
     """Load a checkpoint.
 
     Args:
         checkpoint: the model.
         vqvae: its VQVAE, where the checkpoint does not hold one.
         threads: for PyTorch in this whole process; 0 leaves its own choice.
+        guidance_until: the last scale that is guided; the model's own if left out.
 
     Raises:
         CheckpointError: the files cannot be used.
     """
     if threads:
         torch.set_num_threads(threads)
-    return EagerSource(load_model(checkpoint, vqvae))
+    return EagerSource(load_model(checkpoint, vqvae, guidance_until=guidance_until))
