@@ -4,13 +4,14 @@ One app has one engine. It is drawn with by one thread, from the app's start to 
 """
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from actvar import __version__
 from actvar.classes import class_names
@@ -84,7 +85,7 @@ def create_app(
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,
+        docs_url=None,  # its own pages load their scripts from another host
         redoc_url=None,
     )
     app.state.drawer, app.state.metrics = drawer, metrics
@@ -153,19 +154,21 @@ async def _streamed(
 
     Nobody reads the answer to a client that has left.
     """
-    events = studio.events(studio.generation(asked))
+    events = studio.events(await run_in_threadpool(studio.generation, asked))
     first = await unless(lambda: _left(request), anext(events))
     if first is None:
         await events.aclose()
         return Response(status_code=499)
 
-    async def all_events() -> AsyncIterator[Any]:
-        yield first
-        async for event in events:
-            yield event
+    async def all_events() -> AsyncGenerator[Any, None]:
+        async with aclosing(events):
+            yield first
+            async for event in events:
+                yield event
         metrics.request_answered(time.perf_counter() - started)
 
-    return StreamingResponse(sent(all_events()), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    text = sent(all_events(), metrics.error_answered)
+    return StreamingResponse(text, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 async def _left(request: Request) -> None:
@@ -205,7 +208,7 @@ def _add_health(app: FastAPI, drawer: Drawer, metrics: Metrics) -> None:
     @app.get("/readyz", summary="Whether pictures are drawn", tags=["health"], responses={503: _ERRORS[503]})
     async def readyz() -> Response:
         if trouble := drawer.trouble:
-            raise Refusal(503, trouble, code="not_ready")
+            return Refusal(503, trouble, code="not_ready").answer()  # which is no error, and not counted as one
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", summary="Figures for Prometheus", tags=["health"])

@@ -9,12 +9,11 @@ import secrets
 import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from actvar.arguments import chosen_sampling
@@ -23,7 +22,7 @@ from actvar.config import ModelConfig, Sampling
 from actvar.errors import ArgumentError, UsageError
 from actvar.runtime.image import png
 from actvar.runtime.pictures import SeededOrder
-from actvar.serve.batching import Drawer, Ticket
+from actvar.serve.batching import CannotDraw, Drawer, Refused, Ticket
 from actvar.serve.bodies import CompletedEvent, GenerationAnswer, GenerationRequest, PartialEvent, PictureAnswer
 from actvar.serve.refusals import Refusal, refusal_of
 
@@ -163,9 +162,7 @@ class Studio:
         try:
             self.drawer.submit(tickets)
             yield
-        except (Refusal, asyncio.CancelledError, GeneratorExit):
-            raise
-        except Exception as error:
+        except (Refused, CannotDraw) as error:
             raise refusal_of(error) from error
         finally:
             self.drawer.leave(tickets)
@@ -189,14 +186,16 @@ async def encoded(pixels_HW3: np.ndarray) -> str:
     return b64encode(await run_in_threadpool(png, pixels_HW3)).decode()
 
 
-async def sent(events: AsyncIterator[BaseModel]) -> AsyncIterator[str]:
-    """Events as a server sends them; an error is the last of them."""
-    try:
-        async for event in events:
-            fields = event.model_dump()
-            yield f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n"
-    except Refusal as refusal:
-        yield f"event: error\ndata: {json.dumps(refusal.body)}\n\n"
+async def sent(events: AsyncGenerator[Any, None], failed: Callable[[int], None]) -> AsyncIterator[str]:
+    """Events as a server sends them. An error is the last of them, and `failed` is given its status."""
+    async with aclosing(events):
+        try:
+            async for event in events:
+                fields = event.model_dump()
+                yield f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n"
+        except Refusal as refusal:
+            failed(refusal.status)
+            yield f"event: error\ndata: {json.dumps(refusal.body)}\n\n"
 
 
 def _what(wanted: Generation, order: SeededOrder) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Refusal(Exception):
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """How the errors of the queue are answered."""
+    """How an error of the queue is answered, and how any other."""
     if isinstance(error, QueueFull):
         return Refusal(429, str(error), code="queue_full", headers={"Retry-After": str(error.retry_after)})
     if isinstance(error, NotDrawing):

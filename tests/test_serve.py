@@ -32,6 +32,7 @@ from actvar.runtime.image import png
 from actvar.runtime.pipeline import GraphSource
 from actvar.serve import batching
 from actvar.serve.bodies import GenerationRequest
+from actvar.serve.generations import Studio
 
 NAMES = ("red-heart", "brown-crescent", "blue-star", "green-ring", "golden retriever")
 CONFIG = replace(small_config(activation=Activation(4, (3, 4), (0.5, 0.6), (0.75, 0.25))), class_names=NAMES)
@@ -461,6 +462,7 @@ def test_a_stream_ends_with_the_error(bundle: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(GraphSource, "draw", failing)
     with serving(bundle) as served:
         *partial, last = events(served.ask(prompt="3", stream=True).text)
+        assert served.figures()['actvar_errors_total{status="503"}'] == 1
     assert [event["scale"] for event in partial] == [1, 2] and last["error"]["code"] == "engine_failed"
 
 
@@ -474,6 +476,20 @@ def test_a_picture_that_cannot_be_drawn_fails_alone(bundle: Path, gate: Gate, mo
         for class_id, answer in asked.items():
             assert files(answer.result(60)) == [drawn(class_id, 0, class_id)]
         assert served.get("/readyz").status_code == 200
+
+
+def test_a_fault_of_the_server_is_a_500_that_tells_nothing_and_a_log_that_does(bundle: Path, monkeypatch, capfd):
+    """The one status that must never be seen."""
+
+    def faulty(*_: Any) -> Any:
+        raise RuntimeError("/secret/path is wrong")
+
+    with serving(bundle) as served:
+        monkeypatch.setattr(Studio, "generation", faulty)
+        for stream in (False, True):
+            told = refused(served.ask(prompt="1", stream=stream), 500, None, "internal_error")
+            assert "secret" not in told
+    assert "/secret/path is wrong" in capfd.readouterr().err
 
 
 def test_nothing_is_drawn_before_the_engine_has_drawn(bundle: Path, gate: Gate):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from actvar.runtime.image import png_bytes
+from actvar.runtime.image import png
 from actvar.runtime.pictures import PictureSource, SeededOrder
 
 DRAW = "/v1/images/generations"
@@ -37,7 +37,7 @@ def wanted(source: PictureSource, count: int) -> list[Wanted]:
     orders = [SeededOrder(i * 7 % classes, i % 3, 1_000_003 * i) for i in range(count)]
     drawn = source.draw(orders, source.model.sampling)
     return [
-        Wanted(order, hashlib.sha256(png_bytes(picture.pixels_HW3)).hexdigest())
+        Wanted(order, hashlib.sha256(png(picture.pixels_HW3)).hexdigest())
         for order, picture in zip(orders, drawn, strict=True)
     ]
 
