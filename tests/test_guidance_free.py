@@ -12,7 +12,7 @@ from small_training import TEACHER
 from actvar.benchmarks.guidance_free import STRENGTH, added, kept_rows, predictions
 from actvar.distill.guidance import guided_pass
 
-HEAD = {"command": "python measure", "pictures": 500}
+HEAD = {"strength": 1.5, "pictures": 500}
 
 
 def test_rows_are_added_and_sorted(tmp_path: Path):
@@ -22,7 +22,9 @@ def test_rows_are_added_and_sorted(tmp_path: Path):
     found = json.loads(path.read_text(encoding="utf-8"))
     assert found["pictures"] == 500 and [path.name for path in tmp_path.iterdir()] == ["rows.json"]
     assert [(row["name"], row["seed"]) for row in found["rows"]] == [("a", 0), ("a", 1), ("b", 0)]
-    assert kept_rows(path, {**HEAD, "command": "python measure --more"}) == found["rows"]
+    assert kept_rows(path, HEAD) == found["rows"]
+    added(path, {"name": "b", "seed": 0, "kl": 1.0}, HEAD)
+    assert [row.get("kl") for row in kept_rows(path, HEAD)] == [None, None, 1.0]
 
 
 def test_rows_of_other_settings_are_refused(tmp_path: Path):
