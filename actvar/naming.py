@@ -58,7 +58,7 @@ def named_model(
         return _fetched(repository, beside, revision, local_files_only, with_plans, shown)
     if here is None:
         raise UsageError(
-            f"No model is called {name}. Name {' or '.join(SHIPPED_MODELS)}, a bundle's folder, a checkpoint's file, "
+            f"No model is called {name}. Name {', '.join(SHIPPED_MODELS)}, a bundle's folder, a checkpoint's file, "
             "or a Hub repository (user/repo)."
         )
     if revision:

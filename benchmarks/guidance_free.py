@@ -5,7 +5,8 @@
 
 Each row draws as many pictures as a cell of the study, with its own seed; rows of one seed share random numbers. The
 judge of `python -m actvar.evaluation` says how good they are. Beside that: how far the predictions are from those of
-guided VAR-mini, on held-out pictures with their true tokens as inputs. A row that is in the file already is kept.
+guided VAR-mini, on held-out pictures with their true tokens as inputs; with --distances nothing else is measured. A row
+that is in the file already, with all that is asked for, is kept.
 
 Letters in shapes: B pictures, T tokens, V codes.
 """
@@ -18,13 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actvar.errors import CheckpointError
 from actvar.provenance import typed
 
 STRENGTH = 1.5
 HELD_OUT_PICTURES = 100
 REFERENCE_PICTURES = 10_000
 AT_ONCE = 50
-TEACHER, OFF, ACTVAR = "VAR-mini, guided", "VAR-mini, guidance off", "ActVAR-mini, guided"
+TEACHER, OFF = "VAR-mini, guided", "VAR-mini, guidance off"
+ACTVAR, ACTVAR_OFF = "ActVAR-mini, guided", "ActVAR-mini, guidance off"
+SHIPPED = {TEACHER: "var-mini", OFF: "var-mini", ACTVAR: "actvar-mini", ACTVAR_OFF: "actvar-mini"}
 
 
 def shipped(name: str) -> Any:
@@ -42,13 +46,13 @@ def model_of(name: str, file: Path | None) -> Any:
     from actvar.checkpoint.model import load_model
 
     if file is None:
-        model = shipped("actvar-mini" if name == ACTVAR else "var-mini")
-        if name == OFF:
+        model = shipped(SHIPPED[name])
+        if name in (OFF, ACTVAR_OFF):
             model.config = replace(model.config, guided_scales=0)
         return model
     try:
         return load_model(file)
-    except Exception:  # it shares the VQVAE of the package
+    except CheckpointError:  # it shares the VQVAE of the package
         return load_model(file, shipped_checkpoint("actvar-mini").path)
 
 
@@ -110,7 +114,8 @@ def added(path: Path, row: dict[str, Any], head: dict[str, Any]) -> None:
     from actvar.files import locked
 
     with locked(path.with_suffix(".lock")):
-        rows = [*kept_rows(path, head), row]
+        others = [each for each in kept_rows(path, head) if (each["name"], each["seed"]) != (row["name"], row["seed"])]
+        rows = [*others, row]
         rows.sort(key=lambda each: (each["name"], each["seed"]))
         path.write_text(json.dumps({**head, "rows": rows}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     path.with_suffix(".lock").unlink(missing_ok=True)
@@ -121,7 +126,7 @@ def kept_rows(path: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
-    if any(found[name] != head[name] for name in head if name != "command"):
+    if any(found[name] != head[name] for name in head):
         raise SystemExit(f"{path} was measured with other settings. Name another --json.")
     return found["rows"]
 
@@ -132,6 +137,7 @@ def main() -> None:
     parser.add_argument("--row", action="append", default=[], metavar="NAME=FILE@SEED", help="a student, and its seed")
     parser.add_argument("--shipped", default=f"{OFF}@0;{ACTVAR}@0;{TEACHER}@0", help="rows of the package's models")
     parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--distances", action="store_true", help="draw nothing")
     parser.add_argument("--work", type=Path, default=Path("runs/guidance-free"), help="folder for encoded pictures")
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()
@@ -142,8 +148,8 @@ def main() -> None:
         wanted.append((name, Path(file), int(seed)))
     for text in filter(None, given.shipped.split(";")):
         name, _, seed = text.rpartition("@")
-        if name not in (TEACHER, OFF, ACTVAR):
-            parser.error(f"--shipped takes {TEACHER}, {OFF} and {ACTVAR}, each with @ and a seed.")
+        if name not in SHIPPED:
+            parser.error(f"--shipped takes {'; '.join(SHIPPED)}, each with @ and a seed.")
         wanted.append((name, None, int(seed)))
 
     from actvar.evaluation.classifier import load_classifier
@@ -152,18 +158,19 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     reference = real_reference(load_classifier(), REFERENCE_PICTURES, given.work)
     head = {
-        "command": typed(["python", *sys.argv]),
         "strength": STRENGTH,
         "pictures": given.pictures,
         "held_out_pictures": HELD_OUT_PICTURES,
         "reference_pictures": REFERENCE_PICTURES,
     }
     for name, file, seed in wanted:
-        if any((row["name"], row["seed"]) == (name, seed) for row in kept_rows(given.json, head)):
+        there = [row for row in kept_rows(given.json, head) if (row["name"], row["seed"]) == (name, seed)]
+        if any(given.distances or "frechet_distance" in row for row in there):
             continue
         model = model_of(name, file)
-        row = {"name": name, "seed": seed, **distances(model, given.work / "held-out")}
-        row |= judged(model, seed, given.pictures, reference)
+        row = {"name": name, "seed": seed, "command": typed(["python", *sys.argv])}
+        row |= distances(model, given.work / "held-out")
+        row |= {} if given.distances else judged(model, seed, given.pictures, reference)
         print(json.dumps(row), flush=True)
         added(given.json, row, head)
 

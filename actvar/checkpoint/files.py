@@ -11,7 +11,7 @@ from actvar.errors import ActVARError, BundleError, CheckpointError, shown
 from actvar.files import hash_file
 from actvar.scales import ScaleSchedule
 
-SHIPPED_MODELS = ("actvar-mini", "var-mini")
+SHIPPED_MODELS = ("actvar-mini", "actvar-mini-guidance-free", "var-mini")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _files_of(path: Path) -> tuple[Path, ...]:
 
 
 def shipped_checkpoint(name: str) -> Checkpoint:
-    """The checkpoint of a model that is in the package; both share the VQVAE, which is in ActVAR-mini's file.
+    """The checkpoint of a model that is in the package; all share the VQVAE, which is in ActVAR-mini's file.
 
     Raises:
         ActVARError: this installation lacks it.
