@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,22 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_folder(folder: Path, ignore_errors: bool = True) -> None:
+    """Remove a folder and all that is in it, however deep: Python before 3.13 calls itself once for each level.
+
+    Raises:
+        OSError: something cannot be removed, and errors are not to be ignored.
+    """
+    try:
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
+    except RecursionError:
+        waiting = [folder]
+        while waiting:  # what lies deeper is moved up, until there is nothing deep
+            for inner in [Path(entry) for entry in os.scandir(waiting.pop()) if entry.is_dir(follow_symlinks=False)]:
+                waiting.append(inner if inner.parent == folder else inner.rename(folder / secrets.token_hex(8)))
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
 
 
 @contextmanager

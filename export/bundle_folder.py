@@ -16,13 +16,13 @@ import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from actvar.bundle.manifest import FORMAT, MANIFEST_FILE
 from actvar.errors import BundleError
+from actvar.files import remove_folder
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux's, from fcntl.h and stdio.h
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)  # what systems without one say of it
@@ -61,7 +61,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             f"{folder} cannot be written: {error.strerror or error}. Name another folder, or make room."
         ) from None
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove_folder(unfinished)
 
 
 def _may_be_replaced(folder: Path) -> bool:
@@ -101,7 +101,7 @@ def _take_place(unfinished: Path, folder: Path) -> None:
     except BaseException:
         replaced.rename(folder)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_folder(replaced)
 
 
 def _fill(folder: Path, unfinished: Path) -> None:
@@ -111,7 +111,7 @@ def _fill(folder: Path, unfinished: Path) -> None:
     os.replace(marked, folder / MANIFEST_FILE)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink() and path.name != _LOST_AND_FOUND and path != unfinished:
-            shutil.rmtree(path)
+            remove_folder(path, ignore_errors=False)
         elif path.name not in (MANIFEST_FILE, _LOST_AND_FOUND) and path != unfinished:
             path.unlink()
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
@@ -153,7 +153,7 @@ def _remove_leftovers(folder: Path, beside: Path) -> None:
         if _is_leftover(path, folder):
             try:
                 with _locked(path):
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_folder(path)
             except OSError:
                 continue
 

@@ -9,7 +9,7 @@ import pytest
 from hub_cache import COMMIT, HubCache
 
 from actvar.errors import BundleError
-from actvar.files import hash_file, opened
+from actvar.files import hash_file, opened, remove_folder
 
 CONTENT, SECRET = b"the weights", b"root:x:0:0"
 
@@ -208,3 +208,17 @@ def test_no_descriptor_stays_open(cache: HubCache):
     for _ in range(20):
         assert_refused(link)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_folder_is_removed_however_deep_it_is(tmp_path):
+    """A bundle that is replaced may come from anywhere; its folders may be as deep as a path is long."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    (tmp_path / "d" / "file").write_text("")
+    remove_folder(tmp_path / "d")
+    assert os.listdir(tmp_path) == []
