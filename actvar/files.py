@@ -120,6 +120,22 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_folder(folder: Path, ignore_errors: bool = True) -> None:
+    """Remove a folder and all that is in it, however deep: Python before 3.13 calls itself once for each level.
+
+    Raises:
+        OSError: something cannot be removed, and errors are not to be ignored.
+    """
+    try:
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
+    except RecursionError:
+        waiting = [folder]
+        while waiting:  # what lies deeper is moved up, until there is nothing deep
+            for inner in [Path(entry) for entry in os.scandir(waiting.pop()) if entry.is_dir(follow_symlinks=False)]:
+                waiting.append(inner if inner.parent == folder else inner.rename(folder / secrets.token_hex(8)))
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with the process, however it ends; whoever comes second waits.

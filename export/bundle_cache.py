@@ -6,7 +6,6 @@ cached bundle is used without ONNX. Neither needs PyTorch, but for a `.pth` and 
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from actvar.bundle.manifest import MANIFEST_FILE, VERSION
 from actvar.checkpoint.files import Checkpoint
 from actvar.config import ModelConfig
 from actvar.errors import ActVARError, needs
-from actvar.files import locked
+from actvar.files import locked, remove_folder
 from actvar.runtime.machine import CACHE_VARIABLE, cache_folder
 
 
@@ -62,7 +61,7 @@ def cached_bundle(
 
 def discard(folder: Path) -> None:
     """Remove a bundle from the cache."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
 
 
 def _export(

@@ -16,14 +16,13 @@ import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from actvar.bundle.manifest import FORMAT, MANIFEST_FILE
 from actvar.errors import BundleError
-from actvar.files import content_of, is_hidden
+from actvar.files import content_of, is_hidden, remove_folder
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux's, from fcntl.h and stdio.h
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)  # what systems without one say of it
@@ -60,7 +59,7 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
             f"{folder} cannot be written: {error.strerror or error}. Name another folder, or make room."
         ) from None
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove_folder(unfinished)
 
 
 def replaces_bundle(folder: Path) -> bool:
@@ -116,7 +115,7 @@ def _take_place(unfinished: Path, folder: Path) -> None:
     except BaseException:
         replaced.rename(folder)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_folder(replaced)
 
 
 def _fill(folder: Path, unfinished: Path) -> None:
@@ -128,7 +127,7 @@ def _fill(folder: Path, unfinished: Path) -> None:
         if is_hidden(path.name) or path.name == MANIFEST_FILE:
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_folder(path, ignore_errors=False)
         else:
             path.unlink()
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
@@ -170,7 +169,7 @@ def _remove_leftovers(folder: Path, beside: Path) -> None:
         if _is_leftover(path, folder):
             try:
                 with _locked(path):
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_folder(path)
             except OSError:
                 continue
 

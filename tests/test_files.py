@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hub_cache import COMMIT, HubCache
 
 from actvar.errors import BundleError
-from actvar.files import hash_file, opened, scratch_folder, written_whole
+from actvar.files import hash_file, opened, remove_folder, scratch_folder, written_whole
 
 CONTENT, SECRET = b"the weights", b"root:x:0:0"
 
@@ -291,3 +292,20 @@ def test_what_libraries_leave_goes_with_the_temporary_folder(tmp_path: Path, mon
     with scratch_folder("test") as folder:
         assert folder in Path(tempfile.mkdtemp()).parents
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_removed_however_deep_it_is(tmp_path):
+    """A bundle that is replaced may come from anywhere; its folders may be as deep as a path is long."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+    (tmp_path / "d" / "file").write_text("")
+    try:
+        remove_folder(tmp_path / "d")
+        assert os.listdir(tmp_path) == []
+    finally:  # pytest could not remove it, either
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)

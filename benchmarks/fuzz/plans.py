@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,28 +70,37 @@ def change_folder(folder: Path, rng: random.Random) -> None:
     outside = place.parents[3 if place == folder else 2] / "outside"
     odd = rng.choice((LOCK_FILE, ".scale_01.plan.00.tmp", "scale_09.plan", "scale_09.log", "decoder.plan", "\x1b[2J"))
 
-    def moved(name: Path) -> None:
+    kind = rng.choice(range(15))
+    if kind < 2:
         shutil.move(place, outside)
-        place.symlink_to(name)
-
-    changes: tuple[Callable[[], object], ...] = (
-        lambda: moved(outside),
-        lambda: moved(Path(os.path.relpath(outside, place.parent))),
-        lambda: (shutil.rmtree(place), place.write_bytes(b"no folder")),
-        lambda: (shutil.rmtree(place), place.symlink_to(place.name)),
-        lambda: (shutil.rmtree(place), os.mkfifo(place)),
-        lambda: shutil.rmtree(place),
-        lambda: place.rename(place.with_name(rng.choice(("a", "\x1b[2J", "x" * 250, "..x", "\udcff")))),
-        lambda: shutil.copytree(folder, folder.with_name("copy")),
-        lambda: (folder.parent / rng.choice(("file", ".hidden", "\x1b[2J"))).write_bytes(b"no folder"),
-        lambda: (folder.parent / "more").mkdir(),
-        lambda: [(folder.parent / f"more{number}").mkdir() for number in range(500)],
-        lambda: _deep(rng.choice((folder, folder.parent))),
-        lambda: (shutil.rmtree(folder / odd, True), (folder / odd).unlink(True), (folder / odd).mkdir()),
-        lambda: change_place(_there(folder / odd), rng),
-        lambda: change_place(folder / MANIFEST_FILE, rng),
-    )
-    rng.choice(changes)()
+        place.symlink_to(outside if kind == 0 else os.path.relpath(outside, place.parent))
+    elif kind < 6:
+        shutil.rmtree(place)
+        if kind == 2:
+            place.write_bytes(b"no folder")
+        elif kind == 3:
+            place.symlink_to(place.name)
+        elif kind == 4:
+            os.mkfifo(place)
+    elif kind == 6:
+        place.rename(place.with_name(rng.choice(("a", "\x1b[2J", "x" * 250, "..x", "\udcff"))))
+    elif kind == 7:
+        shutil.copytree(folder, folder.with_name("copy"))
+    elif kind == 8:
+        (folder.parent / rng.choice(("file", ".hidden", "\x1b[2J"))).write_bytes(b"no folder")
+    elif kind < 11:
+        for number in range(1 if kind == 9 else 500):
+            (folder.parent / f"more{number if kind == 10 else ''}").mkdir()
+    elif kind == 11:
+        _deep(rng.choice((folder, folder.parent)))
+    elif kind == 12:
+        (folder / odd).unlink(missing_ok=True)
+        (folder / odd).mkdir()
+    elif kind == 13:
+        (folder / odd).touch()
+        change_place(folder / odd, rng)
+    else:
+        change_place(folder / MANIFEST_FILE, rng)
 
 
 def _deep(folder: Path) -> None:
@@ -104,11 +112,6 @@ def _deep(folder: Path) -> None:
         os.close(here)
         here = inner
     os.close(here)
-
-
-def _there(path: Path) -> Path:
-    path.touch()
-    return path
 
 
 def read(path: Path) -> None:
