@@ -1,5 +1,6 @@
 """A server for tests: in a thread of this process, where its parts can be reached, or as the command in its own."""
 
+import base64
 import os
 import re
 import subprocess
@@ -46,6 +47,21 @@ class Served:
         """What /metrics says, by name and labels."""
         lines = self.get("/metrics").text.splitlines()
         return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if not x.startswith("#"))}
+
+
+def files(answer: httpx.Response) -> list[bytes]:
+    assert answer.status_code == 200, answer.text
+    return [base64.b64decode(picture["b64_json"]) for picture in answer.json()["data"]]
+
+
+def refused(answer: httpx.Response, status: int, param: str | None, code: str | None) -> str:
+    """The message of an error in OpenAI's form."""
+    assert answer.status_code == status, answer.text
+    assert answer.json().keys() == {"error"}
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["param"], error["code"]) == (param, code)
+    return error["message"]
 
 
 @contextmanager
