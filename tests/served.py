@@ -84,9 +84,12 @@ def serving(bundle: Path, ready: bool = True, **options: Any) -> Iterator[Served
 
 
 @contextmanager
-def command(*arguments: object, code: str = MAIN, environment: dict[str, str] | None = None) -> Iterator[Any]:
+def command(
+    *arguments: object, code: str = MAIN, environment: dict[str, str] | None = None, page: bool = False
+) -> Iterator[Any]:
     """`actvar-trt serve` on a free port, as soon as it draws: the process, and its address as `url`."""
     words = [sys.executable, "-c", code, "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
+    words += [] if page else ["--no-page"]
     env = {**os.environ, **(environment or {}), "COLUMNS": "300"}
     process: Any = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
     process.said = []
