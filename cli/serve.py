@@ -35,7 +35,6 @@ actvar-trt serve --host 0.0.0.0 --api-key-file key.txt"""
 KEY_VARIABLE = "ACTVAR_API_KEY"
 _SHORTEST_KEY = 8
 
-
 _serving = partial(typer.Option, rich_help_panel="Serving")
 
 

@@ -1,5 +1,6 @@
 """A server for tests: in a thread of this process, where its parts can be reached, or as the command in its own."""
 
+import base64
 import os
 import re
 import subprocess
@@ -48,6 +49,21 @@ class Served:
         return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if not x.startswith("#"))}
 
 
+def files(answer: httpx.Response) -> list[bytes]:
+    assert answer.status_code == 200, answer.text
+    return [base64.b64decode(picture["b64_json"]) for picture in answer.json()["data"]]
+
+
+def refused(answer: httpx.Response, status: int, param: str | None, code: str | None) -> str:
+    """The message of an error in OpenAI's form."""
+    assert answer.status_code == status, answer.text
+    assert answer.json().keys() == {"error"}
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["param"], error["code"]) == (param, code)
+    return error["message"]
+
+
 @contextmanager
 def serving(bundle: Path, ready: bool = True, **options: Any) -> Iterator[Served]:
     """A server of a bundle in a thread, with options of `create_app`."""
@@ -68,9 +84,12 @@ def serving(bundle: Path, ready: bool = True, **options: Any) -> Iterator[Served
 
 
 @contextmanager
-def command(*arguments: object, code: str = MAIN, environment: dict[str, str] | None = None) -> Iterator[Any]:
+def command(
+    *arguments: object, code: str = MAIN, environment: dict[str, str] | None = None, page: bool = False
+) -> Iterator[Any]:
     """`actvar-trt serve` on a free port, as soon as it draws: the process, and its address as `url`."""
     words = [sys.executable, "-c", code, "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
+    words += [] if page else ["--no-page"]
     env = {**os.environ, **(environment or {}), "COLUMNS": "300"}
     process: Any = subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
     process.said = []

@@ -179,6 +179,7 @@ def test_with_a_key_nobody_else_comes_in(bundle: Path):
         (["--api-key-file", "empty"], "8 printable ASCII signs or more"),
         (["--api-key-file", "none"], "none cannot be read"),
         (["--max-batch", "0"], "--max-batch"),
+        (["--grace", "nan"], "--grace"),
         (["--port", "70000"], "--port"),
     ],
 )

@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(checkpoint: Path) -> Iterator[Any]:
     """The command, with its page."""
     cache = {"ACTVAR_CACHE": str(checkpoint.parent / "cache"), "HOME": str(checkpoint.parent)}
-    with command("--model", checkpoint, environment=cache) as process:
+    with command("--model", checkpoint, environment=cache, page=True) as process:
         yield process
 
 
@@ -182,7 +182,7 @@ def test_the_page_opens_nothing_else(server: Any, checkpoint: Path):
 def test_a_browser_is_asked_for_the_key(checkpoint: Path):
     """As for a password; without it the page is not there."""
     environment = {"ACTVAR_API_KEY": KEY, "ACTVAR_CACHE": str(checkpoint.parent / "cache")}
-    with command("--model", checkpoint, environment=environment) as server:
+    with command("--model", checkpoint, environment=environment, page=True) as server:
         for path in ("/", "/config", "/gradio_api/queue/data"):
             answer = httpx.get(server.url + path)
             assert answer.status_code == 401 and answer.headers["WWW-Authenticate"].startswith("Basic")
@@ -193,7 +193,7 @@ def test_an_open_page_does_not_keep_the_server_from_ending(checkpoint: Path):
     """A page holds a connection for as long as it is open."""
     cache = {"ACTVAR_CACHE": str(checkpoint.parent / "cache")}
     with (
-        command("--model", checkpoint, environment=cache) as server,
+        command("--model", checkpoint, environment=cache, page=True) as server,
         httpx.stream("GET", server.url + "/gradio_api/heartbeat/somebody", timeout=60) as answer,
     ):
         assert answer.status_code == 200
@@ -206,7 +206,7 @@ def test_an_open_page_does_not_keep_the_server_from_ending(checkpoint: Path):
 
 def test_a_server_may_do_without_the_page(checkpoint: Path):
     cache = {"ACTVAR_CACHE": str(checkpoint.parent / "cache")}
-    with command("--model", checkpoint, "--no-page", environment=cache) as server:
+    with command("--model", checkpoint, environment=cache) as server:
         assert httpx.get(server.url).status_code == 404
 
 
