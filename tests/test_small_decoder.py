@@ -289,6 +289,10 @@ def test_the_commands_take_either(
     pixels = {path.stem: np.asarray(Image.open(path)).astype(int) for path in Path().glob("*.png")}
     assert np.abs(pixels["full"] - pixels["small"]).max() > 2
     assert all(np.abs(pixels[name] - pixels[f"{name}-torch"]).max() <= 1 for name in ("full", "small"))
+    run_of_5 = ("evaluate", "--model", model, "--backend", "torch", "--count", 5, "--out", "run")
+    assert command(*run_of_5)[0] == 0
+    code, _, err = command(*run_of_5, "--decoder", "small")
+    assert code == 1 and "run holds pictures of another run: activation is dense there, and dense, small decoder" in err
     assert command("export", "--model", model, "--decoder", "small", "--out", "bundle")[0] == 0
     assert read_manifest(Path("bundle")).model == ROOMY
     code, out, _ = command("inspect", "bundle")
