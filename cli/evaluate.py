@@ -173,9 +173,10 @@ def _spec(
         weights, precision = named.checkpoint.digest(), "fp32"
     model, active = source.model, source.model.activation
     guided = "" if model.guided_scales is None else f", {model.guided_scales} scales guided"
+    decoder = ", small decoder" if model.small_decoder else ""
     return RunSpec(
         weights=weights,
-        activation=(str(active) if active else "dense") + guided,
+        activation=(str(active) if active else "dense") + guided + decoder,
         precision=precision,
         backend=engine.backend,
         device=engine.place,

@@ -75,13 +75,18 @@ def save_network(source: PictureSource, target: Path) -> None:
     """Write what PyTorch draws with as such a folder; the arguments and errors are those of `save_bundle`.
 
     Raises:
-        UsageError: it is not PyTorch that draws.
+        UsageError: it is not PyTorch that draws, or it draws with a small decoder, as a checkpoint does not by itself.
         CheckpointError: a weight is not finite.
     """
     from actvar.runtime.backends.torch_eager import EagerSource
 
     if not isinstance(source, EagerSource):
         raise UsageError("What draws is neither a bundle nor a model in PyTorch, so it cannot be saved.")
+    if source.model.small_decoder:
+        raise UsageError(
+            "A checkpoint draws with its full decoder until it is told otherwise, so it would not draw as this does. "
+            "Save a bundle: open the model with another backend than torch."
+        )
     import torch
 
     from actvar.checkpoint.own import save_model

@@ -19,8 +19,9 @@ from actvar.checkpoint.model import load_model, open_model
 from actvar.checkpoint.own import save_model
 from actvar.config import ModelConfig, SmallDecoderConfig, VQVAEConfig
 from actvar.distill.decoder import DecoderSettings, perceptual_loss, pixel_loss, train_decoder
-from actvar.errors import CheckpointError
+from actvar.errors import ArgumentError, CheckpointError, UsageError
 from actvar.export.binder import bind
+from actvar.export.front_door import Pipeline
 from actvar.export.onnx_export import export_bundle
 from actvar.flops import decoder_work
 from actvar.generation import generate
@@ -289,6 +290,10 @@ def test_the_commands_take_either(
     pixels = {path.stem: np.asarray(Image.open(path)).astype(int) for path in Path().glob("*.png")}
     assert np.abs(pixels["full"] - pixels["small"]).max() > 2
     assert all(np.abs(pixels[name] - pixels[f"{name}-torch"]).max() <= 1 for name in ("full", "small"))
+    run_of_5 = ("evaluate", "--model", model, "--backend", "torch", "--count", 5, "--out", "run")
+    assert command(*run_of_5)[0] == 0
+    code, _, err = command(*run_of_5, "--decoder", "small")
+    assert code == 1 and "run holds pictures of another run: activation is dense there, and dense, small decoder" in err
     assert command("export", "--model", model, "--decoder", "small", "--out", "bundle")[0] == 0
     assert read_manifest(Path("bundle")).model == ROOMY
     code, out, _ = command("inspect", "bundle")
@@ -298,3 +303,18 @@ def test_the_commands_take_either(
     assert code == 2 and "is a bundle with the small decoder, and the full one was asked for" in err
     code, _, err = command("export", "--preset", "mini", "--decoder", "small")
     assert code == 2 and "--decoder small is of a checkpoint that holds one" in err
+
+
+def test_a_small_decoder_is_saved_as_a_bundle_alone(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A checkpoint that is opened again would draw with the full one."""
+    monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path / "cache"))
+    model = bundles / "both.safetensors"
+    pipe = Pipeline.from_pretrained(model, backend="torch", decoder="small", progress_bar=False)
+    with pytest.raises(UsageError, match="would not draw as this does"):
+        pipe.save_pretrained(tmp_path / "saved")
+    pipe = Pipeline.from_pretrained(model, decoder="small", progress_bar=False)
+    again = Pipeline.from_pretrained(pipe.save_pretrained(tmp_path / "saved"), progress_bar=False)
+    first, second = (each(class_labels=[1], output_type="np").images[0] for each in (pipe, again))
+    assert np.array_equal(first, second)
+    with pytest.raises(ArgumentError, match="is a bundle with the small decoder"):
+        Pipeline.from_pretrained(tmp_path / "saved", decoder="full", progress_bar=False)
