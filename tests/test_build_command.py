@@ -194,7 +194,7 @@ WRONG = [
     (["--depth", 20, "--preset", "d20"], "--depth and --preset both name a model"),
     (["--preset", "d20", "--model", "x.pth"], "--preset and --model both name a model"),
     (["--vqvae", "x.pth", "--depth", 20], "--vqvae belongs to a checkpoint"),
-    (["--model", "x.pth", "--patch-nums", "1,2"], "--patch-nums shapes"),
+    (["--patch-nums", "1,2"], "--patch-nums belongs to"),
     (["--model", "x.pth", "--dense"], "--dense belongs to a --depth"),
     (["--depth", 20, "--dense", "--token-rates", "0.5"], "shape what is exported"),
     (["--depth", 1, "--fp16", "--precision", "bf16"], "exclude each other"),

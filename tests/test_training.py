@@ -15,7 +15,7 @@ from actvar.data.glyphs import glyph_batch
 from actvar.data.tokens import TokenStore
 from actvar.errors import ActVARError, CheckpointError
 from actvar.models.actvar import ActVAR, random_model
-from actvar.training.loop import RunSettings, autocast, learning_rate_at, run
+from actvar.training.loop import RunSettings, autocast, learning_rate_at, run, step_generator
 from actvar.training.var import VARSettings, teacher_forced_loss, train_var
 from actvar.training.vqvae import VQVAESettings, train_vqvae
 
@@ -118,6 +118,17 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path):
     with pytest.raises(ActVARError, match="loss is nan at step 0"):
         run("Test", lambda number, rate: {"loss": float("nan")}, {}, settings)
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_every_step_of_every_seed_draws_numbers_of_its_own():
+    """Seeds of 1 and more once drew what seed 0 did: the generator leaves out all but 32 bits of what it is given."""
+    settings = [RunSettings(folder=Path(), steps=100, batch=1, learning_rate=1.0, seed=seed) for seed in (0, 1, 2, 7)]
+
+    def drawn(settings: RunSettings, step: int) -> tuple[int, ...]:
+        return tuple(torch.randint(1 << 40, (4,), generator=step_generator(settings, step)).tolist())
+
+    assert len({drawn(each, step) for each in settings for step in range(100)}) == 400
+    assert drawn(settings[1], 5) == drawn(settings[1], 5)
 
 
 def test_the_learning_rate_rises_then_falls_to_its_floor():

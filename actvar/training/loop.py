@@ -49,6 +49,10 @@ class RunSettings:
         return done <= self.warmup
 
 
+_SEEDS_APART = 0x9E3779B1
+"""Odd, and far from a fraction of 2^32: the steps of two runs with different seeds do not meet."""
+
+
 def learning_rate_at(step: int, settings: RunSettings) -> float:
     """Linear warm-up, then a half cosine down to 2 % of the peak at the last step."""
     if step < settings.warmup:
@@ -58,8 +62,11 @@ def learning_rate_at(step: int, settings: RunSettings) -> float:
 
 
 def step_generator(settings: RunSettings, step: int) -> torch.Generator:
-    """The random numbers of one step, the same whether or not the run was interrupted before it."""
-    return torch.Generator().manual_seed((settings.seed << 32) + step)
+    """The random numbers of one step, the same whether or not the run was interrupted before it.
+
+    PyTorch's generator on a CPU knows the low 32 bits of its seed alone, so those are where the run's seed must be.
+    """
+    return torch.Generator().manual_seed((settings.seed * _SEEDS_APART + step) % 2**32)
 
 
 def autocast(device: str, precision: Precision = "auto") -> torch.autocast:
