@@ -84,7 +84,7 @@ def test_a_checkpoint_of_the_wrong_depth_is_refused(files):
     """A block was lost, or a file was put together from two."""
     state = tiny_var(depth=2)
     torch.save({name: tensor for name, tensor in state.items() if not name.startswith("blocks.1.")}, files[0])
-    refused(r"word_embed\.weight: expected the width 64 of 1 blocks, found 128", *files)
+    refused(r"word_embed\.weight: expected the width 64 of 1 block, found 128", *files)
 
 
 def test_the_wrong_file_in_the_wrong_place_is_explained(files, own, tmp_path):

@@ -32,6 +32,7 @@ WORKS = [
     f"encode --data glyphs --vqvae {TEACHER} --count 8 --out out/tokens",
     f"train stage1 --teacher {TEACHER} {ONE_STEP} --active-scales 3 --experts 4 --out out/stage1",
     f"train stage2 --teacher {TEACHER} {ONE_STEP} --student out/stage1 --out out/stage2",
+    f"train decoder --model {TEACHER} --width 8 --depth 1 {ONE_STEP} --out out/decoder",
     "train vqvae --steps 1 --out out/mini",
     "train var --vqvae-steps 1 --count 100 --steps 1 --out out/mini",
     "train mini --vqvae-steps 1 --count 100 --var-steps 1 --stage1-steps 1 --stage2-steps 1 --out out/mini",
@@ -46,6 +47,7 @@ REFUSED = {
     f"export --model {MODEL}": "Read-only file system",
     "study --report": "Read-only file system",
     "bench kernels": "no GPU can be used",
+    "serve --host 0.0.0.0": "key",
 }
 """Without a place for output these write into the folder that they are started in."""
 LOADED = ("torch", "onnxruntime", "actvar.export.onnx_export", "actvar.distill.stages")

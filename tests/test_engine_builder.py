@@ -14,7 +14,7 @@ import pytest
 from plugin_build import plugin_library_path
 from small_models import small_config
 
-from actvar.bundle.contract import graph_names
+from actvar.bundle.contract import EXPERTS_OPERATOR, graph_names
 from actvar.bundle.manifest import Manifest, read_manifest, write_manifest
 from actvar.bundle.plans import (
     Gpu,
@@ -30,7 +30,6 @@ from actvar.config import DYNAMIC, FIXED, PRESETS, STATIC, Activation
 from actvar.errors import BundleError, EngineError, UsageError
 from actvar.export.onnx_export import export_graphs
 from actvar.export.operators.lowering import lower
-from actvar.export.operators.sparse import EXPERTS_OPERATOR
 from actvar.export.plans import engine_library
 from actvar.export.plans.builder import build_plans
 from actvar.export.plans.engine_library import capabilities, choose_target, library_path, load_engine

@@ -27,6 +27,9 @@ CPU_PRECISIONS = ("int8", "fp16-weights")
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 """Every type that a tensor of a bundle may have, and the bytes of one value."""
 
+EXPERTS_OPERATOR = "ActVarRoutedFFN"
+"""Of our own operators the one that is about experts; all others are about tokens."""
+
 SCALE_INPUT = "scale"
 """What the graph of all scales reads besides what the scales read: the scale's index, from 0."""
 

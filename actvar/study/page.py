@@ -314,9 +314,9 @@ def _making(results: Sequence[Result], command: str) -> str:
     parts.append(
         f"Seeds are {', '.join(map(str, SEEDS))}. They decide the first values of routers and selectors and which "
         "pictures are drawn. All of these cells saw the training pictures in the same order, by a fault of the "
-        "training's random numbers that was found later; so the spread leaves out what the order does. Each file in the "
-        f"results' folder also names the pictures whose class was missed (up to 20; {wrong} in all), L_f by scale, and "
-        "what the student was before stage 1."
+        "training's random numbers that was found later; so the spread leaves out what the order does. Each file in "
+        f"the results' folder also names the pictures whose class was missed (up to 20; {wrong} in all), L_f by "
+        "scale, and what the student was before stage 1."
     )
     return "\n\n".join(parts)
 

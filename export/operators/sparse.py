@@ -19,10 +19,10 @@ from typing import Any
 import onnx
 from onnx import helper, parser
 
+from actvar.bundle.contract import EXPERTS_OPERATOR
+
 DOMAIN, DOMAIN_VERSION = "actvar", 1
 PLUGIN_NAMESPACE, PLUGIN_VERSION = "actvar", "1"
-EXPERTS_OPERATOR = "ActVarRoutedFFN"
-"""The one that is about experts; all others are about tokens."""
 PLUGIN = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
+from actvar.bundle.contract import EXPERTS_OPERATOR
 from actvar.bundle.manifest import Manifest
 from actvar.bundle.plans import PlanManifest, PlanSpec
 from actvar.errors import counted
-from actvar.export.operators.sparse import EXPERTS_OPERATOR
 from actvar.provenance import typed
 
 
