@@ -1,6 +1,7 @@
 """The reader of ONNX files without onnx: it finds every tensor that lies in another file, wherever a graph hides it."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -11,7 +12,7 @@ from small_models import small_config, vivid_model
 from actvar.bundle.contract import BODY_OPERATORS, OPERATORS
 from actvar.bundle.graph_file import external_tensors
 from actvar.bundle.manifest import read_manifest
-from actvar.config import Activation
+from actvar.config import Activation, SmallDecoderConfig
 from actvar.errors import BundleError
 from actvar.export.onnx_export import export_bundle
 
@@ -203,7 +204,8 @@ def nested(graph: bytes) -> bytes:
 
 def test_every_export_is_made_of_the_operators_that_are_known_and_all_of_those_are_used(tmp_path: Path):
     """In every precision that ONNX Runtime draws with; a list that is longer than need be would let others in."""
-    network = vivid_model(small_config(activation=Activation(4, (4,), (0.5,), (0.5,))))
+    config = small_config(activation=Activation(4, (4,), (0.5,), (0.5,)))
+    small = replace(config, small_decoder=SmallDecoderConfig(8, 1))
     in_graphs: set[str] = set()
     in_bodies: set[str] = set()
 
@@ -214,9 +216,12 @@ def test_every_export_is_made_of_the_operators_that_are_known_and_all_of_those_a
                 if attribute.type == AttributeProto.GRAPH:
                     collect(attribute.g.node, into)
 
-    for precision in ("fp32", "fp16", "int8", "fp16-weights"):
-        export_bundle(network, tmp_path / precision, precision, "a test", debug=precision == "fp32")
-        for path in (tmp_path / precision).glob("*.onnx"):
+    for exported, precision in [(config, each) for each in ("fp32", "fp16", "int8", "fp16-weights")] + [
+        (small, "fp32")
+    ]:
+        folder = tmp_path / f"{precision}-{bool(exported.small_decoder)}"
+        export_bundle(vivid_model(exported), folder, precision, "a test", debug=precision == "fp32")
+        for path in folder.glob("*.onnx"):
             external_tensors(path, "weights.bin")
             whole = onnx.load(path, load_external_data=False)
             collect(whole.graph.node, in_graphs)
