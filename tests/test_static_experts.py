@@ -178,15 +178,21 @@ def test_sessions_of_all_scales_share_one_copy_in_memory(made):
 
 def test_more_rows_than_there_are_and_rows_of_another_width_are_refused(made, tmp_path: Path):
     """A manifest may name the first rows of a tensor, and nothing that lies beyond it."""
-    manifest, name = made(DYNAMIC, STATIC).manifest, "var.blocks.0.ffn.fc2.weight_t"
-    for shape, is_right in (((128, 128), True), ((513, 128), False), ((128, 64), False), ((64, 128, 2), False)):
-        graph = manifest.graphs["scale_04"]
+    manifest, matrix, vector = made(DYNAMIC, STATIC).manifest, "fc2.weight_t", "fc1.bias"
+    for part, shape, is_right in (
+        (matrix, (128, 128), True),
+        (matrix, (513, 128), False),
+        (matrix, (128, 64), False),
+        (matrix, (64, 128, 2), False),
+        (vector, (), False),
+    ):
+        graph, name = manifest.graphs["scale_04"], f"var.blocks.0.ffn.{part}"
         changed = replace(graph, weights={**graph.weights, name: shape})
         write_manifest(tmp_path, replace(manifest, graphs={**manifest.graphs, "scale_04": changed}))
         if is_right:
             assert read_manifest(tmp_path).graphs["scale_04"] == graph
             continue
-        with pytest.raises(BundleError, match=r"fc2\.weight_t must be of as many values as .*, or its first rows"):
+        with pytest.raises(BundleError, match=rf"{part} must be of as many values as .*, or its first rows"):
             read_manifest(tmp_path)
 
 

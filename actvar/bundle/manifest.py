@@ -328,9 +328,9 @@ class _ManifestReader(FormReader):
             if name not in stored.tensors:
                 raise self.refuse(where, "among weights.tensors", name)
             shapes[name] = self.sizes(f"{where}.{name}", shape)
-            whole = stored.tensors[name].shape
-            is_prefix = bool(whole) and shapes[name][1:] == whole[1:] and shapes[name][0] < whole[0]
-            if math.prod(shapes[name]) != math.prod(whole) and not is_prefix:
+            own, whole = shapes[name], stored.tensors[name].shape
+            is_prefix = len(own) == len(whole) > 0 and own[1:] == whole[1:] and own[0] < whole[0]
+            if math.prod(own) != math.prod(whole) and not is_prefix:
                 raise self.refuse(f"{where}.{name}", f"of as many values as {whole}, or its first rows", shape)
         return shapes
 
