@@ -37,9 +37,9 @@ from actvar.cli import (
     train_stages,
 )
 from actvar.cli.old_spellings import NEW_MEANINGS, new_spelling
+from actvar.cli.places import lend_the_cache
 from actvar.cli.signature import spread
 from actvar.errors import ActVARError, shown
-from actvar.runtime.machine import lend_the_cache
 from actvar.telemetry import switch_off
 
 NAME = "actvar-trt"

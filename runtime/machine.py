@@ -7,8 +7,6 @@ import ctypes
 import math
 import os
 import platform
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -194,19 +192,3 @@ def cache_folder() -> Path:
         raise ActVARError(
             f"There is no home folder for a cache. Set {CACHE_VARIABLE} to a folder that can be written."
         ) from None
-
-
-def lend_the_cache() -> None:
-    """Let libraries keep in the cache what they would keep in a home or a temporary folder, where there is none.
-
-    A container's user may have neither. matplotlib and PyTorch's compiler, which training loads, end without one.
-    """
-    with suppress(ActVARError, OSError):  # without a cache whoever needs such a folder says so
-        if os.path.expanduser("~") == "~":
-            os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
-        try:
-            tempfile.gettempdir()
-        except FileNotFoundError:
-            folder = cache_folder() / "tmp"
-            folder.mkdir(parents=True, exist_ok=True)
-            os.environ["TMPDIR"] = str(folder)

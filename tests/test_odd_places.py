@@ -61,7 +61,7 @@ def test_without_a_temporary_folder_the_cache_is_lent(tmp_path):
     """PyTorch's compiler, which training loads, and matplotlib end without one, and without a home."""
     code = """
 import errno, os, tempfile
-from actvar.runtime.machine import lend_the_cache
+from actvar.cli.places import lend_the_cache
 
 def none():
     raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
