@@ -18,6 +18,7 @@ from actvar.errors import BundleError, DamagedError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOB = re.compile(r"[0-9A-Za-z]{1,128}")
+_LEFT = re.compile(r"[0-9a-f]{8}\.tmp")
 
 
 _OF_SYSTEMS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
@@ -85,9 +86,13 @@ def _hidden_beside(path: Path) -> tuple[Path, int]:
 
 def _remove_leftovers(path: Path) -> None:
     """What writers of this name left that were killed."""
-    name = re.compile(re.escape(f".{path.name[:100]}.") + r"[0-9a-f]{8}\.tmp")
+    start = f".{path.name[:100]}."
+
+    def is_left(name: str) -> bool:
+        return name.startswith(start) and bool(_LEFT.fullmatch(name, len(start)))
+
     with suppress(OSError), os.scandir(path.parent) as entries:  # a folder that cannot be listed may yet be written
-        found = [entry.path for entry in entries if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
+        found = [entry.path for entry in entries if is_left(entry.name) and entry.is_file(follow_symlinks=False)]
         for leftover in found:
             with suppress(OSError):  # it is not ours to open, or its writer lives
                 file = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
