@@ -172,7 +172,7 @@ def _spec(
         assert named.checkpoint  # what is no graphs is drawn from one
         weights, precision = named.checkpoint.digest(), "fp32"
     model, active = source.model, source.model.activation
-    guided = "" if model.guided_scales is None else f", {model.guided_scales} scales guided"
+    guided = "" if model.guided_scales is None else f", {counted(model.guided_scales, 'scale')} guided"
     decoder = ", small decoder" if model.small_decoder else ""
     return RunSpec(
         weights=weights,

@@ -20,6 +20,7 @@ from actvar.cli.options import (
 )
 from actvar.config import SmallDecoderConfig
 from actvar.errors import UsageError, needs
+from actvar.provenance import pasteable
 
 EXAMPLES = """Examples:
 
@@ -99,4 +100,4 @@ def decoder(
     trained = train_decoder(network.vqvae, network.config.vqvae, small, settings, store)
     write_decoder(out, network, small, trained)
     file = out / CHECKPOINT
-    typer.echo(f"Wrote {file}. Next: actvar-trt export --decoder small --model {file}")
+    typer.echo(f"Wrote {file}. Next: {pasteable('export', '--decoder', 'small', '--model', file)}")

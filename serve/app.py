@@ -37,8 +37,8 @@ from actvar.telemetry import switch_off
 GRACE_SECONDS = 30.0
 _DESCRIPTION = """Pictures of classes, in the form of OpenAI's API.
 
-The class, the seed and the number decide a picture: the same bytes from here and from `actvar-trt generate`, alone and
-in any batch."""
+The class, the seed and the number decide a picture: the same bytes from here and from the command `generate`, alone
+and in any batch."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorAnswer, "description": "The request cannot be used."},
     404: {"model": ErrorAnswer, "description": "This model is not served."},

@@ -30,7 +30,7 @@ import numpy as np
 
 from actvar.config import Sampling
 from actvar.console import say
-from actvar.errors import ActVARError
+from actvar.errors import ActVARError, counted
 from actvar.runtime.pictures import Order, PictureSource, ScaleEnd, SeededOrder
 from actvar.runtime.pipeline import GraphSource
 from actvar.serve.metrics import Metrics
@@ -158,8 +158,9 @@ class Drawer:
             room = self._max_queue - len(self._waiting)
             if len(tickets) > room:
                 seconds = math.ceil((len(tickets) - room) * self._picture_seconds)
+                waiting = counted(len(self._waiting), "picture")
                 raise QueueFull(
-                    f"{len(self._waiting)} pictures wait, and at most {self._max_queue} may. Ask again later.",
+                    f"{waiting} in the queue, and at most {self._max_queue} may wait. Ask again later.",
                     max(1, seconds),
                 )
             self._waiting.extend(tickets)

@@ -54,7 +54,7 @@ class GenerationRequest(BaseModel):
 class PictureAnswer(BaseModel):
     """A picture, and what reproduces it: on the command line as --class, --seed, and a --count above its number."""
 
-    b64_json: str = Field(description="A PNG file in base 64: the bytes that `actvar-trt generate` writes.")
+    b64_json: str = Field(description="A PNG file in base 64: the bytes that the command `generate` writes.")
     class_id: int
     label: str = Field(examples=["88 (brown-crescent)"])
     seed: int

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from actvar.arguments import chosen_sampling
 from actvar.classes import choose_classes, class_label
 from actvar.config import ModelConfig, Sampling
-from actvar.errors import ArgumentError, UsageError
+from actvar.errors import ArgumentError, UsageError, counted
 from actvar.runtime.image import png
 from actvar.runtime.pictures import SeededOrder
 from actvar.serve.batching import CannotDraw, Drawer, Refused, Ticket
@@ -77,7 +77,8 @@ class Studio:
             message = "Pictures are not kept, so there is no url. Take b64_json."
             raise Refusal(400, message, "response_format", "unsupported_value")
         if (asked.n or 1) > self.max_count:
-            message = f"At most {self.max_count} pictures may wait here, and n is {asked.n}. Ask for fewer at a time."
+            most = counted(self.max_count, "picture")
+            message = f"At most {most} may wait here, and n is {asked.n}. Ask for fewer at a time."
             raise Refusal(400, message, "n", "invalid_value")
         class_id = self.class_id(str(asked.prompt))
         try:
@@ -99,7 +100,7 @@ class Studio:
             words = str(error).replace("--class", "prompt").replace("`actvar-trt classes`", "/v1/classes")
             raise Refusal(400, words, "prompt", "unknown_class") from None
         if len(found) > 1:
-            message = f"prompt names {len(found)} classes, and a request is for one. Name one."
+            message = f"prompt names {counted(len(found), 'class', 'classes')}, and a request is for one. Name one."
             raise Refusal(400, message, "prompt", "several_classes")
         return found[0]
 

@@ -20,7 +20,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actvar.classes import class_label
-from actvar.errors import ActVARError
+from actvar.errors import ActVARError, counted
 from actvar.serve.bodies import GenerationRequest, PartialEvent
 from actvar.serve.explained import Explainer
 from actvar.serve.generations import Generation, Studio
@@ -91,10 +91,11 @@ class _Page:
         model, name = self._studio.model, self._studio.name
         kind = "ActVAR" if self._explainer.scale else "VAR"
         classes = [(class_label(model, i), i) for i in range(model.num_classes)]
+        scales = counted(len(model.schedule), "scale")
         with gr.Blocks(title=f"{name} · ActVAR-TRT", analytics_enabled=False) as page:
             gr.HTML(
-                f"<h1>{escape(name)}</h1><p>{kind}, {len(model.schedule)} scales, {self._studio.size} pixels. Class, "
-                "seed and number decide a picture, to the byte.</p>"
+                f"<h1>{escape(name)}</h1><p>{kind}, {scales}, {self._studio.size} pixels. "
+                "Class, seed and number decide a picture, to the byte.</p>"
             )
             with gr.Row():
                 chosen = gr.Dropdown(

@@ -250,7 +250,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_again(bundle: Path, gate: 
         second = clients.submit(served.ask, prompt="2", n=3, seed=2)
         until(lambda: served.figures()["actvar_queue_length"] == 3)
         answer = served.ask(prompt="3", n=2)
-        assert "3 pictures wait" in refused(answer, 429, None, "queue_full")
+        assert "3 pictures in the queue" in refused(answer, 429, None, "queue_full")
         assert int(answer.headers["Retry-After"]) >= 1
         streamed = served.ask(prompt="3", n=2, stream=True)
         refused(streamed, 429, None, "queue_full")

@@ -152,7 +152,8 @@ def _kind(model: ModelConfig) -> str:
 
 
 def _small(decoder: SmallDecoderConfig) -> str:
-    return f"small: {decoder.width} channels, {decoder.depth} blocks at each side below the picture's"
+    blocks = counted(decoder.depth, "block")
+    return f"small: {counted(decoder.width, 'channel')}, {blocks} at each side below the picture's"
 
 
 def _activation(model: ModelConfig) -> str:
@@ -169,12 +170,12 @@ def _activation(model: ModelConfig) -> str:
 
 
 def _guided(model: ModelConfig) -> str:
-    scales = len(model.schedule)
+    scales = counted(len(model.schedule), "scale")
     if not model.is_guided:
-        return f"none of {scales} scales: guidance-free, it draws by the conditional row alone"
+        return f"none of {scales}: guidance-free, it draws by the conditional row alone"
     if model.guided_scales is None:
-        return f"all {scales} scales"
-    return f"{'scale 1' if model.guided_scales == 1 else f'scales 1-{model.guided_scales}'} of {scales}"
+        return f"all {scales}"
+    return f"{'scale 1' if model.guided_scales == 1 else f'scales 1-{model.guided_scales}'} of {len(model.schedule)}"
 
 
 def _rows(model: ModelConfig) -> str:

@@ -21,6 +21,7 @@ from actvar.checkpoint.weights import Weights
 from actvar.config import Activation, Decoder, ModelConfig
 from actvar.errors import ArgumentError, CheckpointError, UsageError, counted, needs, shown
 from actvar.parameters import is_scorer, parameter_shapes
+from actvar.provenance import pasteable
 from actvar.scales import ScaleSchedule
 
 if TYPE_CHECKING:
@@ -111,9 +112,8 @@ def open_model(
     if decoder == "full":
         config = replace(config, small_decoder=None)
     elif config.small_decoder is None:
-        raise CheckpointError(
-            f"{shown(vqvae or path)} holds no small decoder. Make one: actvar-trt train decoder --model {shown(path)}."
-        )
+        make = pasteable("train", "decoder", "--model", path, "--tokens-dir", "TOKENS", "--out", "FOLDER")
+        raise CheckpointError(f"{shown(vqvae or path)} holds no small decoder. Make one: {make}")
     is_dense = config.activation is None
     if activation:
         config = _activated(config, activation, path)

@@ -56,7 +56,9 @@ def block_panels(picture_HW3: np.ndarray, choices: Choices) -> list[tuple[Image.
     for i, (kept_L, used_LN) in enumerate(zip(choices.kept_DL, choices.used_DLN, strict=True)):
         each = used_LN[kept_L].sum(1)
         by = f"{each.min()}" if each.min() == each.max() else f"{each.min()} to {each.max()}"
-        did = f"block {i + 1}: {kept_L.sum()} of {tokens} tokens, each by {by} of {experts} experts"
+        did = (
+            f"block {i + 1}: {kept_L.sum()} of {counted(tokens, 'token')}, each by {by} of {counted(experts, 'expert')}"
+        )
         panels.append((_faded(shown, kept_L, choices.side), did))
     return panels
 
