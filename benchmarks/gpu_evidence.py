@@ -27,6 +27,7 @@ from actvar.benchmarks.gpu.steps import STEPS, chosen
 from actvar.benchmarks.gpu.summary import summary
 from actvar.errors import ActVARError, UsageError
 from actvar.export.bundle_cache import exporter_digest
+from actvar.plugins.library import LIBRARY_FILE, PLUGIN_VARIABLE
 from actvar.provenance import commit, typed
 from actvar.runtime.machine import cache_folder, this_machine
 
@@ -55,6 +56,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, help="seconds for all steps together; the bundles do not count")
     parser.add_argument("--steps", help="some of " + ",".join(step.name for step in STEPS) + "; all if left out")
     parser.add_argument("--bundles", type=Path, help="folder of the bundles; in the cache if left out")
+    parser.add_argument("--libraries", type=Path, help="folder of the compiled libraries; the checkout's if left out")
     given = parser.parse_args(arguments)
     given.steps = given.steps.split(",") if given.steps else []
     for name in given.steps:
@@ -62,6 +64,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise UsageError(f"No step is called {name!r}. There are {', '.join(step.name for step in STEPS)}.")
     if given.official_var and not given.official_var.is_dir():
         raise UsageError(f"--official-var {given.official_var} is no folder. Name a checkout, or leave it out.")
+    if given.libraries and not (given.libraries / LIBRARY_FILE).is_file():
+        raise UsageError(
+            f"--libraries {given.libraries} holds no {LIBRARY_FILE}. Name the folder that it was built in."
+        )
     if given.deadline is not None and not given.deadline > 0:
         raise UsageError(f"--deadline must be more than 0 seconds, got {given.deadline:g}.")
     return given
@@ -74,6 +80,7 @@ def _run(given: argparse.Namespace) -> int:
     for folder in (out, bundles):
         folder.mkdir(parents=True, exist_ok=True)
     official = ["--official-var", str(given.official_var.resolve())] if given.official_var else []
+    libraries = {PLUGIN_VARIABLE: str(given.libraries.resolve() / LIBRARY_FILE)} if given.libraries else {}
     header = {
         "command": typed(["python", *sys.argv]),
         **commit(),
@@ -90,7 +97,7 @@ def _run(given: argparse.Namespace) -> int:
         def tell(text: str) -> None:
             print(text, flush=True)
 
-        run = Run(command, os.environ, Path.cwd(), Path(scratch), out, header, deadline, tell)
+        run = Run(command, {**os.environ, **libraries}, Path.cwd(), Path(scratch), out, header, deadline, tell)
         records = run_steps(chosen(given.steps), run)
     print(f"\n{summary(records)}\n\nAll of it: {out / SUMMARY_FILE}")
     return exit_code(records)
