@@ -7,6 +7,11 @@ importance, each case in a process and within a time of its own. Each step's JSO
 summary.json with it; the summary in words is printed at the end. A later step builds on what an earlier one found,
 in this call or in one before it with the same --out. What a machine lacks is said, case by case.
 
+    python benchmarks/gpu_evidence.py --rehearse
+
+needs no GPU: it runs every step's code over stand-ins, with a model of a few neurons, so that a slip costs no time of
+the machine. It measures nothing.
+
 Exit codes: 0, everything was done; 1, something failed, ran out of time, or cannot be used; 2, a wrong option;
 3, nothing failed, but some of it was skipped, and the summary says why.
 """
@@ -27,14 +32,19 @@ from actvar.benchmarks.gpu.steps import STEPS, chosen
 from actvar.benchmarks.gpu.summary import summary
 from actvar.errors import ActVARError, UsageError
 from actvar.export.bundle_cache import exporter_digest
+from actvar.plugins.library import LIBRARY_FILE, PLUGIN_VARIABLE
 from actvar.provenance import commit, typed
 from actvar.runtime.machine import cache_folder, this_machine
+
+REHEARSED = ("test_gpu_evidence.py", "test_gpu_steps.py", "test_kernel_bench.py")
+"""Files of the tests that are the steps' rehearsal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say; returns the exit code. A user's mistake is a message, not a traceback."""
     try:
-        return _run(_options(arguments))
+        given = _options(arguments)
+        return _rehearse() if given.rehearse else _run(given)
     except ActVARError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
@@ -50,21 +60,42 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         UsageError: it cannot be.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the JSON of the steps")
+    parser.add_argument("--out", type=Path, help="folder for the JSON of the steps")
+    parser.add_argument("--rehearse", action="store_true", help="run every step's code over stand-ins instead")
     parser.add_argument("--official-var", type=Path, help="checkout of VAR's own code, to compare with")
     parser.add_argument("--deadline", type=float, help="seconds for all steps together; the bundles do not count")
     parser.add_argument("--steps", help="some of " + ",".join(step.name for step in STEPS) + "; all if left out")
     parser.add_argument("--bundles", type=Path, help="folder of the bundles; in the cache if left out")
+    parser.add_argument("--libraries", type=Path, help="folder of the compiled libraries; the checkout's if left out")
     given = parser.parse_args(arguments)
+    if given.out is None and not given.rehearse:
+        parser.error("the following arguments are required: --out")
     given.steps = given.steps.split(",") if given.steps else []
     for name in given.steps:
         if name not in [step.name for step in STEPS]:
             raise UsageError(f"No step is called {name!r}. There are {', '.join(step.name for step in STEPS)}.")
     if given.official_var and not given.official_var.is_dir():
         raise UsageError(f"--official-var {given.official_var} is no folder. Name a checkout, or leave it out.")
+    if given.libraries and not (given.libraries / LIBRARY_FILE).is_file():
+        raise UsageError(
+            f"--libraries {given.libraries} holds no {LIBRARY_FILE}. Name the folder that it was built in."
+        )
     if given.deadline is not None and not given.deadline > 0:
         raise UsageError(f"--deadline must be more than 0 seconds, got {given.deadline:g}.")
     return given
+
+
+def _rehearse() -> int:
+    """Run the tests of the steps.
+
+    Raises:
+        ActVARError: they are not here.
+    """
+    files = [Path(__file__).resolve().parents[1] / "tests" / name for name in REHEARSED]
+    if not all(file.is_file() for file in files):
+        raise ActVARError("The tests of the steps are not here. Run this from a checkout.")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *map(str, files)]
+    return 1 if subprocess.run(command, check=False).returncode else 0
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -74,6 +105,7 @@ def _run(given: argparse.Namespace) -> int:
     for folder in (out, bundles):
         folder.mkdir(parents=True, exist_ok=True)
     official = ["--official-var", str(given.official_var.resolve())] if given.official_var else []
+    libraries = {PLUGIN_VARIABLE: str(given.libraries.resolve() / LIBRARY_FILE)} if given.libraries else {}
     header = {
         "command": typed(["python", *sys.argv]),
         **commit(),
@@ -90,7 +122,7 @@ def _run(given: argparse.Namespace) -> int:
         def tell(text: str) -> None:
             print(text, flush=True)
 
-        run = Run(command, os.environ, Path.cwd(), Path(scratch), out, header, deadline, tell)
+        run = Run(command, {**os.environ, **libraries}, Path.cwd(), Path(scratch), out, header, deadline, tell)
         records = run_steps(chosen(given.steps), run)
     print(f"\n{summary(records)}\n\nAll of it: {out / SUMMARY_FILE}")
     return exit_code(records)

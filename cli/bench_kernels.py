@@ -6,12 +6,13 @@ from typing import Annotated
 
 import numpy as np
 
-from actvar.benchmarks.kernels.cases import EXPERTS, Cases
+from actvar.benchmarks.kernels.cases import EXPERTS, Cases, Moved, Routed
 from actvar.benchmarks.kernels.report import KernelReport
 from actvar.cli.options import integers, make_out_folder, model_option, out_option
 from actvar.config import PRESETS
 from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError, needs
+from actvar.files import written_whole
 from actvar.plotting import plot_files
 from actvar.provenance import typed
 from actvar.reports import show, write_reports
@@ -25,6 +26,7 @@ actvar-trt bench kernels --token-counts 254,384 --presets d20 --active-experts 1
 
 actvar-trt bench kernels --routing routing.npy"""
 
+JSON_FILE = "kernels.json"
 _MOST_TOKENS = 1 << 20
 
 
@@ -60,26 +62,40 @@ def kernels(
         from actvar.runtime.backends.cuda_memory import device_info
     device_info()
     make_out_folder(out)
-    report = _measured(cases)
+    report = _measured(cases, out)
     page = show(report.tables())
     plots = plot_files("kernels", report.plot)
-    write_reports(out, {"kernels.json": report.to_json(), "kernels.txt": page, **plots})
+    write_reports(out, {JSON_FILE: report.to_json(), "kernels.txt": page, **plots})
 
 
-def _measured(cases: Cases) -> KernelReport:
+def _measured(cases: Cases, out: Path) -> KernelReport:
+    """Every figure is in the JSON as soon as it is there: a machine may be taken away at any moment."""
     from actvar.benchmarks.kernels.bench import KernelBench
     from actvar.benchmarks.kernels.cublas_lt import open_cublas_lt
     from actvar.plugins.kernel_calls import open_kernels
     from actvar.runtime.backends.cuda_memory import CudaMemory
 
     memory = CudaMemory()
-    machine = this_machine()
+    machine, command = this_machine(), typed(["actvar-trt", *sys.argv[1:]])
+    moved, routed = list[Moved](), list[Routed]()
+
+    def report() -> KernelReport:
+        return KernelReport(command, machine, ceiling, tuple(moved), tuple(routed))
+
+    def keep(figures: Moved | Routed) -> None:
+        if isinstance(figures, Moved):
+            moved.append(figures)
+        else:
+            routed.append(figures)
+        with written_whole(out / JSON_FILE) as file:
+            file.write(report().to_json().encode())
+
     with progress_bar("kernels beside their peers") as progress:
-        bench = KernelBench(open_kernels(), open_cublas_lt(), memory, memory.stream(), progress)
+        bench = KernelBench(open_kernels(), open_cublas_lt(), memory, memory.stream(), progress, keep)
         ceiling = bench.ceiling()
-        moved, routed = bench.moves(cases.widths), bench.routed(cases)
-    command = typed(["actvar-trt", *sys.argv[1:]])
-    return KernelReport(command, machine, ceiling, tuple(moved), tuple(routed))
+        bench.moves(cases.widths)
+        bench.routed(cases)
+    return report()
 
 
 def _numbers(option: str, text: str, most: int) -> tuple[int, ...]:

@@ -261,15 +261,23 @@ def toolkit_headers() -> Path | None:
 @cache
 def host_library() -> ctypes.CDLL:
     """The kernels over the stand-in for CUDA."""
+    return build_on_host("kernels", KERNELS)
+
+
+def build_on_host(name: str, folder_of_sources: Path) -> ctypes.CDLL:
+    """All sources of a folder over the stand-in for CUDA, as one library."""
     headers, compiler = toolkit_headers(), shutil.which(os.environ.get("CXX", "g++"))
     if headers is None or compiler is None:
         pytest.skip("needs a C++ compiler and the headers of the CUDA toolkit")
     files = sorted(
-        p for folder in (KERNELS, ON_HOST) for p in folder.rglob("*") if p.suffix in {".cu", ".cuh", ".cpp", ".h"}
+        p
+        for folder in (folder_of_sources, ON_HOST)
+        for p in folder.rglob("*")
+        if p.suffix in {".cu", ".cuh", ".cpp", ".h"}
     )
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:12]
-    folder = ROOT / "build" / f"kernels-on-host-{digest}"
-    library = folder / "libactvar_kernels_on_host.so"
+    folder = ROOT / "build" / f"{name}-on-host-{digest}"
+    library = folder / f"libactvar_{name}_on_host.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]

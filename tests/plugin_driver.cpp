@@ -5,8 +5,10 @@
 #include <NvInferRuntime.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -16,6 +18,8 @@ extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
 namespace {
 
 using namespace nvinfer1;
+
+std::size_t allocations = 0, workspace_bytes = 0;
 
 class Log : public ILogger, public ILoggerFinder {
 public:
@@ -42,6 +46,18 @@ Capability* as(IPluginV3& plugin, PluginCapabilityType type) {
 }
 
 }  // namespace
+
+// For this library, plugins included: it is linked so that its own calls come here.
+void* operator new(std::size_t size) {
+    ++allocations;
+    if (void* const memory = std::malloc(size > 0 ? size : 1)) return memory;
+    throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+// Of the last plugin that was run.
+extern "C" std::size_t workspaceBytes() { return workspace_bytes; }
 
 struct Tensor {
     void* data;
@@ -89,11 +105,14 @@ extern "C" int runPlugin(char const* name, int attributes, char const* const* na
         build->getOutputDataTypes(output_types.data(), outputs, types.data(), inputs) != 0)
         return finish(3);
     if (!std::equal(output_types.begin(), output_types.end(), types.begin() + inputs)) return finish(4);
+    if (build->getNbTactics() != 0) return finish(11);
+    if (build->supportsFormatCombination(0, bounds.data(), inputs - 1, outputs + 1)) return finish(12);
+    the_log.text.clear();
     for (int i = 0; i < inputs + outputs; ++i)
         if (!build->supportsFormatCombination(i, bounds.data(), inputs, outputs)) return finish(5);
     if (build->configurePlugin(bounds.data(), inputs, &bounds[inputs], outputs) != 0) return finish(6);
-    std::vector<char> workspace(build->getWorkspaceSize(bounds.data(), inputs, &bounds[inputs], outputs) + 512,
-                                static_cast<char>(poison));
+    workspace_bytes = build->getWorkspaceSize(bounds.data(), inputs, &bounds[inputs], outputs);
+    std::vector<char> workspace(workspace_bytes + 512, static_cast<char>(poison));
     auto const start = reinterpret_cast<std::uintptr_t>(workspace.data());
     auto* const aligned = reinterpret_cast<void*>((start + 255) / 256 * 256);
 
@@ -106,8 +125,9 @@ extern "C" int runPlugin(char const* name, int attributes, char const* const* na
     auto* const run = as<IPluginV3OneRuntime>(*attached, PluginCapabilityType::kRUNTIME);
     if (run->setTactic(tactic) != 0) return finish(8);
     if (run->onShapeChange(descriptions.data(), inputs, &descriptions[inputs], outputs) != 0) return finish(9);
+    std::size_t const before = allocations;
     if (run->enqueue(descriptions.data(), &descriptions[inputs], addresses.data(), &addresses[inputs], aligned,
                      nullptr) != 0)
         return finish(10);
-    return finish(0);
+    return finish(allocations == before ? 0 : 13);
 }

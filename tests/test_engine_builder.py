@@ -31,12 +31,13 @@ from actvar.errors import BundleError, EngineError, UsageError
 from actvar.export.onnx_export import export_graphs
 from actvar.export.operators.lowering import lower
 from actvar.export.plans import engine_library
-from actvar.export.plans.builder import build_plans
+from actvar.export.plans.builder import build_plans, timing_cache_of
 from actvar.export.plans.engine_library import capabilities, choose_target, library_path, load_engine
 from actvar.export.plans.processes import Task, run_tasks
 from actvar.export.plans.report import plan_table
 from actvar.export.plans.worker import BuildJob, BuildResult
 from actvar.files import hash_file, locked
+from actvar.runtime.machine import CACHE_VARIABLE
 
 pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
 
@@ -501,6 +502,16 @@ def test_a_timing_cache_is_kept_and_may_be_damaged(built, tmp_path, known):
     )
     assert isinstance(outcomes[0], BuildResult) and "timing cache" in Path(log).read_text()
     assert cache.read_bytes() not in (b"", known)
+
+
+def test_times_of_another_plugin_library_are_not_taken(monkeypatch, tmp_path):
+    """TensorRT would take them for those of a plugin of the same name and attributes."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    target = PlanTarget("tensorrt", "11.1", ("8.9",), "a GPU")
+    plans = PlanManifest(target, PlanOptions(), "", None, {}, {})
+    files = [timing_cache_of(replace(plans, plugin_library=library)) for library in (None, "a" * 64, "b" * 64)]
+    assert len(set(files)) == 3 and all(file and target.folder in file.name for file in files)
+    assert timing_cache_of(replace(plans, target=replace(target, device=""))) is None
 
 
 def quiet(graph: str, share: float) -> None:

@@ -195,6 +195,7 @@ def test_every_step_has_its_code_and_every_bundle_is_made():
     [
         (["--steps", "machine,timing"], "No step is called 'timing'. There are bundles, machine, rtx_answer"),
         (["--official-var", "none"], "--official-var none is no folder"),
+        (["--libraries", "none"], "--libraries none holds no libactvar_plugins.so"),
         (["--deadline", "0"], "--deadline must be more than 0 seconds"),
     ],
 )

@@ -6,11 +6,13 @@ is a small library of the same C interface. Times mean nothing then; everything 
 Letters in shapes: M tokens, C width, N experts.
 """
 
+import ctypes
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -31,7 +33,7 @@ from plugin_build import kernel_library_path  # noqa: E402
 
 from actvar.benchmarks.kernels import bench as kernel_bench  # noqa: E402
 from actvar.benchmarks.kernels.bench import KernelBench  # noqa: E402
-from actvar.benchmarks.kernels.cases import Cases, Moved, Routed  # noqa: E402
+from actvar.benchmarks.kernels.cases import Cases, Ceiling, Moved, Routed  # noqa: E402
 from actvar.benchmarks.kernels.cublas_lt import CublasLt, Product, open_cublas_lt  # noqa: E402
 from actvar.benchmarks.kernels.report import KernelReport  # noqa: E402
 from actvar.benchmarks.pictures.measure import Spread  # noqa: E402
@@ -42,6 +44,8 @@ from actvar.plugins.library import PLUGIN_VARIABLE  # noqa: E402
 from actvar.runtime.backends.cuda_memory import CudaMemory  # noqa: E402
 from actvar.runtime.backends.memory import Block, HostMemory  # noqa: E402
 from actvar.runtime.machine import Machine  # noqa: E402
+
+WEIGHT_BYTES = 2 * 2 * 4 * 32 * 32  # of one set, of width 32
 
 
 class TimedCuda(HostCuda):
@@ -101,7 +105,8 @@ def host(monkeypatch, lt) -> TimedCuda:
     monkeypatch.setattr(cuda_memory.CudaStream, "handle", property(lambda stream: 0))  # what the host's libraries take
     monkeypatch.setattr(kernel_bench, "_SCRATCH", 256)
     monkeypatch.setattr(kernel_bench, "_MOST_PRODUCT", 32)
-    monkeypatch.setattr(kernel_bench.KernelBench.ceiling, "__defaults__", (32,))
+    monkeypatch.setattr(kernel_bench.KernelBench.ceiling, "__defaults__", (32, 4096))
+    monkeypatch.setattr(kernel_bench, "_ROTATED", 0)  # one set
     monkeypatch.setattr(kernel_bench, "ROWS", (2,))
     monkeypatch.setattr(kernel_bench, "KEPT", ((9, 7),))
     monkeypatch.setattr(kernel_bench, "ROUTED_TOKENS", (40,))
@@ -109,10 +114,17 @@ def host(monkeypatch, lt) -> TimedCuda:
 
 
 @pytest.fixture
-def bench(host, lt) -> KernelBench:
+def kept() -> list[Moved | Routed]:
+    """What the bench has handed over so far."""
+    return []
+
+
+@pytest.fixture
+def bench(host, lt, kept) -> KernelBench:
     """Over the stand-ins."""
     memory = CudaMemory()
-    return KernelBench(open_kernels(Path(host_library()._name)), lt, memory, memory.stream(), lambda share: None)
+    library = open_kernels(Path(host_library()._name))
+    return KernelBench(library, lt, memory, memory.stream(), lambda share: None, kept.append)
 
 
 # ---- cuBLASLt
@@ -161,13 +173,14 @@ def test_without_cublas_lt_it_is_said_what_to_install():
 # ---- measuring
 
 
-def test_every_tactic_is_measured_beside_the_dense_ffn_and_compared_with_it(bench):
+def test_every_tactic_is_measured_beside_the_dense_ffn_and_compared_with_it(bench, kept):
     """With all experts active both compute the same; fewer, random or recorded, are timed alone."""
     recorded = np.tile(np.arange(16, dtype=np.float32), (3, 1))
     found = bench.routed(Cases((3, 40), (32,), (4, 16), recorded))
     names = [(f.tokens, f.active, f.routing) for f in found]
     each = [(4, "random"), (16, "random"), (4, "recorded")]
     assert names == [(tokens, *rest) for tokens in (3, 40) for rest in each]
+    assert kept == found
     for figures in found:
         assert set(figures.tactics) == set(TACTICS) and figures.default in TACTICS
         assert figures.dense.median == 1e-3
@@ -187,9 +200,27 @@ def test_a_wrong_result_is_not_timed(bench, monkeypatch):
         bench.routed(Cases((40,), (32,), (16,)))
 
 
-def test_a_kernel_that_moves_bytes_is_beside_a_copy_of_as_many(bench):
+def test_repeats_go_through_sets_of_weights_that_no_cache_holds(bench, monkeypatch):
+    """Here three sets; each is read as often as the others, by the kernels and by the dense FFN."""
+    monkeypatch.setattr(kernel_bench, "_ROTATED", 2 * WEIGHT_BYTES)
+    launch, read = type(bench.kernels).launch, Counter[tuple[int, int, int]]()
+
+    def recording(kernels, function, *arguments):
+        if function == "actvarRoutedFfn":
+            read[arguments[1], arguments[4], arguments[6]] += 1
+        return launch(kernels, function, *arguments)
+
+    monkeypatch.setattr(type(bench.kernels), "launch", recording)
+    bench.routed(Cases((3,), (32,), (4,)))
+    for tactic in TACTICS:
+        first, *others = (times for (number, *_), times in read.items() if number == tactic)
+        assert len(others) == 2 and len(set(others)) == 1 and 0 <= first - others[0] <= 2  # twice before it is recorded
+
+
+def test_a_kernel_that_moves_bytes_is_beside_a_copy_of_as_many(bench, kept):
     """Bytes read and written, counted from the shapes."""
     found = {(moved.kernel, *moved.shape.values()): moved for moved in bench.moves((32,))}
+    assert kept == list(found.values())
     assert {name: moved.bytes for name, moved in found.items()} == {
         ("select", 2, 9, 7): 2 * (9 * 4 + 7 * 8),
         ("gather", 2, 9, 7, 32): 2 * 2 * 7 * 32 * 2 + 2 * 7 * 8,
@@ -204,9 +235,22 @@ def test_a_kernel_that_moves_bytes_is_beside_a_copy_of_as_many(bench):
     assert all(moved.ratio == 1 for moved in found.values())
 
 
-def test_the_ceiling_is_of_a_product_whose_operations_are_counted(bench):
-    """2 n³ in a millisecond."""
-    assert bench.ceiling(64) == pytest.approx(2 * 64**3 / 1e-3)
+def test_the_ceiling_is_of_a_product_and_a_copy_of_random_numbers(bench, lt, monkeypatch):
+    """2 n³ operations in a millisecond, and twice the bytes of a copy; zeros would take less power, and run faster."""
+    candidates, copy, seen = type(lt).candidates, type(bench.stream).copy, []
+
+    def multiplied(lt, product, x, w, *rest):
+        seen.extend(np.ctypeslib.as_array((ctypes.c_uint16 * 4096).from_address(a)).copy() for a in (x, w))
+        return candidates(lt, product, x, w, *rest)
+
+    def copied(stream, target, source, size):
+        seen.append(np.ctypeslib.as_array((ctypes.c_uint16 * (size // 2)).from_address(source)).copy())
+        return copy(stream, target, source, size)
+
+    monkeypatch.setattr(type(lt), "candidates", multiplied)
+    monkeypatch.setattr(type(bench.stream), "copy", copied)
+    assert bench.ceiling(64, 4096) == Ceiling(pytest.approx(2 * 64**3 / 1e-3), pytest.approx(2 * 4096 / 1e-3))
+    assert len(seen) > 2 and all(len(np.unique(values)) > len(values) / 4 for values in seen)
 
 
 # ---- the report
@@ -220,6 +264,18 @@ def test_ratios_and_the_fastest_tactic_are_taken_from_medians():
     assert figures.dense_operations == 2 * (2 * 8 * 32 * 128)
 
 
+def test_every_figure_says_which_part_of_the_roofline_it_reaches():
+    """By hand: 4 of 16 experts are a quarter of the operations; weights, biases, x, y and scores count once."""
+    ceiling = Ceiling(operations=1e6, bytes=1e5)
+    figures = Routed(8, 32, 4, "random", Spread.of([2.0]), {1: Spread.of([4.0])}, 1, None)
+    operations, size = 2 * (2 * 8 * 32 * 128), 2 * (2 * 32 * 128 + 128 + 32 + 2 * 8 * 32)
+    assert figures.reached_dense(ceiling) == {"bytes": size / 2 / 1e5, "operations": operations / 2 / 1e6}
+    routed = {"bytes": (size + 8 * 16 * 4) / 4 / 1e5, "operations": operations / 4 / 4 / 1e6}
+    assert figures.reached(ceiling) == {1: routed}
+    moved = Moved("gather", {}, 10, Spread.of([4.0]), Spread.of([2.0]))
+    assert moved.reached(ceiling) == {"bytes": 10 / 4 / 1e5, "operations": 0}
+
+
 def test_the_report_holds_every_figure_once_and_draws_the_best():
     """Tables for a person, JSON with the single measurements, one line in the drawing for each width and routing."""
     machine = Machine("cpu", 2, 1, "system", "a GPU", 0.0, {})
@@ -230,10 +286,12 @@ def test_the_report_holds_every_figure_once_and_draws_the_best():
         for masks in ("random", "recorded")
     )
     moved = (Moved("gather", {"rows": 2}, 10, Spread.of([3.0]), Spread.of([2.0])),)
-    report = KernelReport("a command", machine, 1e15, moved, routed)
+    report = KernelReport("a command", machine, Ceiling(1e15, 3e12), moved, routed)
     content = json.loads(report.to_json())
     assert [f["aim"] for f in content["routed"]] == [0.38] * 4 + [0.33] * 4
     assert {f["best"] for f in content["routed"]} == {1} and content["moved"][0]["ratio"] == 1.5
+    assert all(figures["reached"]["1"].keys() == {"bytes", "operations"} for figures in content["routed"])
+    assert content["moved"][0]["reached"]["bytes"] == 10 / 3 / 3e12
     [axes] = report.plot().axes
     lines = [line for line in axes.lines if list(line.get_xdata()) == [4096, 24576]]
     assert len(lines) == 4 and sum(line.get_linestyle() == "--" for line in lines) == 2

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped
+from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped, the_gpu
 from actvar.plugins.library import kernel_library
+from actvar.plugins.machine_code import require_machine_code
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _NOTHING_COLLECTED = 5  # pytest's exit code
 _LINES = 60
 _BENCH = (sys.executable, "-c", "from actvar.cli.main import main; main()", "bench", "kernels")
+_TEST_LIBRARIES = "ACTVAR_TEST_LIBRARIES"  # of the tests: a folder of built libraries, with which they compile nothing
 _RECORDER = (sys.executable, "-m", "actvar.benchmarks.kernel_routing")
 
 
@@ -22,8 +24,9 @@ def gpu_tests(case: str, places: Places, report: Report) -> None:
     files = sorted(path for path in (_CHECKOUT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text())
     if not files:
         raise Skipped("There are no tests here. Run this from a checkout.")
+    libraries = _kernels().parent
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rA", "-p", "no:cacheprovider", "--tb=short"]
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", _TEST_LIBRARIES: str(libraries)}
     done = subprocess.run(
         [*command, *map(str, files)], cwd=_CHECKOUT, env=environment, capture_output=True, text=True, check=False
     )
@@ -38,8 +41,7 @@ def gpu_tests(case: str, places: Places, report: Report) -> None:
 
 def kernels(case: str, places: Places, report: Report) -> None:
     """The benchmark, with masks that the mini model's router makes beside random ones; takes over its JSON."""
-    if kernel_library() is None:
-        raise Skipped("The kernels are not built here.")
+    _kernels()
     routing, out = places.scratch / "routing.npy", places.scratch / "kernels"
     recorded = subprocess.run([*_RECORDER, "--out", str(routing)], check=False).returncode == 0
     report.add(recorded_masks=recorded)
@@ -49,3 +51,17 @@ def kernels(case: str, places: Places, report: Report) -> None:
         report.add(kernels=json.loads(figures.read_bytes()))
     if done.returncode:
         raise Departure(f"`bench kernels` ended with {done.returncode}.")
+
+
+def _kernels() -> Path:
+    """The built kernels: nothing compiles while a GPU waits.
+
+    Raises:
+        Skipped: there are none.
+        ActVARError: this GPU could not run them as they are.
+    """
+    library = kernel_library()
+    if library is None:
+        raise Skipped("The kernels are not built here. Build them, or name the folder with --libraries.")
+    require_machine_code(library, the_gpu().capability)
+    return library

@@ -1,7 +1,8 @@
 """What the CUDA kernels take on the first GPU, beside what they cannot beat: a copy of their bytes, and cuBLASLt.
 
-Every figure has its peer from the same run, taken right before it. Work is repeated on the same memory, by the kernels
-and by their peers: what fits the GPU's cache is read from there by both.
+Every figure has its peer from the same run, taken right before it. Kernels that move bytes are repeated on the same
+memory, as their peers are: what fits the GPU's cache is read from there by both. The FFN's weights are not: a model's
+blocks each have their own, so repeats go through as many sets as no cache holds.
 
 Letters in shapes: R rows, L tokens, K kept tokens, C width, M tokens of all rows, N experts, H = 4C hidden neurons.
 """
@@ -14,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from actvar.benchmarks.kernels.cases import EXPERTS, RANDOM, Cases, Moved, Routed
+from actvar.benchmarks.kernels.cases import EXPERTS, RANDOM, Cases, Ceiling, Moved, Routed
 from actvar.benchmarks.kernels.cublas_lt import Launch, Product
 from actvar.benchmarks.pictures.measure import Spread
 from actvar.errors import EngineError, counted
@@ -35,6 +36,9 @@ _EPSILON = 1e-6
 _DIFFERENT_ROWS = 4096  # of x; further ones repeat
 _CHECKED_TOKENS, _TOLERANCE = 4096, 0.02
 _MOST_PRODUCT = 8192
+_COPIED = 1 << 30  # bytes: many times what any cache holds
+_RANDOM_VALUES = (1 << 20) + 7  # different ones of the ceiling; further ones repeat, in no step with any tile
+_ROTATED = 192 << 20  # bytes of weights that are gone through: three times an H200's cache of 60 MB
 
 
 class Dense(Protocol):
@@ -47,22 +51,31 @@ class Dense(Protocol):
 
 @dataclass(frozen=True)
 class KernelBench:
-    """Measures; `tell` is given the share that is done, 0 to 1."""
+    """Measures; `tell` is given the share that is done, 0 to 1, and `keep` every figure as soon as it is there."""
 
     kernels: Kernels
     dense: Dense
     memory: CudaMemory
     stream: CudaStream
     tell: Callable[[float], None]
+    keep: Callable[[Moved | Routed], None]
 
-    def ceiling(self, size: int = _MOST_PRODUCT) -> float:
-        """Operations a second of the best square product: what tensor cores reach here."""
+    def ceiling(self, size: int = _MOST_PRODUCT, copied: int = _COPIED) -> Ceiling:
+        """Of the best square product and of a copy, both of random numbers: zeros take less power, and run faster."""
+        return Ceiling(self._product(size), self._copy(copied))
+
+    def _product(self, size: int) -> float:
         block = self.memory.allocate(3 * size * size * _ITEM)
         x, w, y = (block.address + i * size * size * _ITEM for i in range(3))
         scratch = self.memory.allocate(_SCRATCH)
-        self._write(x, np.zeros(2 * size * size, np.float16))
+        self._write(x, np.resize(_random_halves(), 2 * size * size))
         product = Product(size, size, size, columns_first=True)
         return product.operations / self._best(self.dense.candidates(product, x, w, None, y, scratch))[1]
+
+    def _copy(self, size: int) -> float:
+        source, target = self.memory.allocate(size), self.memory.allocate(size)
+        self._write(source.address, np.resize(_random_halves(), size // _ITEM))
+        return 2 * size / self._seconds([lambda: self.stream.copy(target.address, source.address, size)]).median
 
     # ---- kernels that move bytes
 
@@ -173,8 +186,10 @@ class KernelBench:
         source: Block,
         target: Block,
     ) -> Moved:
-        copy = self._seconds(lambda: self.stream.copy(target.address, source.address, size // 2))
-        return Moved(kernel, shape, size, self._seconds(work), copy)
+        copy = self._seconds([lambda: self.stream.copy(target.address, source.address, size // 2)])
+        moved = Moved(kernel, shape, size, self._seconds([work]), copy)
+        self.keep(moved)
+        return moved
 
     # ---- the routed FFN
 
@@ -190,12 +205,14 @@ class KernelBench:
         count = len(cases.widths) * len(cases.tokens) * len(todo)
         for width in cases.widths:
             tensors = self._tensors(width, cases)
+            weights = self._weights(width)
             for tokens in cases.tokens:
-                dense = self._dense_ffn(tensors, tokens, width)
+                dense = self._dense_ffn(tensors, weights, tokens, width)
                 for routing, active in todo:
                     self.tell(len(found) / count)
                     self._write(tensors["scores"].address, _routing(cases.routings[routing], tokens))
-                    found.append(self._routed(tensors, dense, tokens, width, active, routing))
+                    found.append(self._routed(tensors, weights, dense, tokens, width, active, routing))
+                    self.keep(found[-1])
         return found
 
     def _tensors(self, width: int, cases: Cases) -> dict[str, Block]:
@@ -214,9 +231,7 @@ class KernelBench:
         return {
             "x": self._uploaded(np.resize(x, (most, width))),
             "scores": self.memory.allocate(most * EXPERTS * 4),
-            "w1": normal(width**-0.5, neurons, width),
             "b1": normal(0.5, neurons),
-            "w2": normal(neurons**-0.5, neurons, width),
             "b2": normal(0.5, width),
             "y": self.memory.allocate(most * width * _ITEM),
             "hidden": self.memory.allocate(most * neurons * _ITEM),
@@ -224,40 +239,58 @@ class KernelBench:
             "scratch": self.memory.allocate(_SCRATCH),
         }
 
-    def _dense_ffn(self, tensors: Mapping[str, Block], tokens: int, width: int) -> Callable[[], object]:
-        """Both products by the algorithms that are fastest here."""
+    def _weights(self, width: int) -> list[tuple[Block, Block]]:
+        """w1 and w2, in as many sets as no cache holds. All hold the same, so that every one gives the same result."""
+        values = 4 * width * width
+        sets = 1 + math.ceil(_ROTATED / (2 * values * _ITEM))
+        rng = np.random.default_rng(1)
+        w1, w2 = ((rng.standard_normal(values, np.float32) * n**-0.5).astype(np.float16) for n in (width, 4 * width))
+        return [(self._uploaded(w1), self._uploaded(w2)) for _ in range(sets)]
+
+    def _dense_ffn(
+        self, tensors: Mapping[str, Block], weights: Sequence[tuple[Block, Block]], tokens: int, width: int
+    ) -> list[Callable[[], object]]:
+        """Both products by the algorithms that are fastest here, for each set of weights."""
         place = {name: block.address for name, block in tensors.items()}
         scratch = tensors["scratch"]
         first = Product(tokens, width, 4 * width, columns_first=True, gelu=True)
         second = Product(tokens, 4 * width, width, columns_first=False)
-        products = (
-            self.dense.candidates(first, place["x"], place["w1"], place["b1"], place["hidden"], scratch),
-            self.dense.candidates(second, place["hidden"], place["w2"], place["b2"], place["y"], scratch),
-        )
-        launches = [self._best(candidates)[0] for candidates in products]
+        steps = (first, "x", "b1", "hidden"), (second, "hidden", "b2", "y")
 
-        def work() -> None:
-            for launch in launches:
-                launch(self.stream.handle)
+        def of_all_sets(step: int) -> list[Launch]:
+            """By the algorithm that is fastest over all sets, which a library lists in one order for all."""
+            product, x, bias, y = steps[step]
+            addresses = [(place[x], pair[step].address, place[bias], place[y]) for pair in weights]
+            each = [self.dense.candidates(product, *given, scratch) for given in addresses]
+            algorithms = list(zip(*each, strict=True))
+            seconds = [self._seconds(self._on_stream(launches)).median for launches in algorithms]
+            return list(algorithms[int(np.argmin(seconds))])
 
-        return work
+        def both(one: Launch, two: Launch) -> Callable[[], object]:
+            return lambda: (one(self.stream.handle), two(self.stream.handle))
+
+        return [both(*pair) for pair in zip(of_all_sets(0), of_all_sets(1), strict=True)]
+
+    def _on_stream(self, launches: Sequence[Launch]) -> list[Callable[[], object]]:
+        return [lambda launch=launch: launch(self.stream.handle) for launch in launches]  # type: ignore[misc]
 
     def _routed(
         self,
         tensors: Mapping[str, Block],
-        dense: Callable[[], object],
+        weights: Sequence[tuple[Block, Block]],
+        dense: Sequence[Callable[[], object]],
         tokens: int,
         width: int,
         active: int,
         routing: str,
     ) -> Routed:
         shape = RoutedFfnShape(tokens, width, 4 * width // EXPERTS, EXPERTS, active, _FP16)
-        names = "x", "scores", "w1", "b1", "w2", "b2", "y", "workspace"
-        addresses = [tensors[name].address for name in names]
+        place = {name: block.address for name, block in tensors.items()}
         size, stream = tensors["workspace"].bytes, self.stream.handle
 
-        def work(tactic: int) -> Callable[[], object]:
-            given = ctypes.byref(shape), tactic, *addresses, size, stream
+        def launch(tactic: int, w1: Block, w2: Block) -> Callable[[], object]:
+            read = place["x"], place["scores"], w1.address, place["b1"], w2.address, place["b2"]
+            given = ctypes.byref(shape), tactic, *read, place["y"], place["workspace"], size, stream
             return lambda: self.kernels.launch("actvarRoutedFfn", *given)
 
         seconds_dense, differences = self._seconds(dense), []
@@ -265,7 +298,7 @@ class KernelBench:
         expected = self._read(tensors["y"], tokens * width) if looks else None
         tactics = {}
         for tactic in TACTICS:
-            tactics[tactic] = self._seconds(work(tactic))
+            tactics[tactic] = self._seconds([launch(tactic, *pair) for pair in weights])
             if expected is not None:
                 differences.append(float(np.abs(self._read(tensors["y"], tokens * width) - expected).max()))
                 self._require_same(differences[-1], tactic, tokens, width)
@@ -286,20 +319,25 @@ class KernelBench:
 
     def _best(self, candidates: Sequence[Launch]) -> tuple[Launch, float]:
         """The fastest, and its seconds."""
-        timed = [(self._seconds(lambda c=c: c(self.stream.handle)).median, c) for c in candidates]  # type: ignore[misc]
+        timed = [(self._seconds(self._on_stream([c])).median, c) for c in candidates]
         seconds, launch = min(timed, key=lambda pair: pair[0])
         return launch, seconds
 
-    def _seconds(self, work: Callable[[], object]) -> Spread:
-        """Of one run, by so many runs in one CUDA graph that launching them counts for nothing."""
-        work()
+    def _seconds(self, works: Sequence[Callable[[], object]]) -> Spread:
+        """Of one run, by so many runs in one CUDA graph that launching them counts for nothing.
+
+        They take turns, every one as often: works that differ in what they read let no cache hold it.
+        """
+        works[0]()
         self.stream.wait()
-        once = max(self.stream.seconds(work), 1e-9)
-        repeats = min(max(math.ceil(_SAMPLE_SECONDS / once), 1), _MOST_REPEATS)
+        once = max(self.stream.seconds(works[0]), 1e-9)
+        rounds = math.ceil(min(max(math.ceil(_SAMPLE_SECONDS / once), 1), _MOST_REPEATS) / len(works))
+        repeats = rounds * len(works)
 
         def several() -> None:
-            for _ in range(repeats):
-                work()
+            for _ in range(rounds):
+                for work in works:
+                    work()
 
         replay = self.stream.record(several) or several
         replay()
@@ -322,6 +360,10 @@ class KernelBench:
         self.stream.read(staged, block.address)
         self.stream.wait()
         return staged.view(np.float16).astype(np.float32)
+
+
+def _random_halves() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(_RANDOM_VALUES, np.float32).astype(np.float16)
 
 
 def _scores(rows: int, columns: int) -> np.ndarray:

@@ -30,6 +30,18 @@ class Cases:
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """What this GPU reaches: operations a second of a large product in fp16, bytes a second of a large copy."""
+
+    operations: float
+    bytes: float
+
+    def reached(self, seconds: float, size: int, operations: int = 0) -> dict[str, float]:
+        """Which parts of both the least bytes and the operations of some work come to in this time."""
+        return {"bytes": size / seconds / self.bytes, "operations": operations / seconds / self.operations}
+
+
+@dataclass(frozen=True)
 class Moved:
     """A kernel that moves bytes: seconds, and those of a copy that reads and writes as many."""
 
@@ -43,6 +55,10 @@ class Moved:
     def ratio(self) -> float:
         """Of medians: the kernel's time as a multiple of the copy's."""
         return self.seconds.median / self.copy.median
+
+    def reached(self, ceiling: Ceiling) -> dict[str, float]:
+        """Parts of the ceiling."""
+        return ceiling.reached(self.seconds.median, self.bytes)
 
 
 @dataclass(frozen=True)
@@ -80,3 +96,24 @@ class Routed:
     def dense_operations(self) -> int:
         """Of the dense FFN."""
         return 16 * self.tokens * self.width**2
+
+    @property
+    def operations(self) -> int:
+        """Of the active experts alone."""
+        return self.dense_operations * self.active // EXPERTS
+
+    @property
+    def least_bytes(self) -> int:
+        """Weights, tokens in and tokens out, each once, in fp16: hidden values need not leave the chip."""
+        return 2 * (8 * self.width**2 + 5 * self.width + 2 * self.tokens * self.width)
+
+    def reached_dense(self, ceiling: Ceiling) -> dict[str, float]:
+        """Parts of the ceiling that the dense FFN reaches."""
+        return ceiling.reached(self.dense.median, self.least_bytes, self.dense_operations)
+
+    def reached(self, ceiling: Ceiling) -> dict[int, dict[str, float]]:
+        """Parts of the ceiling, by tactic, by the operations and bytes that cannot be left out."""
+        size = self.least_bytes + 4 * EXPERTS * self.tokens
+        return {
+            tactic: ceiling.reached(spread.median, size, self.operations) for tactic, spread in self.tactics.items()
+        }

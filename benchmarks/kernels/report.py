@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from actvar.benchmarks.kernels.cases import RECORDED, Moved, Routed
+from actvar.benchmarks.kernels.cases import RECORDED, Ceiling, Moved, Routed
 from actvar.plotting import FAINT, SERIES, new_figure
 from actvar.runtime.machine import Machine
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMAT, VERSION = "actvar-kernel-bench", 1
+FORMAT, VERSION = "actvar-kernel-bench", 2
 COPY_AIM = 1.3
 FFN_AIMS = {(12, 4096): 0.87, (12, 24576): 0.82, (4, 4096): 0.38, (4, 24576): 0.33}
 """Of the routed FFN's time as a multiple of the dense one's, by active experts and tokens; 1 for all others."""
@@ -29,18 +29,19 @@ _MARKERS = "osD^"
 
 @dataclass(frozen=True)
 class KernelReport:
-    """A benchmark: how it was asked for, where it ran, what tensor cores reach there, and every figure."""
+    """A benchmark: how it was asked for, where it ran, what is reached there at best, and every figure so far."""
 
     command: str
     machine: Machine
-    ceiling: float
+    ceiling: Ceiling
     moved: tuple[Moved, ...]
     routed: tuple[Routed, ...]
 
     @property
     def title(self) -> str:
         """Where, in a line."""
-        return f"{self.machine.gpu}; cuBLASLt reaches {self.ceiling * _TERA:.0f} TFLOP/s in fp16"
+        reached = f"cuBLASLt reaches {self.ceiling.operations * _TERA:.0f} TFLOP/s in fp16"
+        return f"{self.machine.gpu}; {reached}, a copy {self.ceiling.bytes * _TERA:.2f} TB/s"
 
     def tables(self) -> list[Table]:
         """What moves bytes, then the routed FFN."""
@@ -48,7 +49,7 @@ class KernelReport:
 
     def _moved(self) -> Table:
         title = f"{self.title}. Kernels that move bytes; aim: at most {COPY_AIM} of a copy of as many"
-        table = _table(title, "kernel", "shape", "MB", "µs", "copy µs", "ratio")
+        table = _table(title, "kernel", "shape", "MB", "µs", "copy µs", "ratio", "of ceiling")
         for moved in self.moved:
             table.add_row(
                 moved.kernel,
@@ -57,23 +58,25 @@ class KernelReport:
                 f"{moved.seconds.median * _MICRO:.1f}",
                 f"{moved.copy.median * _MICRO:.1f}",
                 f"{moved.ratio:.2f}",
+                f"{moved.reached(self.ceiling)['bytes']:.2f}",
             )
         return table
 
     def _routed(self) -> Table:
         tactics = sorted(self.routed[0].tactics) if self.routed else []
         title = "Routed FFN: time as a multiple of cuBLASLt's dense FFN, by tactic; * marks the library's own choice"
-        heads = ("width", "active", "masks", "tokens", "dense µs", "of ceiling", *map(str, tactics), "best", "aim")
-        table = _table(title, *heads)
+        cases = "width", "active", "masks", "tokens"
+        table = _table(title, *cases, "dense µs", "of ceiling", *map(str, tactics), "best", "of ceiling", "aim")
         for figures in sorted(self.routed, key=lambda f: (f.width, f.active, f.routing, f.tokens)):
-            reached = figures.dense_operations / figures.dense.median / self.ceiling
+            reached, best = figures.reached_dense(self.ceiling), figures.reached(self.ceiling)[figures.best]
             marks = {tactic: "*" if tactic == figures.default else "" for tactic in tactics}
             table.add_row(
                 *(str(figures.width), str(figures.active), figures.routing, str(figures.tokens)),
                 f"{figures.dense.median * _MICRO:.1f}",
-                f"{reached:.2f}",
+                f"{max(reached.values()):.2f}",
                 *(f"{figures.ratios[tactic]:.2f}{marks[tactic]}" for tactic in tactics),
                 str(figures.best),
+                f"{max(best.values()):.2f}",
                 f"{FFN_AIMS.get((figures.active, figures.tokens), 1.0):.2f}",
             )
         return table
@@ -85,9 +88,12 @@ class KernelReport:
             "version": VERSION,
             "command": self.command,
             "machine": asdict(self.machine),
-            "ceiling_operations_per_second": self.ceiling,
-            "moved": [{**asdict(moved), "ratio": moved.ratio} for moved in self.moved],
-            "routed": [_routed_to_json(figures) for figures in self.routed],
+            "ceiling_operations_per_second": self.ceiling.operations,
+            "ceiling_bytes_per_second": self.ceiling.bytes,
+            "moved": [
+                {**asdict(moved), "ratio": moved.ratio, "reached": moved.reached(self.ceiling)} for moved in self.moved
+            ],
+            "routed": [_routed_to_json(figures, self.ceiling) for figures in self.routed],
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
@@ -110,13 +116,15 @@ class KernelReport:
         return figure
 
 
-def _routed_to_json(figures: Routed) -> dict[str, Any]:
+def _routed_to_json(figures: Routed, ceiling: Ceiling) -> dict[str, Any]:
     return {
         **asdict(figures),
         "ratios": figures.ratios,
         "best": figures.best,
         "aim": FFN_AIMS.get((figures.active, figures.tokens), 1.0),
         "dense_operations": figures.dense_operations,
+        "reached_dense": figures.reached_dense(ceiling),
+        "reached": figures.reached(ceiling),
     }
 
 

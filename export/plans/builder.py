@@ -174,10 +174,9 @@ class _Build:
         return Task(graph, job, plan, log)
 
     def _timing_cache(self) -> str | None:
-        """Kernels are timed where the GPU is at hand. What was learnt serves all bundles."""
-        if not self.plans.target.device:
+        path = timing_cache_of(self.plans)
+        if path is None:
             return None
-        path = cache_folder() / "timing" / f"{self.plans.target.folder}.cache"
         path.parent.mkdir(parents=True, exist_ok=True)
         return str(path)
 
@@ -205,6 +204,17 @@ class _Build:
         in_order = {graph: plans[graph] for graph in self.manifest.graphs if graph in plans}
         self.plans = replace(self.plans, plans=in_order)
         write_plans(self.folder, self.plans)
+
+
+def timing_cache_of(plans: PlanManifest) -> Path | None:
+    """Where the times of kernels are kept: none where no GPU is at hand. What was learnt serves all bundles.
+
+    TensorRT knows a plugin's time by its name and attributes. So another plugin library has another file.
+    """
+    if not plans.target.device:
+        return None
+    library = f"-{plans.plugin_library[:16]}" if plans.plugin_library else ""
+    return cache_folder() / "timing" / f"{plans.target.folder}{library}.cache"
 
 
 def _weighted(sizes: Mapping[str, int], progress: Callable[[float], None]) -> Callable[[str, float], None]:

@@ -51,7 +51,6 @@ struct Attribute {
 struct Call {
     Sizes sizes;
     nvinfer1::DataType values;
-    int tactic;
     void const* const* inputs;
     void* const* outputs;
     void* workspace;
@@ -68,11 +67,8 @@ struct Operator {
     // What is wrong with the sizes that are known, beyond letters that disagree; empty if nothing is.
     std::string (*fault)(Sizes const& sizes);
 
-    // How many ways there are to compute it: tactics 1 to this number, the first of which suits any size.
-    int tactics;
-
     // For these sizes and any with fewer rows.
-    std::size_t (*workspace)(Sizes const& sizes, nvinfer1::DataType values, int tactic);
+    std::size_t (*workspace)(Sizes const& sizes, nvinfer1::DataType values);
 
     cudaError_t (*launch)(Call const& call);
 };

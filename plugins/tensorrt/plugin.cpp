@@ -15,15 +15,26 @@ namespace {
 
 constexpr std::int32_t kSuccess = 0, kFailure = 1;
 
+// A message may itself find no memory; then there is none.
+void log_fault(char const* name, char const* what) noexcept {
+    try {
+        log_error(std::string(name) + ": " + what);
+    } catch (...) {
+        log_error(what);
+    }
+}
+
 // Runs what may run out of memory; TensorRT's interfaces may not throw.
 template <typename Result, typename Function>
 Result guarded(char const* name, Result otherwise, Function function) noexcept {
     try {
         return function();
     } catch (std::exception const& error) {
-        log_error(std::string(name) + ": " + error.what());
-        return otherwise;
+        log_fault(name, error.what());
+    } catch (...) {
+        log_fault(name, "something was thrown that is no std::exception");
     }
+    return otherwise;
 }
 
 // get(description) of each.
@@ -64,7 +75,7 @@ Plugin::Plugin(Operator const& op, std::vector<std::int32_t> attributes) : op_(o
     collection_ = {static_cast<std::int32_t>(fields_.size()), fields_.data()};
 }
 
-Plugin::Plugin(Plugin const& other) : Plugin(other.op_, other.attributes_) { tactic_ = other.tactic_; }
+Plugin::Plugin(Plugin const& other) : Plugin(other.op_, other.attributes_) {}
 
 IPluginCapability* Plugin::getCapabilityInterface(PluginCapabilityType type) noexcept {
     switch (type) {
@@ -85,11 +96,20 @@ std::int32_t Plugin::report(std::string const& fault) const {
     return kFailure;
 }
 
+bool Plugin::counts(std::int32_t inputs, std::int32_t outputs) const {
+    auto const wanted_inputs = static_cast<std::int32_t>(op_.inputs.size()), wanted_outputs = getNbOutputs();
+    if (inputs == wanted_inputs && outputs == wanted_outputs) return true;
+    report("has " + number(wanted_inputs) + " inputs and " + number(wanted_outputs) + " outputs, and was given " +
+           number(inputs) + " and " + number(outputs));
+    return false;
+}
+
 std::int32_t Plugin::getOutputDataTypes(DataType* types, std::int32_t outputs, DataType const* given,
                                         std::int32_t inputs) const noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
         std::string const fault = type_fault(op_, attributes_, given, inputs);
         if (!fault.empty()) return report(fault);
+        if (!counts(inputs, outputs)) return kFailure;
         for (std::int32_t i = 0; i < outputs; ++i) {
             Type const type = op_.outputs[static_cast<std::size_t>(i)].type;
             types[i] = type == Type::kIndices ? DataType::kINT64
@@ -100,9 +120,10 @@ std::int32_t Plugin::getOutputDataTypes(DataType* types, std::int32_t outputs, D
     });
 }
 
-std::int32_t Plugin::getOutputShapes(DimsExprs const* given, std::int32_t, DimsExprs const*, std::int32_t,
+std::int32_t Plugin::getOutputShapes(DimsExprs const* given, std::int32_t inputs, DimsExprs const*, std::int32_t,
                                      DimsExprs* shapes, std::int32_t outputs, IExprBuilder& builder) noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
+        if (!counts(inputs, outputs)) return kFailure;
         Sizes sizes;
         std::string const fault = bind_all(op_, attributes_, each(given, op_.inputs.size(), known_dims), sizes);
         if (!fault.empty()) return report(fault);
@@ -125,72 +146,85 @@ std::int32_t Plugin::getOutputShapes(DimsExprs const* given, std::int32_t, DimsE
 }
 
 bool Plugin::supportsFormatCombination(std::int32_t place, DynamicPluginTensorDesc const* tensors, std::int32_t inputs,
-                                       std::int32_t) noexcept {
-    PluginTensorDesc const& tensor = tensors[place].desc;
-    Argument const& argument = place < inputs ? op_.inputs[static_cast<std::size_t>(place)]
-                                              : op_.outputs[static_cast<std::size_t>(place - inputs)];
-    // Only what stands before `place` is set yet.
-    DataType values = named_type(op_, attributes_).value_or(tensor.type);
-    for (std::int32_t i = std::min(place, inputs) - 1; i >= 0; --i)
-        if (op_.inputs[static_cast<std::size_t>(i)].type == Type::kValues) values = tensors[i].desc.type;
-    return tensor.format == TensorFormat::kLINEAR && type_fits(argument.type, tensor.type, values);
+                                       std::int32_t outputs) noexcept {
+    return guarded(op_.name, false, [&] {
+        if (!counts(inputs, outputs) || place < 0 || place >= inputs + outputs) return false;
+        PluginTensorDesc const& tensor = tensors[place].desc;
+        Argument const& argument = place < inputs ? op_.inputs[static_cast<std::size_t>(place)]
+                                                  : op_.outputs[static_cast<std::size_t>(place - inputs)];
+        // Only what stands before `place` is set yet.
+        DataType values = named_type(op_, attributes_).value_or(tensor.type);
+        for (std::int32_t i = std::min(place, inputs) - 1; i >= 0; --i)
+            if (op_.inputs[static_cast<std::size_t>(i)].type == Type::kValues) values = tensors[i].desc.type;
+        return tensor.format == TensorFormat::kLINEAR && type_fits(argument.type, tensor.type, values);
+    });
 }
 
-std::int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, std::int32_t, DynamicPluginTensorDesc const*,
-                                     std::int32_t) noexcept {
+std::int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, std::int32_t inputs,
+                                     DynamicPluginTensorDesc const*, std::int32_t outputs) noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
+        if (!counts(inputs, outputs)) return kFailure;
         Sizes sizes;
         std::string const fault = bind_all(op_, attributes_, each(in, op_.inputs.size(), most_of), sizes);
         return report(fault.empty() ? range_fault(sizes, op_) : fault);
     });
 }
 
-std::size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* in, std::int32_t, DynamicPluginTensorDesc const*,
-                                     std::int32_t) const noexcept {
+std::size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* in, std::int32_t inputs,
+                                     DynamicPluginTensorDesc const*, std::int32_t outputs) const noexcept {
     return guarded<std::size_t>(op_.name, 0, [&] {
+        if (!counts(inputs, outputs)) return std::size_t{0};
         Sizes sizes;
-        std::size_t const count = op_.inputs.size();
-        if (report(bind_all(op_, attributes_, each(in, count, most_of), sizes)) != kSuccess) return std::size_t{0};
-        auto const types = each(in, count, [](DynamicPluginTensorDesc const& tensor) { return tensor.desc.type; });
-        DataType const values = values_type(op_, attributes_, types.data());
-        std::size_t most = 0;
-        for (int tactic = 1; tactic <= op_.tactics; ++tactic)
-            most = std::max(most, op_.workspace(sizes, values, tactic));
-        return most;
+        if (report(bind_all(op_, attributes_, each(in, op_.inputs.size(), most_of), sizes)) != kSuccess)
+            return std::size_t{0};
+        auto const types =
+            each(in, op_.inputs.size(), [](DynamicPluginTensorDesc const& tensor) { return tensor.desc.type; });
+        return op_.workspace(sizes, values_type(op_, attributes_, types.data()));
     });
-}
-
-std::int32_t Plugin::getValidTactics(std::int32_t* tactics, std::int32_t count) noexcept {
-    for (std::int32_t i = 0; i < count; ++i) tactics[i] = i + 1;
-    return kSuccess;
 }
 
 std::int32_t Plugin::setTactic(std::int32_t tactic) noexcept {
-    if (tactic < 0 || tactic > op_.tactics) return report("has no tactic " + number(tactic));
-    tactic_ = tactic;
+    return guarded<std::int32_t>(op_.name, kFailure, [&] {
+        return report(tactic == 0 ? "" : "has no tactic " + number(tactic));
+    });
+}
+
+bool Plugin::Binding::is_of(PluginTensorDesc const* in) const {
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+        Dims const &known = shapes[i], &given = in[i].dims;
+        if (known.nbDims != given.nbDims || !std::equal(known.d, known.d + known.nbDims, given.d)) return false;
+    }
+    return !shapes.empty();
+}
+
+std::int32_t Plugin::bind_shapes(PluginTensorDesc const* in) {
+    Binding binding;
+    binding.shapes = each(in, op_.inputs.size(), dims_of);
+    std::string const fault = bind_all(op_, attributes_, binding.shapes, binding.sizes);
+    if (!fault.empty()) return report(fault);
+    std::string const too_large = range_fault(binding.sizes, op_);
+    if (!too_large.empty()) return report(too_large);
+    auto const types = each(in, op_.inputs.size(), [](PluginTensorDesc const& tensor) { return tensor.type; });
+    binding.values = values_type(op_, attributes_, types.data());
+    binding.workspace_bytes = op_.workspace(binding.sizes, binding.values);
+    binding_ = std::move(binding);
     return kSuccess;
 }
 
-std::int32_t Plugin::onShapeChange(PluginTensorDesc const* in, std::int32_t, PluginTensorDesc const*,
-                                   std::int32_t) noexcept {
-    return guarded<std::int32_t>(op_.name, kFailure, [&] {
-        Sizes sizes;
-        std::string const fault = bind_all(op_, attributes_, each(in, op_.inputs.size(), dims_of), sizes);
-        return report(fault.empty() ? range_fault(sizes, op_) : fault);
-    });
+std::int32_t Plugin::onShapeChange(PluginTensorDesc const* in, std::int32_t inputs, PluginTensorDesc const*,
+                                   std::int32_t outputs) noexcept {
+    return guarded<std::int32_t>(op_.name, kFailure,
+                                 [&] { return counts(inputs, outputs) ? bind_shapes(in) : kFailure; });
 }
 
 std::int32_t Plugin::enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs,
                              void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
     return guarded<std::int32_t>(op_.name, kFailure, [&] {
-        Sizes sizes;
-        std::string const fault = bind_all(op_, attributes_, each(in, op_.inputs.size(), dims_of), sizes);
-        if (!fault.empty()) return report(fault);
-        auto const types = each(in, op_.inputs.size(), [](PluginTensorDesc const& tensor) { return tensor.type; });
-        DataType const values = values_type(op_, attributes_, types.data());
-        std::size_t const bytes = op_.workspace(sizes, values, tactic_);
-        cudaError_t const error = op_.launch({sizes, values, tactic_, inputs, outputs, workspace, bytes, stream});
-        return report(error == cudaSuccess ? "" : "CUDA error " + number(error));
+        // onShapeChange has done it; a kernel must not run by other shapes all the same.
+        if (!binding_.is_of(in) && bind_shapes(in) != kSuccess) return kFailure;
+        cudaError_t const error = op_.launch(
+            {binding_.sizes, binding_.values, inputs, outputs, workspace, binding_.workspace_bytes, stream});
+        return error == cudaSuccess ? kSuccess : report("CUDA error " + number(error));
     });
 }
 

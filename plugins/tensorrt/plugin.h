@@ -47,8 +47,6 @@ public:
     std::size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, std::int32_t inputs,
                                  nvinfer1::DynamicPluginTensorDesc const* out,
                                  std::int32_t outputs) const noexcept override;
-    std::int32_t getNbTactics() noexcept override { return op_.tactics > 1 ? op_.tactics : 0; }
-    std::int32_t getValidTactics(std::int32_t* tactics, std::int32_t count) noexcept override;
     char const* getTimingCacheID() noexcept override { return summary_.c_str(); }
     char const* getMetadataString() noexcept override { return summary_.c_str(); }
 
@@ -62,15 +60,31 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override { return &collection_; }
 
 private:
+    // What the shapes of one execution come to.
+    struct Binding {
+        std::vector<nvinfer1::Dims> shapes;  // of the inputs
+        Sizes sizes;
+        nvinfer1::DataType values{};
+        std::size_t workspace_bytes = 0;
+
+        bool is_of(nvinfer1::PluginTensorDesc const* in) const;
+    };
+
     // Logs a fault under the operator's name; returns TensorRT's code for failure, or for success if there is none.
     std::int32_t report(std::string const& fault) const;
+
+    // Whether there are as many tensors as the operator has; says so if not.
+    bool counts(std::int32_t inputs, std::int32_t outputs) const;
+
+    // Sets binding_; may allocate.
+    std::int32_t bind_shapes(nvinfer1::PluginTensorDesc const* in);
 
     Operator const& op_;
     std::vector<std::int32_t> attributes_;
     std::vector<nvinfer1::PluginField> fields_;  // point into attributes_
     nvinfer1::PluginFieldCollection collection_;
     std::string summary_;  // "keep=192"
-    std::int32_t tactic_ = 0;
+    Binding binding_;
 };
 
 class Creator final : public nvinfer1::IPluginCreatorV3One {

@@ -1,5 +1,5 @@
-// ActVarRoutedFFN: the sum of each token's best experts. TensorRT's tactic 1 is the plan that the shape suggests, the
-// others are the kernels' own plans; where nothing can be timed, the first is what a builder is left with.
+// ActVarRoutedFFN: the sum of each token's best experts. The kernels choose their plan by the shape. TensorRT is
+// offered no choice: it would time on buffers of its own, whose equal scores send every token to the same experts.
 
 #include "../kernels/experts/routed_ffn.h"
 
@@ -32,17 +32,16 @@ ActvarRoutedFfnShape shape_of(Sizes const& sizes, nvinfer1::DataType values) {
             sizes.number('N'), sizes.number('A'), kernel_dtype(values)};
 }
 
-// The kernels' number for one of TensorRT's; 0 stands for the first here as there.
-int plan_number(int tactic) { return tactic > 0 ? tactic - 1 : 0; }
+constexpr int kByShape = 0;  // of the kernels' tactics
 
-std::size_t workspace(Sizes const& sizes, nvinfer1::DataType values, int tactic) {
+std::size_t workspace(Sizes const& sizes, nvinfer1::DataType values) {
     ActvarRoutedFfnShape const shape = shape_of(sizes, values);
-    return actvarRoutedFfnWorkspace(&shape, plan_number(tactic));
+    return actvarRoutedFfnWorkspace(&shape, kByShape);
 }
 
 cudaError_t launch(Call const& call) {
     ActvarRoutedFfnShape const shape = shape_of(call.sizes, call.values);
-    return actvarRoutedFfn(&shape, plan_number(call.tactic), call.inputs[0], static_cast<float const*>(call.inputs[1]),
+    return actvarRoutedFfn(&shape, kByShape, call.inputs[0], static_cast<float const*>(call.inputs[1]),
                            call.inputs[2], call.inputs[3], call.inputs[4], call.inputs[5], call.outputs[0],
                            call.workspace, call.workspace_bytes, call.stream);
 }
@@ -60,7 +59,6 @@ Operator const kRoutedFfn{
      {"b2", "C", Type::kValues}},
     {{"y", "RKC", Type::kValues}},
     fault,
-    kActvarRoutedFfnTactics + 1,
     workspace,
     launch,
 };

@@ -47,7 +47,6 @@ Operator const kTokenGatherNorm{
      {"shift", "R1C", Type::kFp32}},
     {{"kept", "RKC", Type::kFp32}, {"normed", "RKC", Type::kValues}},
     gather_fault,
-    1,
     no_workspace,
     gather_norm,
 };
@@ -62,7 +61,6 @@ Operator const kTokenScatterGated{
      {"change", "RKC", Type::kValues}},
     {{"y", "RLC", Type::kFp32}},
     scatter_fault,
-    1,
     no_workspace,
     scatter_gated,
 };

@@ -30,7 +30,6 @@ Operator const kTokenGather{
     {{"x", "RLC", Type::kValues}, {"indices", "RK", Type::kIndices}},
     {{"kept", "RKC", Type::kValues}},
     nothing_wrong,
-    1,
     no_workspace,
     gather,
 };
@@ -41,7 +40,6 @@ Operator const kTokenScatter{
     {{"x", "RLC", Type::kValues}, {"indices", "RK", Type::kIndices}, {"updated", "RKC", Type::kValues}},
     {{"y", "RLC", Type::kValues}},
     scatter_fault,
-    1,
     no_workspace,
     scatter,
 };

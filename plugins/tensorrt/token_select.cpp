@@ -32,7 +32,6 @@ Operator const kTokenSelect{
     {{"scores", "RL", Type::kFp32}},
     {{"indices", "RK", Type::kIndices}},
     fault,
-    1,
     no_workspace,
     launch,
 };

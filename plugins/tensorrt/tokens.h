@@ -15,6 +15,6 @@ inline std::string scatter_fault(Sizes const& sizes) {
     return "";
 }
 
-inline std::size_t no_workspace(Sizes const&, nvinfer1::DataType, int) { return 0; }
+inline std::size_t no_workspace(Sizes const&, nvinfer1::DataType) { return 0; }
 
 }  // namespace actvar

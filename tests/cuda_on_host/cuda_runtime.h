@@ -8,12 +8,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 
 #include "fibers.h"
+#include "shared_memory.h"
 
 #undef __shared__
-#define __shared__ static  // blocks run one after another
+#define __shared__ static thread_local  // blocks run one after another; see shared_memory.h
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 
@@ -86,10 +88,18 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(
                                Arguments... arguments) {
     gridDim = config->gridDim;
     blockDim = config->blockDim;
+    constexpr std::uint64_t kMostThreads = 1024, kMostBlocksAcross = (1ull << 31) - 1, kMostBlocksElse = 65535;
+    std::uint64_t const threads = std::uint64_t{blockDim.x} * blockDim.y * blockDim.z;
+    if (threads == 0 || threads > kMostThreads || gridDim.x > kMostBlocksAcross || gridDim.y > kMostBlocksElse ||
+        gridDim.z > kMostBlocksElse)
+        return cudaErrorInvalidConfiguration;
+    cuda_on_host::SharedMemory const shared = cuda_on_host::shared_memory();
     for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
-            for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
+            for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+                shared.poison();
                 cuda_on_host::run_block(static_cast<int>(blockDim.x), [&] { kernel(arguments...); });
+            }
     return cudaSuccess;
 }
 

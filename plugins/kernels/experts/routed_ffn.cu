@@ -2,6 +2,7 @@
 
 #include "routed_ffn.h"
 
+#include <atomic>
 #include <climits>
 
 #include "expert_route.h"
@@ -18,7 +19,7 @@ constexpr ActvarRoutedFfnPlan kPlans[] = {
 static_assert(sizeof kPlans / sizeof *kPlans == kActvarRoutedFfnTactics);
 
 // What slices add up is kept small: a plan that would need more rows takes fewer slices. Where they let no expert be
-// skipped and only fill the GPU, few rows do that: TensorRT reserves what the greediest tactic needs, whichever it takes.
+// skipped and only fill the GPU, few rows do that, and an engine reserves no more for them.
 constexpr std::int64_t kMostSortedRows = 65536, kMostUnsortedRows = 8192;
 
 bool valid(ActvarRoutedFfnShape const& shape) {
@@ -183,11 +184,24 @@ cudaError_t run(ActvarRoutedFfnShape const& shape, Cut const& cut, Tensors const
     return launch(add_slices_kernel<T>, dim3(blocks), kThreads, stream, ffn);
 }
 
+// The major number of the current device's compute capability; asked for once per device, as a launch is timed.
+cudaError_t capability_major(int& major) {
+    constexpr int kRemembered = 64;                   // devices; further ones are asked each time
+    static std::atomic<int> majors[kRemembered] = {};  // 0 where it was not asked for yet
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error != cudaSuccess) return error;
+    if (device < kRemembered) major = majors[device].load(std::memory_order_relaxed);
+    if (device < kRemembered && major != 0) return cudaSuccess;
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (error == cudaSuccess && device < kRemembered) majors[device].store(major, std::memory_order_relaxed);
+    return error;
+}
+
 // Turing's tensor cores know no bf16.
 cudaError_t check_bf16() {
-    int device = 0, major = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    int major = 0;
+    cudaError_t const error = capability_major(major);
     return error != cudaSuccess ? error : major < 8 ? cudaErrorNotSupported : cudaSuccess;
 }
 
