@@ -30,6 +30,7 @@ from actvar.cli import (
     generate,
     inspect_bundle,
     parity,
+    sample,
     serve,
     study,
     train,
@@ -73,6 +74,7 @@ def _app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_options)
     _add(app, "Draw", generate.generate, generate.EXAMPLES)
+    _add(app, "Draw", sample.sample, sample.EXAMPLES)
     _add(app, "Draw", explain.explain, explain.EXAMPLES)
     _add(app, "Draw", classes.classes, classes.EXAMPLES)
     _add(app, "Draw", doctor.doctor, doctor.EXAMPLES)

@@ -23,6 +23,7 @@ WORKS = [
     f"classes --model {MODEL}",
     "flops --preset mini",
     f"generate --model {MODEL} --class 1 --out out/picture.png",
+    f"sample --model {MODEL} --count 3 --out out/samples",
     f"explain --model {MODEL} --class 1 --out out/explained",
     f"export --model {MODEL} --precision int8 --out out/int8",
     f"export --model {MODEL} --out out/bundle",
