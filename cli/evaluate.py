@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from actvar.class_names import CLASS_NAMES
-from actvar.cli.drawn_run import draw_run, source_spec, write_run_npz
+from actvar.cli.drawn_run import draw_run, write_run_npz
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
     JsonOption,
@@ -22,6 +22,7 @@ from actvar.cli.options import (
     out_option,
     output_option,
 )
+from actvar.cli.ray_options import OnRay, ready_to_draw
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
 from actvar.console import progress_bar
@@ -30,7 +31,6 @@ from actvar.evaluation.picture_run import WHOLE, RunSpec, Shard, open_run
 from actvar.evaluation.score_report import score_run
 from actvar.naming import NamedModel
 from actvar.reports import STDOUT, check_file_option, check_json_option
-from actvar.runtime.run_drawing import draw_missing
 
 if TYPE_CHECKING:
     from actvar.evaluation.judges import Judge
@@ -71,6 +71,7 @@ def evaluate(
     seed: SeedOption = 0,
     guidance: Guidance,
     engine: Engine,
+    on_ray: OnRay,
     reference: Annotated[
         str | None,
         score_option(
@@ -126,18 +127,18 @@ def evaluate(
         guidance.of(config)
 
     named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
-    source = engine.open(named, accept).source
-    sampling = guidance.of(source.model)
-    spec = source_spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)
+    drawer = ready_to_draw(named, engine, on_ray, accept)
+    sampling = guidance.of(drawer.model)
+    spec = drawer.spec(count or A_CLASS * drawer.model.num_classes, seed, sampling)
     if crop_reference and not reference:
         raise UsageError("--crop-reference belongs to a --reference, and there is none. Give both, or leave it out.")
     looked = None
     if not part:
-        looked = _judge_and_reference(source.model, judge, inception, reference, reference_count, crop_reference)
+        looked = _judge_and_reference(drawer.model, judge, inception, reference, reference_count, crop_reference)
     if json_file and not looked:
         raise UsageError("--json writes scores, and without a --reference there are none. Give both, or neither.")
     run = open_run(out or _default_folder(named, spec), spec)
-    draw_run(run, part or WHOLE, partial(draw_missing, run, part or WHOLE, source, sampling))
+    draw_run(run, part or WHOLE, drawer.draw(run, part or WHOLE, sampling))
     if npz:
         write_run_npz(run, npz, "--npz", quietly=json_file == STDOUT)
     if looked:

@@ -36,6 +36,7 @@ from actvar.cli import (
     train,
     train_decoder,
     train_stages,
+    triton,
 )
 from actvar.cli.old_spellings import NEW_MEANINGS, new_spelling
 from actvar.cli.signature import spread
@@ -84,6 +85,7 @@ def _app() -> typer.Typer:
     _add(app, "Deploy", inspect_bundle.inspect, inspect_bundle.EXAMPLES)
     _add(app, "Deploy", parity.parity, parity.EXAMPLES)
     _add(app, "Deploy", serve.serve, serve.EXAMPLES)
+    _add(app, "Deploy", triton.triton, triton.EXAMPLES)
     _add(app, "Train", encode.encode, encode.EXAMPLES)
     _add(app, "Measure", evaluate.evaluate, evaluate.EXAMPLES)
     _add(app, "Measure", flops.flops, flops.EXAMPLES)

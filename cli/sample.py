@@ -1,13 +1,12 @@
 """`actvar-trt sample`: pictures by the thousand, in the form in which a data set or a score takes them."""
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 
-from actvar.cli.drawn_run import draw_run, source_spec, write_run_npz
+from actvar.cli.drawn_run import draw_run, write_run_npz
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
     ModelOption,
@@ -21,12 +20,12 @@ from actvar.cli.options import (
     out_option,
     output_option,
 )
+from actvar.cli.ray_options import OnRay, ready_to_draw
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
 from actvar.errors import UsageError
 from actvar.evaluation.picture_run import PIECE, WHOLE, RunSpec, begin_run, open_run
 from actvar.reports import check_file_option
-from actvar.runtime.run_drawing import draw_missing
 from actvar.serve.sample_run import Form, SampleRun, SampleSpec, require_form
 
 EXAMPLES = """Examples:
@@ -35,7 +34,9 @@ actvar-trt sample --count 1000 --out pictures
 
 actvar-trt sample --model bundles/d20-fp16 --per-class 50 --batch-size 8 --out d20.npz
 
-actvar-trt sample --count 50000 --format webdataset --shard-size 1000 --out shards"""
+actvar-trt sample --count 50000 --format webdataset --shard-size 1000 --out shards
+
+actvar-trt sample --model bundles/d20-fp16 --count 50000 --ray 10.0.0.1:6379 --out d20.npz"""
 
 MOST = 10**6
 _FORMS = ", ".join(get_args(Form))
@@ -55,6 +56,7 @@ def sample(
     patch_nums: PatchNumsOption = None,
     hub: Hub,
     engine: Engine,
+    on_ray: OnRay,
     out: Annotated[
         Path, out_option("Folder, or an .npz as the ADM suite reads it: arr_0 the pictures, arr_1 their classes.")
     ],
@@ -90,17 +92,17 @@ def sample(
         _count(config, count, per_class)
 
     named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
-    source = engine.open(named, accept).source
-    sampling = guidance.of(source.model)
-    spec = source_spec(source, named, engine, _count(source.model, count, per_class), seed, sampling)
+    drawer = ready_to_draw(named, engine, on_ray, accept)
+    sampling = guidance.of(drawer.model)
+    spec = drawer.spec(_count(drawer.model, count, per_class), seed, sampling)
     if to_npz:
         run = open_run(out.with_name(f"{out.stem}-pieces"), spec)
-        draw_run(run, part, partial(draw_missing, run, part, source, sampling), with_speed=True)
+        draw_run(run, part, drawer.draw(run, part, sampling), with_speed=True)
         if not shard:
             write_run_npz(run, out, "--out", quietly=False, with_labels=True)
     else:
         samples = _sample_run(out, spec, form or "png", shard_size)
-        draw_run(samples, part, partial(draw_missing, samples, part, source, sampling), with_speed=True)
+        draw_run(samples, part, drawer.draw(samples, part, sampling), with_speed=True)
         if samples.finish():
             typer.echo(str(samples.manifest))
 

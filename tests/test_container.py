@@ -29,6 +29,7 @@ WORKS = [
     f"export --model {MODEL} --out out/bundle",
     f"bind out/bundle --model {MODEL} --out out/bound",
     "inspect out/bundle",
+    "triton out/models --bundle out/bundle",
     f"parity --model {MODEL} --bundle out/bundle --count 1",
     f"encode --data glyphs --vqvae {TEACHER} --count 8 --out out/tokens",
     f"train stage1 --teacher {TEACHER} {ONE_STEP} --active-scales 3 --experts 4 --out out/stage1",

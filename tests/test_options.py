@@ -67,7 +67,7 @@ def test_commands_are_in_groups(command: Command):
     out = command("--help")[1]
     groups = {
         "Draw": ("generate", "sample", "explain", "classes", "doctor"),
-        "Deploy": ("export", "build", "bind", "inspect", "parity", "serve"),
+        "Deploy": ("export", "build", "bind", "inspect", "parity", "serve", "triton"),
         "Train": ("encode", "train"),
         "Measure": ("evaluate", "flops", "study", "bench"),
     }
