@@ -40,7 +40,7 @@ def run_spec(
 ) -> RunSpec:
     """The same of weights that nobody has opened here."""
     active = model.activation
-    guided = "" if model.guided_scales is None else f", {model.guided_scales} scales guided"
+    guided = "" if model.guided_scales is None else f", {counted(model.guided_scales, 'scale')} guided"
     return RunSpec(
         weights=weights,
         activation=(str(active) if active else "dense") + guided,

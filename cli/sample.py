@@ -23,7 +23,7 @@ from actvar.cli.options import (
 from actvar.cli.ray_options import OnRay, ready_to_draw
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
-from actvar.errors import UsageError
+from actvar.errors import UsageError, counted
 from actvar.evaluation.picture_run import PIECE, WHOLE, RunSpec, begin_run, open_run
 from actvar.reports import check_file_option
 from actvar.serve.sample_run import Form, SampleRun, SampleSpec, require_form
@@ -135,14 +135,15 @@ def _count(model: ModelConfig, count: int | None, per_class: int | None) -> int:
         if count is None:
             raise UsageError("How many pictures? Give --count for all classes together, or --per-class.")
         return count
-    total = per_class * model.num_classes
+    total, classes = per_class * model.num_classes, counted(model.num_classes, "class", "classes")
     if count not in (None, total):
         raise UsageError(
-            f"--per-class {per_class} of {model.num_classes} classes is {total} in all, and --count says {count}. "
-            "Give one of them."
+            f"--per-class {per_class} of {classes} is {total} in all, and --count says {count}. Give one of them."
         )
     if total > MOST:
-        raise UsageError(f"--per-class {per_class} is {total} pictures in all, more than {MOST}. Give a smaller one.")
+        raise UsageError(
+            f"--per-class {per_class} is {counted(total, 'picture')} in all, more than {MOST}. Give a smaller one."
+        )
     return total
 
 

@@ -179,7 +179,7 @@ def _how_many(workers: Workers) -> int:
     if workers.gpus:
         room = min(room, int(there.get("GPU", 0) / workers.gpus))
     if room < 1:
-        wanted = f"{counted(workers.cpus + 1, 'CPU')} and {workers.gpus:g} GPUs"
+        wanted = f"{counted(workers.cpus + 1, 'CPU')} and of GPUs {workers.gpus:g}"
         raise UsageError(f"--ray {workers.address}: a worker needs {wanted} of Ray's. Add machines, or ask for less.")
     return min(room, workers.workers or room)
 

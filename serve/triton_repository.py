@@ -127,13 +127,12 @@ def _readme(repository: Repository, manifest: Manifest) -> str:
     return f"""# ActVAR behind Triton Inference Server
 
     pip install 'actvar-trt[{extra}]'                     # for the Python of Triton's Python backend
-    tritonserver --model-repository .
 
-Where that Python is none that packages are installed into, set PYTHONPATH to the packages of one of the same version.
+Give this folder to `tritonserver` as its model repository. Where that Python is none that packages are installed into, set PYTHONPATH to the packages of one of the same version.
 
 `POST /v2/models/{NAME}/infer` takes, with the batch first, `class_id` [B, 1] (0 to {model.num_classes - 1}), and if
 wanted `seed`, `number`, `guidance_scale`, `top_k` and `top_p`, each [B, 1]; it gives `picture`
-[B, {model.picture_size}, {model.picture_size}, 3] uint8. It is the picture that `actvar-trt generate` numbers `number`
+[B, {model.picture_size}, {model.picture_size}, 3] uint8. It is the picture that the command line numbers `number`
 for that class and seed: what else is in its batch changes no byte on a CPU. What is left out is 0, or the model's own.
 
 The bundle is read from where config.pbtxt says, under `parameters`: change `bundle` there if the server sees it
