@@ -128,7 +128,8 @@ def _readme(repository: Repository, manifest: Manifest) -> str:
 
     pip install 'actvar-trt[{extra}]'                     # for the Python of Triton's Python backend
 
-Give this folder to `tritonserver` as its model repository. Where that Python is none that packages are installed into, set PYTHONPATH to the packages of one of the same version.
+Give this folder to `tritonserver` as its model repository. Where that Python is none that packages are installed
+into, set PYTHONPATH to the packages of one of the same version.
 
 `POST /v2/models/{NAME}/infer` takes, with the batch first, `class_id` [B, 1] (0 to {model.num_classes - 1}), and if
 wanted `seed`, `number`, `guidance_scale`, `top_k` and `top_p`, each [B, 1]; it gives `picture`
