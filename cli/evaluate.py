@@ -1,16 +1,14 @@
 """`actvar-trt evaluate`: as many pictures as a figure needs, an .npz for the ADM suite, scores by torch-fidelity."""
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-import numpy as np
 import typer
 
 from actvar.class_names import CLASS_NAMES
+from actvar.cli.drawn_run import draw_run, write_run_npz
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
     JsonOption,
@@ -24,18 +22,15 @@ from actvar.cli.options import (
     out_option,
     output_option,
 )
+from actvar.cli.ray_options import OnRay, ready_to_draw
 from actvar.cli.source import Engine, Guidance
-from actvar.config import ModelConfig, Sampling
-from actvar.console import counting, progress_bar, say
-from actvar.errors import ActVARError, UsageError, counted, needs
-from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Shard, open_run
-from actvar.evaluation.picture_sets import write_npz
+from actvar.config import ModelConfig
+from actvar.console import progress_bar
+from actvar.errors import UsageError, needs
+from actvar.evaluation.picture_run import WHOLE, RunSpec, Shard, open_run
 from actvar.evaluation.score_report import score_run
 from actvar.naming import NamedModel
-from actvar.reports import STDOUT, check_file_option, check_json_option, said_if_replaced
-from actvar.runtime.pictures import PictureSource
-from actvar.runtime.pipeline import GraphSource
-from actvar.runtime.run_drawing import draw_missing
+from actvar.reports import STDOUT, check_file_option, check_json_option
 
 if TYPE_CHECKING:
     from actvar.evaluation.judges import Judge
@@ -76,6 +71,7 @@ def evaluate(
     seed: SeedOption = 0,
     guidance: Guidance,
     engine: Engine,
+    on_ray: OnRay,
     reference: Annotated[
         str | None,
         score_option(
@@ -131,20 +127,20 @@ def evaluate(
         guidance.of(config)
 
     named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
-    source = engine.open(named, accept).source
-    sampling = guidance.of(source.model)
-    spec = _spec(source, named, engine, count or A_CLASS * source.model.num_classes, seed, sampling)
+    drawer = ready_to_draw(named, engine, on_ray, accept)
+    sampling = guidance.of(drawer.model)
+    spec = drawer.spec(count or A_CLASS * drawer.model.num_classes, seed, sampling)
     if crop_reference and not reference:
         raise UsageError("--crop-reference belongs to a --reference, and there is none. Give both, or leave it out.")
     looked = None
     if not part:
-        looked = _judge_and_reference(source.model, judge, inception, reference, reference_count, crop_reference)
+        looked = _judge_and_reference(drawer.model, judge, inception, reference, reference_count, crop_reference)
     if json_file and not looked:
         raise UsageError("--json writes scores, and without a --reference there are none. Give both, or neither.")
     run = open_run(out or _default_folder(named, spec), spec)
-    _draw(run, part or WHOLE, source, sampling)
+    draw_run(run, part or WHOLE, drawer.draw(run, part or WHOLE, sampling))
     if npz:
-        _write_npz(run, npz, quietly=json_file == STDOUT)
+        write_run_npz(run, npz, "--npz", quietly=json_file == STDOUT)
     if looked:
         score_run(run, named.name, *looked, save_statistics, json_file)
 
@@ -160,32 +156,6 @@ def _refuse_for_a_part(part: Shard | None, options: dict[str, object]) -> None:
         raise UsageError(
             f"{given[0]} needs all pictures, and --shard draws a part. Give it without --shard at the end."
         )
-
-
-def _spec(
-    source: PictureSource, named: NamedModel, engine: Engine, count: int, seed: int, sampling: Sampling
-) -> RunSpec:
-    """What the run is of; weights and precision are those that are really there, whatever the options say."""
-    if isinstance(source, GraphSource):
-        weights, precision = source.engine.manifest.weights.sha256 or "", source.engine.manifest.precision
-    else:
-        assert named.checkpoint  # what is no graphs is drawn from one
-        weights, precision = named.checkpoint.digest(), "fp32"
-    model, active = source.model, source.model.activation
-    guided = "" if model.guided_scales is None else f", {counted(model.guided_scales, 'scale')} guided"
-    decoder = ", small decoder" if model.small_decoder else ""
-    return RunSpec(
-        weights=weights,
-        activation=(str(active) if active else "dense") + guided + decoder,
-        precision=precision,
-        backend=engine.backend,
-        device=engine.place,
-        classes=model.num_classes,
-        side=model.picture_size,
-        count=count,
-        seed=seed,
-        **asdict(sampling),
-    )
 
 
 def _default_folder(named: NamedModel, spec: RunSpec) -> Path:
@@ -222,33 +192,3 @@ def _judge_and_reference(
         from actvar.evaluation.reference import open_reference
     opened = glyph_judge() if name == "glyphs" else inception_judge(inception)
     return opened, open_reference(reference, stream_count, opened, model.picture_size, crop)
-
-
-def _draw(run: PictureRun, part: Shard, source: PictureSource, sampling: Sampling) -> None:
-    """Draw what is missing, and say how far the run is, however this ends."""
-    wanted, missing = (sum(piece.count for piece in of(part)) for of in (run.pieces, run.missing))
-    if missing < wanted:
-        say(f"{wanted - missing} of {counted(wanted, 'picture')} are in {run.folder} already.")
-    try:
-        with counting("Drawing", wanted, wanted - missing) as advance:
-            draw_missing(run, part, source, sampling, advance)
-    finally:
-        say(f"{run.kept} of {counted(run.spec.count, 'picture')} are in {run.folder}.")
-
-
-def _write_npz(run: PictureRun, path: Path, quietly: bool) -> None:
-    try:
-        with said_if_replaced(path), counting("Writing", run.spec.count) as advance:
-            write_npz(path, run.shape, _told(run.batches(PIECE), advance))
-    except OSError as error:
-        raise ActVARError(
-            f"{path} cannot be written: {error.strerror or error}. The pictures are kept in {run.folder}: make room or "
-            "name another file with --npz, and give the same command again."
-        ) from None
-    typer.echo(f"{path}: {counted(run.spec.count, 'picture')}, for guided-diffusion's evaluator.py", err=quietly)
-
-
-def _told(batches: Iterator[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
-    for batch_NHW3 in batches:
-        yield batch_NHW3
-        advance(len(batch_NHW3))

@@ -30,11 +30,13 @@ from actvar.cli import (
     generate,
     inspect_bundle,
     parity,
+    sample,
     serve,
     study,
     train,
     train_decoder,
     train_stages,
+    triton,
 )
 from actvar.cli.old_spellings import NEW_MEANINGS, new_spelling
 from actvar.cli.places import lend_the_cache
@@ -73,6 +75,7 @@ def _app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_options)
     _add(app, "Draw", generate.generate, generate.EXAMPLES)
+    _add(app, "Draw", sample.sample, sample.EXAMPLES)
     _add(app, "Draw", explain.explain, explain.EXAMPLES)
     _add(app, "Draw", classes.classes, classes.EXAMPLES)
     _add(app, "Draw", doctor.doctor, doctor.EXAMPLES)
@@ -82,6 +85,7 @@ def _app() -> typer.Typer:
     _add(app, "Deploy", inspect_bundle.inspect, inspect_bundle.EXAMPLES)
     _add(app, "Deploy", parity.parity, parity.EXAMPLES)
     _add(app, "Deploy", serve.serve, serve.EXAMPLES)
+    _add(app, "Deploy", triton.triton, triton.EXAMPLES)
     _add(app, "Train", encode.encode, encode.EXAMPLES)
     _add(app, "Measure", evaluate.evaluate, evaluate.EXAMPLES)
     _add(app, "Measure", flops.flops, flops.EXAMPLES)

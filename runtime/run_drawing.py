@@ -9,12 +9,12 @@ from itertools import islice
 import numpy as np
 
 from actvar.config import Sampling
-from actvar.evaluation.picture_run import PictureRun, Shard
+from actvar.evaluation.picture_run import NumberedRun, Shard
 from actvar.runtime.pictures import Order, PictureSource
 
 
 def draw_missing(
-    run: PictureRun, shard: Shard, source: PictureSource, sampling: Sampling, advance: Callable[[int], None]
+    run: NumberedRun, shard: Shard, source: PictureSource, sampling: Sampling, advance: Callable[[int], None]
 ) -> None:
     """Draw the pictures of all files that are not there, in the memory of one file.
 

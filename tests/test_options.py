@@ -66,8 +66,8 @@ def test_commands_are_in_groups(command: Command):
     """In the order in which a newcomer needs them."""
     out = command("--help")[1]
     groups = {
-        "Draw": ("generate", "explain", "classes", "doctor"),
-        "Deploy": ("export", "build", "bind", "inspect", "parity", "serve"),
+        "Draw": ("generate", "sample", "explain", "classes", "doctor"),
+        "Deploy": ("export", "build", "bind", "inspect", "parity", "serve", "triton"),
         "Train": ("encode", "train"),
         "Measure": ("evaluate", "flops", "study", "bench"),
     }

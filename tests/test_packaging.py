@@ -69,7 +69,7 @@ def test_the_data_of_the_package_matches_its_patterns():
     [
         ("actvar.runtime", ("cpu", "gpu", "tensorrt-rtx")),
         ("actvar.export", ("cpu", "export")),
-        ("actvar.serve", ("cpu", "serve")),
+        ("actvar.serve", ("cpu", "ray", "serve")),
         ("actvar", ("train", "evaluate", "hub", "plot")),
     ],
 )

@@ -96,8 +96,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class PictureRun:
-    """A run in its folder; its pictures are a `PictureSet` when all of them are there."""
+class NumberedRun:
+    """A run in its folder, whatever the form of its files: which of them there are, and which are whole."""
 
     folder: Path
     spec: RunSpec
@@ -109,11 +109,16 @@ class PictureRun:
         """N, H, W, 3."""
         return self.spec.count, self.spec.side, self.spec.side, 3
 
+    @property
+    def piece_size(self) -> int:
+        """Pictures of a file; the last may hold fewer."""
+        return PIECE
+
     def pieces(self, shard: Shard = WHOLE) -> tuple[Piece, ...]:
         """All files of the run, or of a shard."""
-        count, (index, shards) = self.spec.count, shard
-        firsts = range(0, count, PIECE)[index::shards]
-        return tuple(Piece(first, min(PIECE, count - first)) for first in firsts)
+        count, size, (index, shards) = self.spec.count, self.piece_size, shard
+        firsts = range(0, count, size)[index::shards]
+        return tuple(Piece(first, min(size, count - first)) for first in firsts)
 
     def missing(self, shard: Shard = WHOLE) -> tuple[Piece, ...]:
         """Those of the files that are not there, or not whole."""
@@ -130,19 +135,42 @@ class PictureRun:
         Raises:
             ActVARError: it cannot be written; what was written before stays.
         """
-        path = self.folder / piece.file
-        pixels = np.ascontiguousarray(pictures_NHW3, np.uint8).data.cast("B")
         try:
-            with written_whole(path) as file:
-                file.write(self._header(piece))
-                file.write(pixels)
-                file.write(self._seal(piece, pixels))
-            self._known[piece.file] = _state(path)
+            self._write(piece, np.ascontiguousarray(pictures_NHW3, np.uint8))
+            self._known[piece.file] = self._state(piece)
         except OSError as error:
             raise ActVARError(
-                f"{path} cannot be written: {error.strerror or error}. {self.kept} of "
+                f"{self.folder / piece.file} cannot be written: {error.strerror or error}. {self.kept} of "
                 f"{counted(self.spec.count, 'picture')} are kept there: make room, and give the same command again."
             ) from None
+
+    def _is_whole(self, piece: Piece) -> bool:
+        try:
+            state = self._state(piece)
+        except OSError:
+            return False
+        if self._known.get(piece.file) != state:
+            if not self._holds(piece):
+                return False
+            self._known[piece.file] = state
+        return True
+
+    def _write(self, piece: Piece, pictures_NHW3: np.ndarray) -> None:
+        """Write one file, there whole or not at all; an OSError says why not."""
+        raise NotImplementedError
+
+    def _holds(self, piece: Piece) -> bool:
+        """Whether a file holds the pictures of this piece of this run."""
+        raise NotImplementedError
+
+    def _state(self, piece: Piece) -> tuple[int, ...]:
+        """What changes with a file; an OSError says that it is not there."""
+        return file_state(self.folder / piece.file)
+
+
+@dataclass(frozen=True)
+class PictureRun(NumberedRun):
+    """A run of .npy files; its pictures are a `PictureSet` when all of them are there."""
 
     def batches(self, at_once: int) -> Iterator[np.ndarray]:
         """See `actvar.evaluation.picture_sets.PictureSet`; a batch ends where a file does.
@@ -158,17 +186,15 @@ class PictureRun:
             for first in range(0, piece.count, at_once):
                 yield pictures_NHW3[first : first + at_once]
 
-    def _is_whole(self, piece: Piece) -> bool:
-        path = self.folder / piece.file
-        try:
-            state = _state(path)
-        except OSError:
-            return False
-        if self._known.get(piece.file) != state:
-            if self._read(piece) is None:
-                return False
-            self._known[piece.file] = state
-        return True
+    def _write(self, piece: Piece, pictures_NHW3: np.ndarray) -> None:
+        pixels = pictures_NHW3.data.cast("B")
+        with written_whole(self.folder / piece.file) as file:
+            file.write(self._header(piece))
+            file.write(pixels)
+            file.write(self._seal(piece, pixels))
+
+    def _holds(self, piece: Piece) -> bool:
+        return self._read(piece) is not None
 
     def _read(self, piece: Piece) -> np.ndarray | None:
         """The pictures of a file, if they are those of this piece of this run."""
@@ -199,14 +225,20 @@ class PictureRun:
 _SEAL = len("sha256 \n") + 64
 
 
-def _state(path: Path) -> tuple[int, ...]:
+def file_state(path: Path) -> tuple[int, ...]:
     """What changes with a file."""
     found = path.lstat()
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def open_run(folder: Path, spec: RunSpec) -> PictureRun:
-    """The run of a folder, new or begun.
+    """The run of a folder, new or begun; errors are those of `begin_run`."""
+    begin_run(folder, spec)
+    return PictureRun(folder, spec)
+
+
+def begin_run(folder: Path, spec: RunSpec) -> None:
+    """Make the folder of a run and its record, or hold the record that is there to what is to be drawn.
 
     Raises:
         ActVARError: the folder holds another run, or something else, or cannot be written.
@@ -225,18 +257,17 @@ def open_run(folder: Path, spec: RunSpec) -> PictureRun:
         where = error.filename or folder
         raise ActVARError(f"{where} cannot be written: {error.strerror}. Name another folder with --out.") from None
     _require_same(path, spec)
-    return PictureRun(folder, spec)
 
 
 def _require_same(path: Path, spec: RunSpec) -> None:
     reader = FormReader(path, "Name another folder with --out.", ActVARError)
-    found = reader.load()
+    found, wanted = reader.load(), spec.record
     if isinstance(found, dict) and found.get("format") == FORMAT and found.get("version") == 1:
         raise ActVARError(
             f"{path.parent} was drawn by an earlier version, whose pictures have no hash: nobody can tell whether they "
             "are those that were drawn. Name another folder with --out, or have that version end it."
         )
-    reader.check_hash(reader.of_format(found, FORMAT, VERSION))
+    reader.check_hash(reader.of_format(found, wanted["format"], wanted["version"]))
     for name, mine in asdict(spec).items():
         if found.get(name) != mine:
             raise ActVARError(

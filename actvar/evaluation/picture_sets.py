@@ -31,6 +31,8 @@ from actvar.files import written_whole
 
 ARRAY = "arr_0"
 """The name under which the ADM suite (guided-diffusion, evaluations/evaluator.py) looks for pictures."""
+LABELS = "arr_1"
+"""That of their classes, where guided-diffusion's samplers write them."""
 
 Shape = tuple[int, int, int, int]
 
@@ -50,8 +52,8 @@ class PictureSet(Protocol):
         """
 
 
-def write_npz(path: Path, shape: Shape, batches: Iterable[np.ndarray]) -> None:
-    """Write pictures as `numpy.savez(path, arr_0=pictures)` would, byte by byte as they come; never all in memory.
+def write_npz(path: Path, shape: Shape, batches: Iterable[np.ndarray], labels_N: np.ndarray | None = None) -> None:
+    """Write pictures as `numpy.savez(path, pictures, labels)` would, byte by byte as they come; never all in memory.
 
     Raises:
         OSError: the file cannot be written; nothing of it is left.
@@ -59,11 +61,14 @@ def write_npz(path: Path, shape: Shape, batches: Iterable[np.ndarray]) -> None:
     with (
         written_whole(path) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
-        archive.open(zipfile.ZipInfo(f"{ARRAY}.npy"), "w", force_zip64=True) as member,  # 50,000 of 256×256: 9.8 GB
     ):
-        member.write(npy_header(shape, np.uint8))
-        for pictures_NHW3 in batches:
-            member.write(np.ascontiguousarray(pictures_NHW3, np.uint8).data.cast("B"))
+        with archive.open(zipfile.ZipInfo(f"{ARRAY}.npy"), "w", force_zip64=True) as member:  # 50,000: 9.8 GB
+            member.write(npy_header(shape, np.uint8))
+            for pictures_NHW3 in batches:
+                member.write(np.ascontiguousarray(pictures_NHW3, np.uint8).data.cast("B"))
+        if labels_N is not None:
+            with archive.open(zipfile.ZipInfo(f"{LABELS}.npy"), "w") as member:
+                member.write(npy_header(labels_N.shape, labels_N.dtype) + labels_N.tobytes())
 
 
 @dataclass(frozen=True)
