@@ -30,7 +30,7 @@ from actvar.console import counting, progress_bar, say
 from actvar.errors import ActVARError, UsageError, counted, needs
 from actvar.evaluation.picture_run import PIECE, WHOLE, PictureRun, RunSpec, Shard, open_run
 from actvar.evaluation.picture_sets import write_npz
-from actvar.evaluation.score_report import score_run
+from actvar.evaluation.score_report import protocol_of, score_run
 from actvar.naming import NamedModel
 from actvar.reports import STDOUT, check_file_option, check_json_option, said_if_replaced
 from actvar.runtime.pictures import PictureSource
@@ -117,7 +117,8 @@ def evaluate(
     """Draw many pictures and say how good they are: Fréchet distance, Inception score, precision and recall.
 
     What is drawn stays in the folder: the same command goes on where it was stopped, however that was. With --shard it
-    draws its part and scores nothing; the same command without it scores them all.
+    draws its part and scores nothing; the same command without it scores them all. The report says which protocol it
+    followed, and in what it is unlike that of papers.
     """
     part = chosen_shard(shard) if shard else None
     _refuse_for_a_part(
@@ -142,11 +143,12 @@ def evaluate(
     if json_file and not looked:
         raise UsageError("--json writes scores, and without a --reference there are none. Give both, or neither.")
     run = open_run(out or _default_folder(named, spec), spec)
+    protocol = protocol_of(run, *looked) if looked else None
     _draw(run, part or WHOLE, source, sampling)
     if npz:
         _write_npz(run, npz, quietly=json_file == STDOUT)
-    if looked:
-        score_run(run, named.name, *looked, save_statistics, json_file)
+    if looked and protocol:
+        score_run(run, named.name, source.model, protocol, *looked, save_statistics, json_file)
 
 
 def _refuse_for_a_part(part: Shard | None, options: dict[str, object]) -> None:
