@@ -102,7 +102,7 @@ class Protocol:
             fewer = "; FID grows as they get fewer" if run.count < PAPER_PICTURES else ""
             yield f"{counted(run.count, 'picture', form=',')}, not {PAPER_PICTURES:,}{fewer}"
         if len(set(self.per_class)) > 1:
-            yield f"{self.per_class[0]} pictures of some classes and {self.per_class[1]} of others"
+            yield f"{counted(self.per_class[0], 'picture')} of some classes and {self.per_class[1]} of others"
         for name, theirs in asdict(PAPER_SAMPLING).items():
             if (mine := getattr(run, name)) != theirs:
                 yield f"{name.replace('_', '-')} {mine:g}, not {theirs:g}"
