@@ -1,4 +1,7 @@
-"""Classes as a person names them: a number, a name, or part of one; several at once as `all`, `0-9` or `1,2`."""
+"""Classes as a person names them: a number, a name, or part of one; several at once as `all`, `0-9` or `1,2`.
+
+`none` is no class: what guidance leads away from, drawn for its own sake. Its number is the one after the last class.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +12,7 @@ from actvar.class_names import IMAGENET_CLASSES, imagenet_names, normal
 from actvar.config import ModelConfig
 from actvar.errors import UsageError, shown
 
-ALL = "all"
+ALL, NONE = "all", "none"
 _SUGGESTIONS = 3
 _SHOWN = 6  # of the classes that a part of a name could mean
 
@@ -34,25 +37,40 @@ def choose_classes(model: ModelConfig, wanted: Sequence[str]) -> list[int]:
 
     Args:
         model: whose classes they are.
-        wanted: numbers, names, parts of names that mean one class, `all`, ranges such as `0-9`, and several of these
-            with commas between.
+        wanted: numbers, names, parts of names that mean one class, `all`, ranges such as `0-9`, `none`, which `all`
+            has not, and several of these with commas between.
 
     Raises:
-        UsageError: a number is out of range, a name unknown, or a part of a name means several classes.
+        UsageError: a number is out of range, a name unknown, or a part of a name means several classes; or it is none
+            for a guidance-free model, which never learned to do without.
     """
     return list(dict.fromkeys(number for text in wanted for number in _choose(model, text.strip())))
 
 
 def class_label(model: ModelConfig, class_id: int) -> str:
-    """A class for people: "88 (brown-crescent)"."""
+    """A class for people: "88 (brown-crescent)", or "none"."""
+    if class_id == model.num_classes:
+        return NONE
     names = class_names(model)
     return f"{class_id} ({shown(names[class_id][0])})" if names else str(class_id)
+
+
+def class_value(model: ModelConfig, class_id: int) -> int | str:
+    """What names a class wherever one is asked for: its number, or "none"."""
+    return NONE if class_id == model.num_classes else class_id
 
 
 def _choose(model: ModelConfig, text: str) -> Iterator[int]:
     last = model.num_classes - 1
     if text == ALL:
         yield from range(model.num_classes)
+    elif text == NONE:
+        if not model.is_guided:
+            raise UsageError(
+                "--class none is for models that learned to draw without a class, and this guidance-free one did not. "
+                "Name a class."
+            )
+        yield model.num_classes
     elif re.fullmatch(r"[+-]?[0-9]+", text):
         yield _number(text, last)
     elif found := re.fullmatch(r"([0-9]+)-([0-9]+)", text):

@@ -46,7 +46,7 @@ def generate(
 
     Args:
         model: in evaluation mode; its device is used.
-        class_ids: B classes.
+        class_ids: B classes; the number after the last is none.
         sampling: guidance strength, which counts at guided scales, top-k and top-p.
         seed: with the picture's number it decides all its random numbers.
         picture_numbers: B numbers; 0 to B-1 if left out.

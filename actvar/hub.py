@@ -1,11 +1,7 @@
 """Models in repositories of the Hugging Face Hub: what a name means there, and which files a model needs.
 
-Of a repository the first of these that it holds is taken:
-
-1. a bundle: manifest.json and the files that it lists; plans only where they are wanted;
-2. a checkpoint of ours: model.safetensors;
-3. the one .safetensors or .pth file that it has, beside a VQVAE: official VAR's vae_ch160v4096z32.pth goes with its
-   var_d16.pth. Of several each is a model of its own, and must be named: user/repo/var_d20.pth.
+Of a repository a bundle is taken, manifest.json and the files that it lists, and plans only where they are wanted; else
+a checkpoint, by the rules of `actvar.checkpoint.folder`. Of several one must be named: user/repo/var_d20.pth.
 
 huggingface_hub is an extra, and imported when a repository is named. It keeps a cache of its own, a folder of links
 (see `actvar.files.opened`), and what is in it is no more trusted than any other file.
@@ -19,16 +15,24 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 
 from actvar.bundle.manifest import MANIFEST_FILE, PLANS_FOLDER, read_manifest
+from actvar.checkpoint.folder import (
+    CHECKPOINT_FILE,
+    SUFFIXES,
+    is_model_file,
+    listed,
+    models_among,
+    several,
+    shards_of,
+    vqvae_beside,
+)
 from actvar.errors import ActVARError, UsageError, needs
 from actvar.files import opened
 
-CONFIG_FILE, CHECKPOINT_FILE = "config.json", "model.safetensors"
-"""What the Hub knows a model by, and what a checkpoint of ours is called there."""
+CONFIG_FILE = "config.json"
+"""What the Hub knows a model by."""
 
-_CHECKPOINTS = (".safetensors", ".pth", ".pt")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _SECONDS = 10.0  # that the Hub has to answer in
-_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def repository_of(name: str) -> Repository | None:
     parts = name.split("/")
     if len(parts) < 2 or not all(_PART.fullmatch(part) for part in parts):
         return None
-    if len(parts) == 2 and parts[1].endswith(_CHECKPOINTS):
+    if len(parts) == 2 and parts[1].endswith(SUFFIXES):
         return None
     return Repository("/".join(parts[:2]), "/".join(parts[2:]))
 
@@ -94,9 +98,10 @@ def fetch(
         if not repository.file and MANIFEST_FILE in snapshot.files:
             return Fetched(bundle=_bundle(snapshot, with_plans))
         file = _named(snapshot, repository.file) if repository.file else _only_model(snapshot)
-        vqvae = None if own_vqvae else _vqvae_beside(snapshot, file)
-        folder = snapshot.fetch([file, *([vqvae] if vqvae else [])], also=[CONFIG_FILE])
-    for name in filter(None, (file, vqvae)):
+        vqvae = None if own_vqvae else vqvae_beside(snapshot.repository, file, snapshot.files)
+        wanted = [file, *shards_of(file, snapshot.files), *([vqvae] if vqvae else [])]
+        folder = snapshot.fetch(wanted, also=[CONFIG_FILE])
+    for name in wanted:
         with opened(folder / name):  # a link that leads out of the cache is refused
             pass
     return Fetched(checkpoint=folder / file, vqvae=folder / vqvae if vqvae else None)
@@ -115,7 +120,7 @@ def _bundle(snapshot: "_Snapshot", with_plans: bool) -> Path:
 
 
 def _named(snapshot: "_Snapshot", file: str) -> str:
-    if not file.endswith(_CHECKPOINTS):
+    if not is_model_file(file):
         raise UsageError(f"{file} of {snapshot.repository} is no checkpoint. Name a .safetensors or a .pth file.")
     if file not in snapshot.files:
         raise snapshot.lacks(file)
@@ -123,39 +128,15 @@ def _named(snapshot: "_Snapshot", file: str) -> str:
 
 
 def _only_model(snapshot: "_Snapshot") -> str:
-    if CHECKPOINT_FILE in snapshot.files:
-        return CHECKPOINT_FILE
-    found = [file for file in snapshot.files if "/" not in file and file.endswith(_CHECKPOINTS) and not _is_vqvae(file)]
-    if len(found) == 1:
-        return found[0]
-    name = snapshot.repository
+    name, found = snapshot.repository, models_among(snapshot.files)
+    if len(found) > 1:
+        raise several(name, found)
     if found:
-        raise UsageError(f"{name} holds several models: {_list(found)}. Name one of them, such as {name}/{found[0]}.")
+        return found[0]
     raise UsageError(
         f"{name} holds no model: no {MANIFEST_FILE} of a bundle, no {CHECKPOINT_FILE} and no .pth file, but "
-        f"{_list(snapshot.files) or 'nothing'}. Name another repository, or a file of this one."
+        f"{listed(snapshot.files) or 'nothing'}. Name another repository, or a file of this one."
     )
-
-
-def _vqvae_beside(snapshot: "_Snapshot", file: str) -> str | None:
-    """The VQVAE in the folder of an official VAR; a self-trained file, which its trainer calls ar-ckpt, has its own."""
-    path = PurePosixPath(file)
-    if path.suffix == ".safetensors" or path.name.startswith("ar-ckpt"):
-        return None
-    found = [other for other in snapshot.files if PurePosixPath(other).parent == path.parent and _is_vqvae(other)]
-    if len(found) > 1:
-        raise UsageError(f"{snapshot.repository} holds several VQVAEs: {_list(found)}. Name the file of one.")
-    return found[0] if found else None
-
-
-def _is_vqvae(file: str) -> bool:
-    name = PurePosixPath(file).name
-    return name.startswith("vae") and name.endswith(_CHECKPOINTS)
-
-
-def _list(files: Iterable[str]) -> str:
-    names = sorted(files)
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 # ---- from where
@@ -197,7 +178,7 @@ class _Snapshot:
         """That it has not a file which it should have."""
         if self.alone:
             return _not_here(f"{file} of {self.repository}", self.alone)
-        return UsageError(f"{self.repository} holds no {file}, but {_list(self.files) or 'nothing'}. Name another.")
+        return UsageError(f"{self.repository} holds no {file}, but {listed(self.files) or 'nothing'}. Name another.")
 
 
 def _look_up(repository: Repository, revision: str | None, local_files_only: bool) -> _Snapshot:

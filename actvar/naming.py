@@ -8,8 +8,9 @@ from pathlib import Path
 
 from actvar.bundle.manifest import MANIFEST_FILE
 from actvar.checkpoint.files import SHIPPED_MODELS, Checkpoint, shipped_checkpoint
+from actvar.checkpoint.folder import CHECKPOINT_FILE, models_among, several, vqvae_beside
 from actvar.errors import UsageError
-from actvar.hub import CHECKPOINT_FILE, Repository, fetch, repository_of
+from actvar.hub import Repository, fetch, repository_of
 from actvar.scales import ScaleSchedule
 
 
@@ -38,7 +39,7 @@ def named_model(
     """The model that a name stands for.
 
     Args:
-        name: of a model of the package; of a folder, which is a bundle or holds a model.safetensors; of a checkpoint's
+        name: of a model of the package; of a folder, which is a bundle or holds a checkpoint; of a checkpoint's
             file; of a Hub repository, "user/repo", or of a file in one, "user/repo/var_d20.pth". The first of these
             that there is, in this order: what is here wins over the Hub.
         vqvae: the VQVAE's file, for a checkpoint that holds none.
@@ -100,14 +101,37 @@ def _named_here(name: str, beside: _Beside) -> NamedModel | None:
     if (path / MANIFEST_FILE).exists():
         beside.refuse(f"{name} is a bundle, and", "holds one")
         return NamedModel(path.absolute().name, bundle=path)
-    if (path / CHECKPOINT_FILE).exists():
-        return NamedModel(path.absolute().name, checkpoint=beside.checkpoint(path / CHECKPOINT_FILE))
     if path.is_dir():
-        raise UsageError(
-            f"{name} is a folder and no bundle: it holds no {MANIFEST_FILE}, and no {CHECKPOINT_FILE} either. "
-            "Name another model."
-        )
+        return NamedModel(path.absolute().name, checkpoint=_in_folder(path, beside))
     return NamedModel(path.stem, checkpoint=beside.checkpoint(path)) if path.exists() else None
+
+
+def _in_folder(folder: Path, beside: _Beside) -> Checkpoint:
+    """The checkpoint in a folder: one of ours, or one with its VQVAE beside it, or with the one that was named.
+
+    Raises:
+        UsageError: there is none, or several, or its VQVAE is missing.
+    """
+    try:
+        files = sorted(entry.name for entry in folder.iterdir() if not entry.is_dir())
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read: {error.strerror or error}. Name another model.") from None
+    found = models_among(files)
+    if len(found) > 1:
+        raise several(str(folder), found)
+    if not found:
+        raise UsageError(
+            f"{folder} is a folder and no bundle: it holds no {MANIFEST_FILE}, and no {CHECKPOINT_FILE} either, nor "
+            "one .pth file. Name another model."
+        )
+    [model] = found
+    vqvae = None if beside.vqvae else vqvae_beside(str(folder), model, files)
+    if model != CHECKPOINT_FILE and not (vqvae or beside.vqvae):
+        raise UsageError(
+            f"{folder} is a folder and no bundle: it holds {model}, and no VQVAE (vae*.pth) beside it. "
+            f"Give one with --vqvae, or name {folder / model}, if that holds one."
+        )
+    return beside.checkpoint(folder / model, folder / vqvae if vqvae else None)
 
 
 def _fetched(

@@ -13,10 +13,7 @@ from actvar.errors import shown
 STANDARD_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 LARGE_PATCH_NUMS = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)  # the 512-pixel model, var_d36
 
-# Which of the quantizer's four convolutions follows the upsampling of scale si. Official VAR picks the one whose tick
-# is nearest to si / (S - 1); for ten scales two entries are float64 near-ties, so the table is written down.
-_PHI_OF_TEN_SCALES = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
-PHI_COUNT = 4
+PHI_COUNT = 4  # the quantizer's convolutions, one of which follows the upsampling of each scale
 
 # What a file or a person may ask for: far above every known model, and far below what takes hours to count.
 MAX_SCALES = 64
@@ -100,11 +97,14 @@ class ScaleSchedule:
 
     @property
     def phi_indices(self) -> tuple[int, ...]:
-        """Which of the quantizer's four convolutions each scale uses."""
-        if len(self) == len(_PHI_OF_TEN_SCALES):
-            return _PHI_OF_TEN_SCALES
+        """Which of the quantizer's four convolutions each scale uses: the one whose tick is nearest to si / (S - 1).
+
+        Some schedules, that of ten scales among them, have a scale halfway between two ticks, where the last bit of a
+        tick decides. So the arithmetic is that of numpy's linspace, with which official checkpoints were trained.
+        """
         first, last = 1 / 3 / PHI_COUNT, 1 - 1 / 3 / PHI_COUNT
-        ticks = [first + (last - first) * i / (PHI_COUNT - 1) for i in range(PHI_COUNT)]
+        step = (last - first) / (PHI_COUNT - 1)
+        ticks = [first + step * i for i in range(PHI_COUNT - 1)] + [last]
         places = [si / (len(self) - 1) for si in range(len(self))]
         return tuple(min(range(PHI_COUNT), key=lambda i: abs(ticks[i] - place)) for place in places)
 

@@ -29,7 +29,8 @@ FORMAT, VERSION = "actvar-classes", 1
 def classes(*, model: ModelOption = "actvar-mini", hub: Hub, json_file: JsonOption = None) -> None:
     """List the classes that a model draws: their numbers and names.
 
-    --class takes either. Those of official VAR are ImageNet's, and can be named by any of WordNet's names and ids.
+    --class takes either, and none for a picture of no class. Those of official VAR are ImageNet's, and can be named by
+    any of WordNet's names and ids.
     """
     check_json_option(json_file)
     named = chosen_model(model, None, None, hub)

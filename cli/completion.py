@@ -4,7 +4,7 @@ import typer
 
 from actvar.checkpoint.files import SHIPPED_MODELS
 from actvar.class_names import imagenet_names, normal
-from actvar.classes import class_names
+from actvar.classes import NONE, class_names
 from actvar.errors import ActVARError
 from actvar.naming import named_model
 from actvar.told_model import told_config
@@ -24,5 +24,5 @@ def complete_class(context: typer.Context, incomplete: str) -> list[str]:
     except ActVARError:
         return []  # at a prompt there is nobody to tell
     names = class_names(config) if config else imagenet_names()  # what tells nothing is official
-    firsts = (normal(of_class[0]) for of_class in names)
+    firsts = (*(normal(of_class[0]) for of_class in names), NONE)
     return [f"{before}{comma}{name}" for name in firsts if name.startswith(normal(begun))]

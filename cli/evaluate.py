@@ -28,7 +28,7 @@ from actvar.config import ModelConfig
 from actvar.console import progress_bar
 from actvar.errors import UsageError, needs
 from actvar.evaluation.picture_run import WHOLE, RunSpec, Shard, open_run
-from actvar.evaluation.score_report import score_run
+from actvar.evaluation.score_report import protocol_of, score_run
 from actvar.naming import NamedModel
 from actvar.reports import STDOUT, check_file_option, check_json_option
 
@@ -113,7 +113,8 @@ def evaluate(
     """Draw many pictures and say how good they are: Fréchet distance, Inception score, precision and recall.
 
     What is drawn stays in the folder: the same command goes on where it was stopped, however that was. With --shard it
-    draws its part and scores nothing; the same command without it scores them all.
+    draws its part and scores nothing; the same command without it scores them all. The report says which protocol it
+    followed, and in what it is unlike that of papers.
     """
     part = chosen_shard(shard) if shard else None
     _refuse_for_a_part(
@@ -138,11 +139,12 @@ def evaluate(
     if json_file and not looked:
         raise UsageError("--json writes scores, and without a --reference there are none. Give both, or neither.")
     run = open_run(out or _default_folder(named, spec), spec)
+    protocol = protocol_of(run, *looked) if looked else None
     draw_run(run, part or WHOLE, drawer.draw(run, part or WHOLE, sampling))
     if npz:
         write_run_npz(run, npz, "--npz", quietly=json_file == STDOUT)
-    if looked:
-        score_run(run, named.name, *looked, save_statistics, json_file)
+    if looked and protocol:
+        score_run(run, named.name, drawer.model, protocol, *looked, save_statistics, json_file)
 
 
 def _refuse_for_a_part(part: Shard | None, options: dict[str, object]) -> None:

@@ -45,7 +45,9 @@ actvar-trt explain --class goldfish --model actvar_d16.safetensors --count 4"""
 
 def explain(
     *,
-    chosen_class: Annotated[str, class_option(help="A number, a name, or part of a name. See `actvar-trt classes`.")],
+    chosen_class: Annotated[
+        str, class_option(help="A number, a name, part of a name, or none. See `actvar-trt classes`.")
+    ],
     seed: SeedOption = 0,
     number: Annotated[
         int, drawing_option(min=0, max=10**9, help="Which of the seed's pictures of the class, from 0.")

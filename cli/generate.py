@@ -45,8 +45,8 @@ def generate(
     classes: Annotated[
         list[str],
         class_option(
-            help="A number, a name, part of a name, all, a range 0-9, or several with commas between; may be given "
-            "often. See `actvar-trt classes`."
+            help="A number, a name, part of a name, all, none, a range 0-9, or several with commas between; may be "
+            "given often. See `actvar-trt classes`."
         ),
     ],
     count: Annotated[int, count_option("Pictures of each class.")] = 1,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from actvar.classes import class_names
+from actvar.classes import NONE, class_names
 from actvar.config import ModelConfig
 from actvar.console import say
 from actvar.errors import ActVARError, BundleError, UsageError
@@ -102,15 +102,19 @@ def sheet_stem(named: str, model: ModelConfig, class_ids: Sequence[int], seed: i
     if len(class_ids) == 1:
         words = _class_words(model, class_ids[0])
     elif len(class_ids) <= _MOST_NUMBERS:
-        words = "-".join(f"{class_id:03d}" for class_id in class_ids)
+        words = "-".join(_number_word(model, class_id) for class_id in class_ids)
     else:
         words = f"{len(class_ids)}-classes"
     return f"{_plain(named, 40)}-{words}-seed{seed}-grid"
 
 
 def _class_words(model: ModelConfig, class_id: int) -> str:
-    names = class_names(model)
-    return f"{class_id:03d}-{_plain(names[class_id][0], 60)}" if names else f"{class_id:03d}"
+    names, number = class_names(model), _number_word(model, class_id)
+    return f"{number}-{_plain(names[class_id][0], 60)}" if names and number != NONE else number
+
+
+def _number_word(model: ModelConfig, class_id: int) -> str:
+    return NONE if class_id == model.num_classes else f"{class_id:03d}"
 
 
 def _plain(name: str, most: int) -> str:

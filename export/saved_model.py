@@ -10,11 +10,12 @@ from pathlib import Path
 from actvar import __version__
 from actvar.bundle.manifest import EXPORT_AGAIN, PLANS_FOLDER, Manifest, write_manifest
 from actvar.bundle.plans import BUILD_AGAIN, plan_folders, read_plans, write_plans
+from actvar.checkpoint.folder import CHECKPOINT_FILE
 from actvar.config import ModelConfig
 from actvar.errors import UsageError
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.files import FileEntry, read_verified
-from actvar.hub import CHECKPOINT_FILE, CONFIG_FILE
+from actvar.hub import CONFIG_FILE
 from actvar.runtime.pictures import PictureSource
 
 LIBRARY, CARD_FILE = "actvar-trt", "README.md"

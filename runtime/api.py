@@ -49,7 +49,8 @@ class DrawnPicture:
 
     Args:
         image: of the output type that was asked for.
-        class_id, label: its class, and the class for people, such as "88 (brown-crescent)".
+        class_id, label: its class, and the class for people, such as "88 (brown-crescent)"; for "none" the number after
+            the last class.
         number, seed: with the class they decide the picture.
     """
 
@@ -174,8 +175,8 @@ class Pipeline:
         """Draw pictures of classes, and return them all.
 
         Args:
-            class_labels: one class or several, each by its number or its name. A class that comes again goes on with
-                its next numbers, so that no picture comes twice.
+            class_labels: one class or several, each by its number or its name; "none" is no class. A class that comes
+                again goes on with its next numbers, so that no picture comes twice.
             guidance_scale: strength of classifier-free guidance at the last scale, 0 or more; the model's own if left
                 out. 0 is none: it is VAR's t, which is diffusers' scale less 1. Not for a guidance-free model.
             top_k: draw from so many best codes, 1 to 900; the model's own if left out.

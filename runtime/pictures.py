@@ -16,7 +16,10 @@ from actvar.errors import UsageError
 
 @dataclass(frozen=True)
 class Order:
-    """A picture to draw: its class, and its number, which with the seed decides all its random numbers."""
+    """A picture to draw: its class, and its number, which with the seed decides all its random numbers.
+
+    The class after a model's last is none.
+    """
 
     class_id: int
     number: int
@@ -76,10 +79,11 @@ def require_orders(model: ModelConfig, orders: Iterable[Order], seed: int) -> No
     """Hold orders and a seed to what a model can draw.
 
     Raises:
-        UsageError: a class is none of the model's, or a number or the seed is negative or has more than 64 bits.
+        UsageError: a class is not the model's, or a number or the seed is negative or has more than 64 bits.
     """
+    classes = model.num_classes + model.is_guided  # a guidance-free model never learned to do without one
     for order in orders:
-        if not 0 <= order.class_id < model.num_classes:
+        if not 0 <= order.class_id < classes:
             raise UsageError(f"A class must lie in 0..{model.num_classes - 1} for this model, got {order.class_id}.")
         if not 0 <= order.number < 2**64:
             raise UsageError(f"A picture's number must lie in 0..2^64-1, got {order.number}.")

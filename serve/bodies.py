@@ -27,7 +27,7 @@ class GenerationRequest(BaseModel):
     )
 
     prompt: Annotated[str, Field(min_length=1, max_length=_MAX_PROMPT)] | Annotated[int, Field(ge=0, lt=10**9)] = Field(
-        description="A class: its number, its name, or part of a name.", examples=["brown-crescent", "88"]
+        description="A class: its number, its name, part of a name, or none.", examples=["brown-crescent", "88"]
     )
     model: str | None = Field(None, max_length=_MAX_PROMPT, description="The model that is served; it may be left out.")
     n: int | None = Field(None, ge=1, le=MAX_PICTURES, description="Pictures; 1 if left out.")
@@ -55,7 +55,7 @@ class PictureAnswer(BaseModel):
     """A picture, and what reproduces it: on the command line as --class, --seed, and a --count above its number."""
 
     b64_json: str = Field(description="A PNG file in base 64: the bytes that the command `generate` writes.")
-    class_id: int
+    class_id: int = Field(description="For none the number after the last class.")
     label: str = Field(examples=["88 (brown-crescent)"])
     seed: int
     number: int

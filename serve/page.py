@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actvar.classes import class_label
+from actvar.classes import NONE, class_label, class_value
 from actvar.errors import ActVARError, counted
 from actvar.serve.bodies import GenerationRequest, PartialEvent
 from actvar.serve.explained import Explainer
@@ -90,7 +90,8 @@ class _Page:
         """All of it."""
         model, name = self._studio.model, self._studio.name
         kind = "ActVAR" if self._explainer.scale else "VAR"
-        classes = [(class_label(model, i), i) for i in range(model.num_classes)]
+        classes: list[tuple[str, int | str]] = [(class_label(model, i), i) for i in range(model.num_classes)]
+        classes += [(NONE, NONE)] if model.is_guided else []
         scales = counted(len(model.schedule), "scale")
         with gr.Blocks(title=f"{name} · ActVAR-TRT", analytics_enabled=False) as page:
             gr.HTML(
@@ -125,11 +126,11 @@ class _Page:
         if "class" not in given:
             return (*[gr.skip()] * 4, False)
         try:
-            class_id = self._studio.class_id(given["class"][:200])
+            chosen = class_value(self._studio.model, self._studio.class_id(given["class"][:200]))
             guidance = min(max(float(given.get("guidance", self._studio.model.sampling.cfg)), 0.0), _MOST_GUIDANCE)
         except (Refusal, ValueError):
             return (*[gr.skip()] * 4, False)
-        return class_id, given.get("seed", "")[:20], given.get("number", "0")[:20], guidance, True
+        return chosen, given.get("seed", "")[:20], given.get("number", "0")[:20], guidance, True
 
     async def draw_if(self, asked: bool, *given: Any) -> AsyncGenerator[_Parts, None]:
         """Draw what a link has asked for."""
@@ -151,7 +152,8 @@ class _Page:
         except Refusal as refusal:
             yield strip(shown, count), message(refusal.message), ""
             return
-        named = Shown(self._studio.name, drawn.class_id, drawn.label, drawn.seed, drawn.number, drawn.sampling.cfg)
+        chosen = class_value(self._studio.model, drawn.class_id)
+        named = Shown(self._studio.name, chosen, drawn.label, drawn.seed, drawn.number, drawn.sampling.cfg)
         made = result(last, named)
         yield strip(shown, count), made, ""
         if self._explainer.scale:

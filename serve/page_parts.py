@@ -43,10 +43,13 @@ footer { display: none !important; }
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page: what reproduces it, in words for a link, for a shell and for Python."""
+    """A picture on the page: what reproduces it, in words for a link, for a shell and for Python.
+
+    `chosen` is what names its class: a number, or "none".
+    """
 
     model: str
-    class_id: int
+    chosen: int | str
     label: str
     seed: int
     number: int
@@ -55,13 +58,13 @@ class Shown:
     @property
     def link(self) -> str:
         """The page with this picture."""
-        fields = {"class": self.class_id, "seed": self.seed, "guidance": f"{self.guidance:g}", "number": self.number}
+        fields = {"class": self.chosen, "seed": self.seed, "guidance": f"{self.guidance:g}", "number": self.number}
         return f"/?{urlencode(fields)}"
 
     @property
     def command(self) -> str:
         """What draws it on the command line; where it is not the first of its seed, after those before it."""
-        words = ["actvar-trt", "generate", "--model", self.model, "--class", str(self.class_id)]
+        words = ["actvar-trt", "generate", "--model", self.model, "--class", str(self.chosen)]
         words += ["--seed", str(self.seed), "--cfg", f"{self.guidance:g}"]
         return shlex.join(words + (["--count", str(self.number + 1)] if self.number else []))
 
@@ -71,7 +74,7 @@ class Shown:
         count = f", num_images_per_label={self.number + 1}" if self.number else ""
         return (
             f"from actvar import Pipeline\n\npipe = Pipeline.from_pretrained({self.model!r})\n"
-            f"image = pipe({self.class_id}, {self.guidance:g}, seed={self.seed}{count}).images[{self.number}]"
+            f"image = pipe({self.chosen!r}, {self.guidance:g}, seed={self.seed}{count}).images[{self.number}]"
         )
 
 

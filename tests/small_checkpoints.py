@@ -1,11 +1,13 @@
 """Small checkpoints, ours and official VAR's, and how a test says that one is refused."""
 
+import json
 from pathlib import Path
 
 import official_layout as official
 import pytest
 import torch
 from official_layout import STANDARD
+from safetensors.torch import save_file
 from small_models import small_config, vivid_model
 from torch import Tensor
 
@@ -44,6 +46,18 @@ def own_file(folder: Path) -> Path:
     path = folder / "model.safetensors"
     save_model(vivid_model(SPARSE), path)
     return path
+
+
+def sharded(folder: Path, state: dict[str, Tensor], count: int = 3) -> Path:
+    """The state in several files, with their index, as the Hub has large models."""
+    folder.mkdir(exist_ok=True)
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    for i, name in enumerate(names):
+        save_file(dict(list(state.items())[i::count]), folder / name)
+    where = {tensor: names[i % count] for i, tensor in enumerate(state)}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return index
 
 
 def refused(message: str, path: Path, vqvae: Path | None = None) -> str:

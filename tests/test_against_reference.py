@@ -15,7 +15,7 @@ from actvar.models.actvar import ActVAR
 from actvar.models.quantizer import MultiScaleQuantizer
 from actvar.models.vqvae import VQVAE
 from actvar.sampling import guide, sample
-from actvar.scales import LARGE_PATCH_NUMS, STANDARD_PATCH_NUMS, ScaleSchedule
+from actvar.scales import LARGE_PATCH_NUMS, MAX_SCALES, STANDARD_PATCH_NUMS, ScaleSchedule
 from actvar.uniforms import token_uniforms
 
 
@@ -93,6 +93,16 @@ def test_phi_by_scale_is_what_official_training_used():
     for patch_nums in (STANDARD_PATCH_NUMS, LARGE_PATCH_NUMS, (1, 2, 3, 5), (1, 2, 3, 4, 5), (1, 3, 4, 6, 7, 8, 9)):
         found = ScaleSchedule(patch_nums).phi_indices
         assert list(found) == [reference.phi_index(si, len(patch_nums)) for si in range(len(patch_nums))]
+
+
+@pytest.mark.parametrize("scales", range(2, MAX_SCALES + 1))
+def test_phi_of_any_number_of_scales_is_official_vars_choice(scales):
+    """One scale of 10, 19, 28 … 64 lies halfway between two ticks, where a tick's last bit decides.
+
+    One scale alone is no schedule: official VAR divides by the number of scales less one.
+    """
+    expected = [reference.phi_index(si, scales) for si in range(scales)]
+    assert list(ScaleSchedule(tuple(range(1, scales + 1))).phi_indices) == expected
 
 
 def test_the_quantizer_step_agrees_at_all_ten_scales():

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from small_checkpoints import official_files, refused, same, tiny_var
-from torch import Tensor
+from small_checkpoints import official_files, refused, same, sharded, tiny_var
 
 from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.model import load_model
@@ -18,18 +17,6 @@ from actvar.errors import CheckpointError
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     return official_files(tmp_path)
-
-
-def sharded(folder: Path, state: dict[str, Tensor], count: int = 3) -> Path:
-    """The state in several files, with their index, as the Hub has large models."""
-    folder.mkdir(exist_ok=True)
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    for i, name in enumerate(names):
-        save_file(dict(list(state.items())[i::count]), folder / name)
-    where = {tensor: names[i % count] for i, tensor in enumerate(state)}
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
-    return index
 
 
 @pytest.fixture

@@ -82,6 +82,8 @@ def test_classes_that_people_know_by_heart(number: int, name: str):
         (["3", "1,3", "red-disc", "0-1"], [3, 1, 0]),
         (["all"], list(range(100))),
         (["99", "all"], [99, *range(99)]),
+        (["none"], [100]),
+        (["0-1, none", "none"], [0, 1, 100]),
     ],
 )
 def test_numbers_ranges_and_names_may_be_mixed(wanted: list[str], chosen: list[int]):
@@ -128,6 +130,16 @@ def test_official_var_knows_imagenet(text: str, number: int):
 def test_what_means_several_or_none_is_answered_with_what_it_could_mean(text: str, said: str):
     with pytest.raises(UsageError, match=said):
         choose_classes(OFFICIAL, [text])
+
+
+def test_a_guidance_free_model_has_never_seen_pictures_without_a_class():
+    """Guidance is distilled with every picture's class."""
+    with pytest.raises(UsageError, match=r"this guidance-free one did not\. Name a class"):
+        choose_classes(replace(MINI, guided_scales=0), ["1, none"])
+
+
+def test_no_class_has_a_word_of_its_own():
+    assert class_label(MINI, 100) == class_label(OFFICIAL, 1000) == class_label(small_config(), 5) == "none"
 
 
 def test_a_models_own_names_win():

@@ -139,6 +139,23 @@ def test_a_class_may_be_named(command: Command, bundle: Path):
     assert len({path.read_bytes() for out in "abc" for path in Path(out).iterdir()}) == 1
 
 
+def test_no_class_may_be_drawn_like_one(command: Command, bundle: Path):
+    """It is not among all of them, and Python draws the same."""
+    run = command("generate", "--class", "none", "--seed", 7, "--model", bundle)
+    assert run.code == 0, run.err
+    assert run.out == "bundle-none-seed7-0.png: class none, picture 0 of seed 7\n"
+    with Pipeline.from_bundle(bundle, progress_bar=False) as pipe:
+        made = pipe("none", seed=7)
+    assert (made.class_ids, made.labels) == ((5,), ("none",))
+    np.testing.assert_array_equal(pixels("bundle-none-seed7-0.png"), np.asarray(made.images[0]))
+    command("generate", "--class", "all,none", "--model", bundle, "--grid", "--out", "a")
+    command("generate", "--class", "none,4", "--model", bundle, "--grid", "--out", "a")
+    assert sorted(path.name for path in Path("a").iterdir()) == [
+        "bundle-6-classes-seed0-grid.png",
+        "bundle-none-004-seed0-grid.png",
+    ]
+
+
 def test_out_may_be_a_file(command: Command, bundle: Path):
     """In a folder that is made for it; a picture that is there is replaced."""
     for seed in (0, 1):

@@ -319,6 +319,14 @@ def test_a_picture_is_explained(command: Command, checkpoints: Path):
     assert f"experts were given {others.min():.2f} to {others.max():.2f} times their fair share" in out
 
 
+def test_a_picture_of_no_class_is_explained(command: Command, checkpoints: Path):
+    code, _, err = command(
+        "explain", "--class", "none", "--count", 1, "--model", checkpoints / "active.safetensors", "--out", "made"
+    )
+    assert code == 0, err
+    assert "What was activated: class none, seed 0" in Path("made/active-none-seed0-0.html").read_text()
+
+
 def test_the_same_command_writes_the_same_bytes(command: Command, checkpoints: Path):
     """So that a figure in the docs can be made again; the page ends with how."""
     arguments = (

@@ -234,7 +234,7 @@ def test_who_looks_on_may_stop_the_drawing_and_may_not_draw(source: PictureSourc
     ("order", "seed", "message"),
     [
         (Order(-1, 0), 0, r"class must lie in 0\.\.4 for this model, got -1"),
-        (Order(5, 0), 0, "got 5"),
+        (Order(6, 0), 0, "got 6"),
         (Order(500, 0), 0, "got 500"),
         (Order(0, -1), 0, "number must lie in"),
         (Order(0, 2**64), 0, "number must lie in"),
@@ -248,6 +248,25 @@ def test_what_the_model_cannot_draw_is_refused(source: PictureSource, order: Ord
     with pytest.raises(UsageError, match=message):
         for _ in pictures:
             pass
+
+
+def test_a_picture_of_no_class_needs_no_guidance(source: PictureSource):
+    """The class after the last is none: a picture's two rows are one, and their difference is nothing."""
+    none = source.model.num_classes
+    pictures = [next(iter(source.draw([Order(none, 3)], replace(SAMPLING, cfg=cfg), 7))) for cfg in (0.0, 4.0)]
+    for plain, guided in zip(*(picture.token_ids for picture in pictures), strict=True):
+        np.testing.assert_array_equal(plain, guided)
+    other = next(iter(source.draw([Order(none - 1, 3)], SAMPLING, 7)))
+    assert (other.pixels_HW3 != pictures[0].pixels_HW3).any()
+
+
+def test_a_picture_of_no_class_is_the_same_in_graphs_and_beside_others(drawn):
+    model, folder = drawn("active")
+    orders = [Order(3, 0), Order(model.config.num_classes, 0), Order(0, 1)]
+    wanted = generate(model, [model.config.num_classes], SAMPLING, 7, [0])
+    for found in (draw(folder, 1, orders)[1], draw(folder, 3, orders)[1]):
+        for ids_L, ids_BL in zip(found.token_ids, wanted.token_ids, strict=True):
+            np.testing.assert_array_equal(ids_L, ids_BL[0].numpy())
 
 
 def test_the_eager_source_draws_what_generate_draws(drawn):

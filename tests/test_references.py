@@ -21,7 +21,7 @@ from actvar.evaluation.judges import Judge
 from actvar.evaluation.picture_sets import PictureSet, open_folder, open_npz
 from actvar.evaluation.reference import GlyphStream, open_reference
 
-JUDGE = Judge("six", nn.Identity(), 6, False)
+JUDGE = Judge("six", nn.Identity(), 6, False, "", "not at all")
 
 
 def in_one(pictures: PictureSet) -> np.ndarray:

@@ -58,7 +58,7 @@ def drawn(bundle: Path) -> Any:
     """The file that the command line would write, by class, number, seed and sampling."""
     with Pipeline.from_bundle(bundle, threads=1, progress_bar=False) as pipe:
 
-        def draw(class_id: int, number: int = 0, seed: int = 0, **sampling: Any) -> bytes:
+        def draw(class_id: int | str, number: int = 0, seed: int = 0, **sampling: Any) -> bytes:
             made = pipe(class_id, num_images_per_label=number + 1, seed=seed, output_type="pil", **sampling)
             return png(np.asarray(made.images[number]))
 
@@ -103,6 +103,13 @@ def test_the_answer_says_what_reproduces_each_picture(served: Served, drawn):
             assert (picture["class_id"], picture["label"]) == (2, "2 (blue-star)")
             assert (picture["seed"], picture["number"]) == (answer["seed"], number)
             assert base64.b64decode(picture["b64_json"]) == drawn(2, number, answer["seed"])
+
+
+def test_a_prompt_may_be_no_class(served: Served, drawn):
+    answer = served.ask(prompt="none", seed=12)
+    assert files(answer) == [drawn("none", 0, 12)]
+    [picture] = answer.json()["data"]
+    assert (picture["class_id"], picture["label"]) == (len(CONFIG.class_names), "none")
 
 
 def test_requests_of_many_seeds_share_batches_and_none_changes(bundle: Path, drawn):

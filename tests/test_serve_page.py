@@ -262,3 +262,6 @@ def test_the_lines_of_a_picture_are_those_that_draw_it():
     third = replace(first, number=2, model="it's")
     assert third.command.endswith("""--model 'it'"'"'s' --class 88 --seed 7 --cfg 1.5 --count 3""")
     assert third.python.endswith("image = pipe(88, 1.5, seed=7, num_images_per_label=3).images[2]")
+    none = replace(first, chosen="none", label="none")
+    assert none.link.startswith("/?class=none&") and "--class none --seed" in none.command
+    assert none.python.endswith("image = pipe('none', 1.5, seed=7).images[0]")

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from actvar.evaluation import glyph_extractor
+from actvar.evaluation.classifier import SHIPPED_CLASSIFIER
 from actvar.evaluation.fidelity import URL_INCEPTION_V3, create_feature_extractor
-from actvar.evaluation.inception_file import inception_file
+from actvar.evaluation.inception_file import SHA256, inception_file
 from actvar.evaluation.picture_sets import PictureSet
+from actvar.evaluation.protocol import Extractor
+from actvar.files import hash_file
 
 AT_ONCE = 50
 
@@ -44,12 +47,21 @@ class Judge:
         name: under which torch-fidelity knows it.
         features: F.
         knows_classes: whether its classes are those of the pictures.
+        weights: SHA-256 of the file that holds them.
+        resizing: what it does to pictures before it looks.
     """
 
     name: str
     extractor: nn.Module
     features: int
     knows_classes: bool
+    weights: str
+    resizing: str
+
+    @property
+    def described(self) -> Extractor:
+        """As a report names it."""
+        return Extractor(self.name, self.weights, self.resizing)
 
     @torch.no_grad()
     def look(self, pictures: PictureSet, advance: Advance = lambda _: None) -> Seen:
@@ -77,7 +89,8 @@ def glyph_judge() -> Judge:
     """
     glyph_extractor.register_glyph_extractor()
     layers = [glyph_extractor.FEATURES, glyph_extractor.LOGITS]
-    return Judge(glyph_extractor.NAME, _extractor(glyph_extractor.NAME, layers), 128, True)
+    weights = hash_file(SHIPPED_CLASSIFIER).sha256
+    return Judge(glyph_extractor.NAME, _extractor(glyph_extractor.NAME, layers), 128, True, weights, "not at all")
 
 
 def inception_judge(file: Path | None) -> Judge:
@@ -91,7 +104,8 @@ def inception_judge(file: Path | None) -> Judge:
     """
     path = inception_file(file, URL_INCEPTION_V3)
     name = "inception-v3-compat"
-    return Judge(name, _extractor(name, ["2048", "logits_unbiased"], path), 2048, False)
+    resizing = "to 299×299, bilinear, as TensorFlow 1 does"
+    return Judge(name, _extractor(name, ["2048", "logits_unbiased"], path), 2048, False, SHA256, resizing)
 
 
 def _extractor(name: str, layers: list[str], weights: Path | None = None) -> nn.Module:

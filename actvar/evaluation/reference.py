@@ -15,9 +15,12 @@ from actvar.errors import ActVARError, UsageError, counted
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.judges import Judge
 from actvar.evaluation.picture_sets import ARRAY, PictureSet, Shape, npz_names, open_folder, open_npz
+from actvar.evaluation.protocol import HeldAgainst
 from actvar.evaluation.statistics_file import has_statistics, read_statistics
+from actvar.files import hash_file
 
 STREAMS = {"glyphs-train": TRAIN_SEED, "glyphs-held-out": HELD_OUT_SEED}
+_ADM_SHAPE, _ADM_ARRAYS = (10_000, 256, 256, 3), {ARRAY, "mu", "sigma", "mu_s", "sigma_s"}
 NEIGHBOURS = 3
 """Precision and recall ask whether a picture lies as near to another as that one's third neighbour does."""
 
@@ -50,13 +53,35 @@ class Reference:
     statistics: FeatureStatistics | None
     cropped: Preprocessing | None = None
     """What made the pictures of a folder what they are here, if anything did."""
+    file: Path | None = None
+    """That it was read from, if it is one."""
+
+    @property
+    def described(self) -> HeldAgainst:
+        """As a report names it; its file is read to the end.
+
+        Raises:
+            ActVARError: the file cannot be read.
+        """
+        return HeldAgainst(
+            name=self.name,
+            sha256=hash_file(self.file.resolve()).sha256 if self.file else None,
+            pictures=self.count,
+            fitted=self.statistics.count if self.statistics else self.count,
+            resizing=self._resizing or "not at all",
+            is_adm=_is_adm_batch(self),
+        )
 
     @property
     def in_words(self) -> str:
         """Its name, and what was done to its pictures."""
+        return f"{self.name}, {self._resizing}" if self._resizing else self.name
+
+    @property
+    def _resizing(self) -> str:
         if not self.cropped:
-            return self.name
-        return f"{self.name}, cropped in the middle and resized to {self.cropped.size}×{self.cropped.size}"
+            return ""
+        return f"cropped in the middle and resized to {self.cropped.size}×{self.cropped.size}"
 
     @property
     def count(self) -> int:
@@ -105,6 +130,16 @@ def _open_path(path: Path, judge: Judge, cropped: Preprocessing | None) -> Refer
         streams = " or ".join(STREAMS)
         raise ActVARError(f"--reference {path} is not there. Name a folder of pictures, an .npz, or {streams}.")
     if not has_statistics(path):
-        return Reference(str(path), open_npz(path), None)
+        return Reference(str(path), open_npz(path), None, file=path)
     pictures = open_npz(path) if ARRAY in npz_names(path) else None
-    return Reference(str(path), pictures, read_statistics(path, judge.name, judge.features))
+    return Reference(str(path), pictures, read_statistics(path, judge.name, judge.features), file=path)
+
+
+def _is_adm_batch(reference: Reference) -> bool:
+    """Whether an .npz has the arrays of the ADM suite's batch of ImageNet at 256×256."""
+    return (
+        reference.file is not None
+        and reference.pictures is not None
+        and reference.pictures.shape == _ADM_SHAPE
+        and set(npz_names(reference.file)) == _ADM_ARRAYS
+    )

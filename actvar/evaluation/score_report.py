@@ -11,10 +11,12 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from actvar.console import counting
+from actvar.config import ModelConfig
+from actvar.console import counting, say
 from actvar.errors import ActVARError, counted, needs
 from actvar.evaluation.frechet import FeatureStatistics
 from actvar.evaluation.picture_run import PictureRun
+from actvar.evaluation.protocol import Protocol, released_fid
 from actvar.evaluation.statistics_file import write_statistics
 from actvar.provenance import typed
 from actvar.reports import STDOUT, deliver, said_if_replaced
@@ -25,9 +27,24 @@ if TYPE_CHECKING:  # what loads PyTorch is loaded when it is needed
     from actvar.evaluation.scores import Scores
 
 
+def protocol_of(run: PictureRun, judge: "Judge", reference: "Reference") -> Protocol:
+    """The protocol of a score that is to be; what is unlike that of papers is said, before hours are spent on it.
+
+    Raises:
+        ActVARError: the reference's file cannot be read.
+    """
+    evaluator = f"torch-fidelity {version('torch-fidelity')}"
+    protocol = Protocol(run.spec, reference.described, judge.described, evaluator)
+    if protocol.departures:
+        say(f"Not to be compared with FIDs of papers: {'; '.join(protocol.departures)}.")
+    return protocol
+
+
 def score_run(
     run: PictureRun,
     name: str,
+    model: ModelConfig,
+    protocol: Protocol,
     judge: "Judge",
     reference: "Reference",
     save_statistics: Path | None,
@@ -38,6 +55,8 @@ def score_run(
     Args:
         run: the pictures.
         name: of the model.
+        model: its size.
+        protocol: of the score.
         judge: who looks.
         reference: what they are held against.
         save_statistics: where to write the reference's statistics.
@@ -55,6 +74,7 @@ def score_run(
     statistics = reference.statistics or (fitted(other.features_NF) if other else None)
     assert statistics is not None  # a reference is pictures, or statistics, or both
     scores = score(seen, statistics, other, asked_N)
+    known = released_fid(model)
     report = {
         "command": typed(["actvar-trt", *sys.argv[1:]]),
         "model": name,
@@ -66,24 +86,32 @@ def score_run(
             "cropped": reference.cropped.identity if reference.cropped else None,
         },
         "torch_fidelity": version("torch-fidelity"),
+        "protocol": protocol.record,
+        "released": {"model": known[0], "fid": known[1]} if known else None,
         "scores": asdict(scores),
     }
     content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    deliver([_table(scores, name, judge, reference)], content, json_file)
+    deliver([_table(scores, name, protocol, reference, known)], content, json_file)
     if save_statistics:
         with said_if_replaced(save_statistics):
             _save_statistics(save_statistics, statistics, judge)
         typer.echo(str(save_statistics), err=json_file == STDOUT)
 
 
-def _table(scores: "Scores", name: str, judge: "Judge", reference: "Reference") -> Table:
-    fid = judge.name.startswith("inception")
+def _table(
+    scores: "Scores", name: str, protocol: Protocol, reference: "Reference", known: tuple[str, float] | None
+) -> Table:
+    extractor = protocol.extractor
     table = Table(counted(scores.pictures, "picture", form=","), name)
     table.columns[1].justify = "right"
     pictures = f", {counted(reference.count, 'picture', form=',')}" if reference.count else ""
     table.add_row("held against", reference.in_words + pictures)
-    table.add_row("seen by", judge.name)
-    table.add_row("FID" if fid else "Fréchet distance", f"{scores.frechet_distance:.3f}")
+    table.add_row("seen by", extractor.name)
+    for row in protocol.rows:
+        table.add_row(*row)
+    table.add_row("FID" if extractor.is_inception else "Fréchet distance", f"{scores.frechet_distance:.3f}")
+    if known and extractor.is_inception:
+        table.add_row(f"FID of the released {known[0]}", f"{known[1]:.2f}")
     table.add_row("Inception score", f"{scores.inception_score:.2f} ± {scores.inception_score_spread:.2f}")
     for label, share in (("precision", scores.precision), ("recall", scores.recall)):
         table.add_row(label, "the reference has no pictures" if share is None else f"{share:.4f}")

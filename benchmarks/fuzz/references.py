@@ -30,7 +30,7 @@ class _Means(nn.Module):
 @cache
 def judge() -> Judge:
     """The judge."""
-    return Judge("six", _Means(), FEATURES, False)
+    return Judge("six", _Means(), FEATURES, False, "", "not at all")
 
 
 def look(path: Path, side: int) -> None:
