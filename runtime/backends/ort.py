@@ -33,7 +33,7 @@ from actvar.bundle.contract import CPU_PRECISIONS, ITEM_BYTES, MASKED_SCALES, SC
 from actvar.bundle.graph_file import ExternalTensor, external_tensors
 from actvar.bundle.manifest import EXPORT_AGAIN, FOR_A_GPU, WEIGHTS_FILE, Manifest, StoredTensor
 from actvar.config import HEAD_WIDTH
-from actvar.errors import ActVARError, BundleError, DamagedError, EngineError
+from actvar.errors import ActVARError, BundleError, DamagedError, EngineError, shown
 from actvar.runtime.backends.buffered import BufferedEngine, Buffers, Place
 from actvar.runtime.backends.memory import Buffer, HostMemory, Memory, give_back, keep_blocks
 from actvar.runtime.backends.protocol import Device, Scales
@@ -400,7 +400,7 @@ def _threads(wanted: int) -> int:
 
 def _refusal(what: str, error: Exception) -> ActVARError:
     """What ONNX Runtime said, by its kind: too little memory, no graph, one that it cannot run, or the rest."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    reason = shown((str(error).splitlines() or [type(error).__name__])[0], 300)
     said = f"With ONNX Runtime {onnxruntime.__version__}, {what}: {reason}."
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
         return ActVARError(
