@@ -1,7 +1,9 @@
-"""A place as containers are: read-only but for one folder, half a CPU, a user without a name or a home, no terminal.
+"""A place as containers are: read-only but for one folder, a quota, a user without a name or home, no terminal.
+
+The quota is one CPU; ACTVAR_TEST_CPUS=0.5 makes it half of one, with which all commands take five minutes or more.
 
 `Container.run` runs commands one after the other in it. They are forks of one process that has loaded what they need:
-at half a CPU the imports of thirty commands would take minutes.
+the imports of thirty commands would take minutes.
 """
 
 import json
@@ -15,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE, OUT = "cache", "out"
-_QUOTA, _PERIOD = 50_000, 100_000  # microseconds
+_PERIOD = 100_000  # microseconds
+_QUOTA = int(float(os.environ.get("ACTVAR_TEST_CPUS", "1")) * _PERIOD)
 
 # What is given: the folder that may be written, a user, where Python lies, a folder above it that only root may enter,
 # and the command. The last but one is replaced by one that leads to Python and to nothing else, as a process of the
@@ -115,7 +118,7 @@ class Container:
     def start(self, command: Sequence[str], given: str = "") -> "subprocess.CompletedProcess[str]":
         """Run one program in it, with this on its standard input."""
         place = [str(self.folder), str(self.user), sys.base_prefix, _closed_above(Path(sys.base_prefix))]
-        with half_a_cpu() as joined:
+        with within_a_quota() as joined:
             return subprocess.run(
                 ["unshare", "--mount", "sh", "-c", _SHUT, "sh", *place, *command],
                 env=self._environment(),
@@ -144,8 +147,8 @@ def _closed_above(path: Path) -> str:
 
 
 @contextmanager
-def half_a_cpu() -> Iterator[Callable[[], object] | None]:
-    """What a process must call first to run in a control group of half a CPU; None where none can be made."""
+def within_a_quota() -> Iterator[Callable[[], object] | None]:
+    """What a process must call first to run in a control group with a quota; None where none can be made."""
     group = _new_group()
     try:
         yield (lambda: (group / "cgroup.procs").write_text(str(os.getpid()))) if group else None

@@ -109,6 +109,7 @@ def command(
     finally:
         process.kill()
         process.wait(60)
+        process.stderr.close()
 
 
 def until(holds: Any, seconds: float = 60) -> None:

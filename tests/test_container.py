@@ -1,6 +1,6 @@
 """Every command where containers run: it does its work, or says in a sentence what is in its way.
 
-The root is read-only, and so is /tmp; HOME is not set, and the user has no name; half a CPU, no terminal, `LC_ALL=C`.
+The root is read-only, and so is /tmp; HOME is not set, and the user has no name; a quota, no terminal, `LC_ALL=C`.
 What may be written is the cache and a folder for output.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from container import OUT, Container, Done, half_a_cpu, why_not
+from container import OUT, Container, Done, why_not, within_a_quota
 
 from actvar.benchmarks.kills import write_model
 from actvar.cli.main import app
@@ -95,8 +95,8 @@ def test_the_place_is_as_it_says():
         found = Container(Path(name)).start(["sh", "-c", LOOK])
     lines = found.stdout.splitlines()
     assert lines[0] == "looked", found
-    with half_a_cpu() as joined:
-        assert joined is None or any("actvar-test-" in line for line in lines), "half a CPU"
+    with within_a_quota() as joined:
+        assert joined is None or any("actvar-test-" in line for line in lines), "a quota"
 
 
 def names(group: object, before: str = "") -> list[str]:

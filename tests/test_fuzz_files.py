@@ -172,8 +172,10 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: py
 
 
 def test_the_page_quotes_the_campaign_that_is_kept():
-    """A table of another campaign, or of one with faults, would promise what nobody has seen."""
+    """A table of another campaign, or faults without a word, would promise what nobody has seen."""
     kept = json.loads((ROOT / "benchmarks/results/fuzz-files.json").read_bytes())["kinds"]
     assert kept.keys() == KINDS.keys()
-    assert [fault for kind in kept.values() for fault in kind["faults"]] == []
-    assert "\n".join(table(kept)) in (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    assert "\n".join(table(kept)) in page
+    for kind, result in kept.items():
+        assert not result["faults"] or f"The {len(result['faults'])} of `{kind}`" in page

@@ -88,6 +88,7 @@ def server(options: Sequence[object], port: int = 0) -> Iterator[ServerProcess]:
         process.kill()
         process.wait(_END_SECONDS)
         reader.join(5)
+        process.stderr.close()
 
 
 def pictures_per_second(model: str, threads: int, batch: int, seconds: float, folder: Path) -> float:
