@@ -131,7 +131,7 @@ def test_a_head_that_does_not_come_is_hung_up_on(served: Served, monkeypatch: py
         b"POST " + DRAW.encode() + b" HTTP/1.1\r\nHost: here\r\nContent-Length: x\r\n\r\n",
         b"POST " + DRAW.encode() + b" HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: here\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: here\r\n" + b"X: " + b"y" * 1_000_000 + b"\r\n\r\n",  # more than one read brings
+        b"GET /v1/models HTTP/1.1\r\nHost: here\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n",  # more than one read brings
         head("Content-Length: 100") + b'{"pro',
     ],
     ids=lambda sent: str(sent[:30]),
@@ -139,8 +139,8 @@ def test_a_head_that_does_not_come_is_hung_up_on(served: Served, monkeypatch: py
 def test_what_is_no_request_leaves_the_server_as_it_was(served: Served, sent: bytes, capfd):
     """A client's fault or a closed socket: no traceback, nothing of the 5xx."""
     answer = b""
-    with suppress(ConnectionError), socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
-        connection.sendall(sent)
+    with suppress(OSError), socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
+        connection.sendall(sent)  # which the server may end, or not take
         connection.shutdown(socket.SHUT_WR)
         answer = connection.recv(1 << 16) if sent else b""
     assert answer == b"" or answer.split()[1].startswith(b"4")
