@@ -11,6 +11,8 @@ from actvar.evaluation.picture_sets import write_npz
 
 _SIDE = 8
 
+FOLLOWS_LINKS = True  # of the file itself, which a user names
+
 
 def samples(folder: Path) -> list[Path]:
     """One that we wrote, and one that is packed."""
