@@ -92,10 +92,10 @@ class _Page:
         kind = "ActVAR" if self._explainer.scale else "VAR"
         classes: list[tuple[str, int | str]] = [(class_label(model, i), i) for i in range(model.num_classes)]
         classes += [(NONE, NONE)] if model.is_guided else []
-        scales = counted(len(model.schedule), "scale")
+        how_many = counted(len(model.schedule), "scale")
         with gr.Blocks(title=f"{name} · ActVAR-TRT", analytics_enabled=False) as page:
             gr.HTML(
-                f"<h1>{escape(name)}</h1><p>{kind}, {scales}, {self._studio.size} pixels. "
+                f"<h1>{escape(name)}</h1><p>{kind}, {how_many}, {self._studio.size} pixels. "
                 "Class, seed and number decide a picture, to the byte.</p>"
             )
             with gr.Row():
