@@ -184,7 +184,7 @@ def test_the_servers_pictures_are_those_of_generate(
         np.testing.assert_array_equal(triton.draw(class_id=[4])[0], expected(4, 0, 0))
         chosen = triton.draw(class_id=[4], top_k=[3], top_p=[0.5])[0]
         np.testing.assert_array_equal(chosen, expected(4, 0, 0, top_k=3, top_p=0.5))
-        for wrong in ({"class_id": [classes]}, {"class_id": [0], "top_p": [7.0]}, {"class_id": [-1]}):
+        for wrong in ({"class_id": [classes + 1]}, {"class_id": [0], "top_p": [7.0]}, {"class_id": [-1]}):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 triton.draw(**wrong)
             answer = refused.value.read().decode()
