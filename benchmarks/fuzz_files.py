@@ -32,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 from actvar.errors import ActVARError
+from actvar.files import remove_folder
 from actvar.provenance import commit, typed
 from actvar.reports import check_json_option, write_report
 from actvar.runtime.machine import this_machine
@@ -100,25 +101,17 @@ def campaign(
             else:
                 faults.append(f"{kind} {seed} {number}: {said}".replace(name, "."))
         took = round(time.perf_counter() - started, 1)
-        _remove(folder / "case")
+        remove_folder(folder / "case")
     return {"count": count, "seed": seed, **outcomes, "faults": faults, "seconds": took}
 
 
 def _copy(sample: Path, folder: Path) -> Path:
     """The sample in a folder of its own, in which nothing else is."""
-    _remove(folder)
-    _remove(folder.parent / "outside")
+    remove_folder(folder)
+    remove_folder(folder.parent / "outside")
     folder.mkdir()
     copy = shutil.copytree if sample.is_dir() else shutil.copy
     return Path(copy(sample, folder / sample.name))
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, however deep it is."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except RecursionError:
-        subprocess.run(["rm", "-rf", folder], check=True)
 
 
 def _watched(module: ModuleType, path: Path, rng: random.Random, folder: Path, seconds: int, patience: int) -> str:
