@@ -159,6 +159,25 @@ def test_sigterm_cleans_up_as_ctrl_c_does(tmp_path):
     assert list(scratch.iterdir()) == []
 
 
+STOPPED_BESIDE_A_THREAD = """
+import signal, threading
+start = threading.Thread.start
+def stopped(thread):
+    start(thread)
+    if thread.name == "actvar-let-go":
+        signal.raise_signal(signal.SIGTERM)
+threading.Thread.start = stopped
+"""
+
+
+def test_sigterm_as_a_thread_starts_ends_the_process(tmp_path):
+    """It hung for ever: the thread that lets pages go was never told that the work was over."""
+    export_bundle(write_model(tmp_path / "m.safetensors"), tmp_path / "bundle", "fp32", "a test")
+    command = [sys.executable, "-c", STOPPED_BESIDE_A_THREAD + MAIN[2], "generate", "--class", "1", "--model", "bundle"]
+    done = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 143 and "Stopped by SIGTERM" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sign"),

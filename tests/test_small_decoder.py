@@ -297,7 +297,7 @@ def test_the_commands_take_either(
     assert command("export", "--model", model, "--decoder", "small", "--out", "bundle")[0] == 0
     assert read_manifest(Path("bundle")).model == ROOMY
     code, out, _ = command("inspect", "bundle")
-    assert code == 0 and "small: 8 channels, 1 blocks at each side below" in out
+    assert code == 0 and "small: 8 channels, 1 block at each side below" in out
     assert command("parity", "--model", model, "--bundle", "bundle", "--count", 4)[0] == 0
     code, _, err = command("generate", "--class", 1, "--model", "bundle", "--decoder", "full")
     assert code == 2 and "is a bundle with the small decoder, and the full one was asked for" in err

@@ -277,9 +277,9 @@ class _Weights:
                 mapping.madvise(mmap.MADV_DONTNEED)
             mapping.madvise(mmap.MADV_DONTNEED)
 
-        sweeper = Thread(target=sweep, name="actvar-let-go")
-        sweeper.start()
+        sweeper = Thread(target=sweep, name="actvar-let-go", daemon=True)  # a process that is stopped waits for no one
         try:
+            sweeper.start()
             yield
         finally:
             done.set()
