@@ -14,7 +14,8 @@ from PIL import Image
 
 from actvar.checkpoint.files import shipped_checkpoint
 from actvar.checkpoint.model import load_model
-from actvar.config import MINI, Activation
+from actvar.config import MINI, Activation, SmallDecoderConfig
+from actvar.data.glyphs import HELD_OUT_SEED, glyph_batch
 from actvar.evaluation.classifier import load_classifier
 from actvar.evaluation.draws import generated_pictures, reconstructions
 from actvar.evaluation.glyph_report import judge
@@ -45,6 +46,19 @@ def test_the_models_are_what_they_are_called(mini: ActVAR, request: pytest.Fixtu
 def test_reconstructions_keep_their_class(mini: ActVAR):
     named_N, _ = judge(load_classifier(), reconstructions(mini.vqvae), pictures=100, batch=50)
     assert np.mean(named_N == np.arange(100)) >= 0.97
+
+
+def test_the_small_decoder_draws_what_the_large_one_does():
+    """All share it, as they share the VQVAE. 33.9 dB and more over pictures that they draw: docs/mini-model.md."""
+    for name in MODELS:
+        shipped = shipped_checkpoint(name)
+        small = load_model(shipped.path, shipped.vqvae, decoder="small")
+        assert small.config.small_decoder == SmallDecoderConfig(width=32, depth=1)
+    pictures_N3HW, _ = glyph_batch(np.arange(20), HELD_OUT_SEED)
+    with torch.no_grad():
+        f_hat_NESS = small.vqvae.quantize.decode(small.vqvae.encode(pictures_N3HW))
+        error = (small.decode(f_hat_NESS) - small.vqvae.decode(f_hat_NESS)) / 2
+    assert -10 * torch.log10(error.square().mean()) >= 30
 
 
 @pytest.mark.slow
