@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from actvar.arguments import one_of, whole_number
-from actvar.bundle.contract import CPU_PRECISIONS, PRECISIONS, Precision
+from actvar.arguments import one_of, require_place, whole_number
+from actvar.bundle.contract import PRECISIONS, Precision
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.checkpoint.files import Checkpoint
@@ -112,8 +112,8 @@ class Pipeline(api.Pipeline):
                 with_plans=backend == "tensorrt",
                 shown=progress_bar,
             )
-        wanted = _Wanted(precision, guidance_until, accept or (lambda config: None))
-        named = _with_decoder(named, decoder)
+        wanted = _Wanted(precision, accept or (lambda config: None))
+        named = _chosen(named, decoder, guidance_until)
         source, folder = _opened(named, engine, wanted, progress_bar)
         pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
         pipe.checkpoint = named.checkpoint
@@ -175,14 +175,7 @@ class _Engine:
         require_engine(self.backend, self.device, self.batch_size, self.threads)
         if precision is not None:
             one_of("precision", precision, PRECISIONS)
-        if self.backend == "torch" and self.device == "cuda":
-            raise ArgumentError("PyTorch draws on the CPU here, as the reference. Leave device out.")
-        if self.backend == "torch" and precision not in (None, "fp32"):
-            raise ArgumentError(f"PyTorch draws in fp32, and precision is {precision}. Leave it out.")
-        if precision in CPU_PRECISIONS and (self.backend != "onnxruntime" or self.device == "cuda"):
-            raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
-        if precision == "bf16" and self.backend == "onnxruntime":
-            raise ArgumentError("ONNX Runtime does not draw in bf16. Take fp16, fp32 or TensorRT.")
+        require_place(self.backend, self.device, precision)
 
     def open(self, folder: Path) -> GraphSource:
         """A bundle that somebody keeps: nothing is put into it."""
@@ -212,18 +205,24 @@ class _Engine:
         return self.open(folder)
 
 
-def _with_decoder(named: NamedModel, decoder: Decoder | None) -> NamedModel:
-    """The model with one of its decoders.
+def _chosen(named: NamedModel, decoder: Decoder | None, guidance_until: int | None) -> NamedModel:
+    """The model with one of its decoders, guided until a scale.
 
     Raises:
-        ArgumentError: it is a bundle with the other one.
+        ArgumentError: it is a bundle, which has another decoder, or whose graphs decide about guidance.
     """
+    if decoder is not None:
+        one_of("decoder", decoder, get_args(Decoder))
+    if named.checkpoint:
+        said = replace(named.checkpoint, decoder=decoder or named.checkpoint.decoder, guidance_until=guidance_until)
+        return replace(named, checkpoint=said)
+    assert named.bundle
+    if guidance_until is not None:
+        raise ArgumentError(
+            f"{named.name} is a bundle, whose graphs decide where guidance ends. Leave it out, or name a checkpoint."
+        )
     if decoder is None:
         return named
-    one_of("decoder", decoder, get_args(Decoder))
-    if named.checkpoint:
-        return replace(named, checkpoint=replace(named.checkpoint, decoder=decoder))
-    assert named.bundle
     found = "small" if read_manifest(named.bundle).model.small_decoder else "full"
     if found != decoder:
         raise ArgumentError(
@@ -238,7 +237,6 @@ class _Wanted:
     """What a model is to be; the fields are arguments of `Pipeline.from_pretrained`."""
 
     precision: Precision | None
-    guidance_until: int | None
     accept: Accept
 
 
@@ -250,7 +248,7 @@ def _opened(named: NamedModel, engine: _Engine, wanted: _Wanted, shown: bool) ->
         return engine.open(folder), folder
     assert named.checkpoint
     if engine.backend == "torch":
-        source = open_eager(named.checkpoint, engine.threads, wanted.guidance_until)
+        source = open_eager(named.checkpoint, engine.threads)
         wanted.accept(source.model)
         return source, None
     folder = _exported(named.checkpoint, wanted, shown)
@@ -281,10 +279,6 @@ def _require_bundle(named: NamedModel, engine: _Engine, wanted: _Wanted) -> None
             f"{named.name} is a bundle in {manifest.precision}, and {wanted.precision} was asked for. "
             "Leave the precision out, or name another bundle or a checkpoint."
         )
-    if wanted.guidance_until is not None:
-        raise ArgumentError(
-            f"{named.name} is a bundle, whose graphs decide where guidance ends. Leave it out, or name a checkpoint."
-        )
     wanted.accept(manifest.model)
 
 
@@ -292,6 +286,6 @@ def _exported(checkpoint: Checkpoint, wanted: _Wanted, shown: bool) -> Path:
     """The bundle of a checkpoint in the cache, made now if it is not there."""
     with wanted_bar(f"Exporting {checkpoint.path.name}, once", shown) as progress:
         precision = wanted.precision or "fp32"
-        folder = cached_bundle(checkpoint, precision, wanted.accept, progress, wanted.guidance_until)
+        folder = cached_bundle(checkpoint, precision, wanted.accept, progress)
     wanted.accept(read_manifest(folder).model)
     return folder

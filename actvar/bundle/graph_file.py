@@ -134,7 +134,7 @@ def _is_external(tensor: memoryview) -> bool:
 
 
 def _read(tensor: memoryview, way: tuple[int, ...], weights: str) -> ExternalTensor:
-    name, dtype, shape, where = "", "", [], {}
+    name, dtype, shape, where = "", "", list[int](), dict[str, str]()
     for number, value in fields(tensor):
         if number == _EXTERNAL and not isinstance(value, int):
             key, text = _entry(value)

@@ -73,17 +73,16 @@ class EagerSource:
         return to_bytes((self.network.decode(f_hat_BESS).cpu().numpy() + 1) / 2)[0]
 
 
-def load(checkpoint: Checkpoint, threads: int = 0, guidance_until: int | None = None) -> EagerSource:
+def load(checkpoint: Checkpoint, threads: int = 0) -> EagerSource:
     """Load a checkpoint.
 
     Args:
         checkpoint: the model.
         threads: for PyTorch in this whole process; 0 leaves its own choice.
-        guidance_until: the last scale that is guided; the model's own if left out.
 
     Raises:
         CheckpointError: the files cannot be used.
     """
     if threads:
         torch.set_num_threads(threads)
-    return EagerSource(load_checkpoint(checkpoint, guidance_until=guidance_until))
+    return EagerSource(load_checkpoint(checkpoint))
