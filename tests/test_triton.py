@@ -1,5 +1,9 @@
 """`actvar-trt triton`, behind a real Triton server on a CPU: its pictures are `generate`'s, whatever shares a batch."""
 
+import json
+import os
+import subprocess
+import sys
 import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,7 +14,7 @@ import numpy as np
 import pytest
 from command_line import in_process
 from small_models import small_config, vivid_model
-from triton_server import running, unpacked
+from triton_server import running, unpacked, with_client
 
 from actvar.export.onnx_export import export_bundle
 from actvar.runtime.pictures import Order
@@ -81,6 +85,39 @@ def test_the_servers_pictures_are_those_of_generate(
         assert "Traceback" not in log.read_text(errors="replace")
     with running(server, repository, log) as triton:  # it was killed, not ended
         np.testing.assert_array_equal(triton.draw(class_id=[asked[7][0]], seed=[asked[7][1]], number=[21]), drawn[7])
+
+
+ASK = """
+import json, sys
+import numpy as np
+import tritonclient.http as http
+
+def given(name, value, kind):
+    found = http.InferInput(name, [1, 1], kind)
+    found.set_data_from_numpy(np.array([[value]], {"INT64": np.int64, "UINT64": np.uint64}[kind]))
+    return found
+
+client = http.InferenceServerClient(sys.argv[1], concurrency=20)
+kinds = {"class_id": "INT64", "seed": "UINT64", "number": "UINT64"}
+asked = [[given(name, value, kinds[name]) for name, value in one.items()] for one in json.loads(sys.argv[2])]
+answers = [client.async_infer("actvar", inputs) for inputs in asked]
+np.save(sys.argv[3], np.concatenate([answer.get_result().as_numpy("picture") for answer in answers]))
+"""
+
+
+@pytest.mark.slow
+def test_nvidias_own_client_is_given_the_same(server: Path, source: GraphSource, repository: Path, tmp_path: Path):
+    """Twenty requests at once by tritonclient, in its binary form, each with a seed of its own."""
+    client, drawn = with_client(tmp_path / "client"), tmp_path / "drawn.npy"
+    asked = [{"class_id": i % source.model.num_classes, "seed": 2**63 + i, "number": 3 * i} for i in range(20)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(client), os.environ.get("PYTHONPATH", "")])}
+    with running(server, repository, tmp_path / "log.txt") as triton:
+        words = [sys.executable, "-c", ASK, triton.place, json.dumps(asked), str(drawn)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for picture, one in zip(np.load(drawn), asked, strict=True):
+        [wanted] = source.draw([Order(one["class_id"], one["number"])], source.model.sampling, one["seed"])
+        np.testing.assert_array_equal(picture, wanted.pixels_HW3)
 
 
 def test_a_repository_says_what_it_is_of(repository: Path, bundle: Path):

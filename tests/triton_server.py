@@ -22,6 +22,16 @@ import pytest
 WHEEL = "nvidia-pytriton==0.7.0"
 WHEELS_VARIABLE = "ACTVAR_TRITON_WHEELS"
 """A folder that holds the wheel, where it is not to be fetched."""
+CLIENT = (
+    "tritonclient==2.73.0",
+    "geventhttpclient==2.6.1",
+    "gevent==26.9.0",
+    "zope.event==6.2",
+    "zope.interface==8.7",
+    "python-rapidjson==1.25",
+    "brotli==1.2.1",
+)
+"""NVIDIA's client over HTTP, and what it loads: it asks for releases of ml_dtypes and greenlet that others exclude."""
 READY = 180  # seconds
 
 
@@ -52,6 +62,16 @@ def unpacked(folder: Path) -> Path:
     return triton
 
 
+def with_client(folder: Path) -> Path:
+    """A folder for Python's path that holds NVIDIA's client; where there is none, the test is skipped, and says why."""
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile", "--target", str(folder)]
+    options = ["--timeout", "20", "--retries", "1", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *options, *CLIENT], capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode:
+        pytest.skip(f"{CLIENT[0]} is not to be had here: {done.stderr.strip().splitlines()[-1:]}")
+    return folder
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -62,7 +82,8 @@ class Server:
     """A server that runs, asked over HTTP as its protocol says (KServe's, version 2)."""
 
     def __init__(self, port: int, process: subprocess.Popen):
-        self._url, self.process = f"http://127.0.0.1:{port}/v2", process
+        self.place, self.process = f"127.0.0.1:{port}", process
+        self._url = f"http://{self.place}/v2"
 
     def get(self, path: str) -> bytes:
         with urllib.request.urlopen(f"{self._url}/{path}", timeout=60) as answer:
