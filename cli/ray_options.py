@@ -15,7 +15,7 @@ from actvar.errors import UsageError
 from actvar.evaluation.picture_run import NumberedRun, RunSpec, Shard
 from actvar.naming import NamedModel
 from actvar.runtime.pictures import PictureSource
-from actvar.runtime.run_drawing import draw_missing
+from actvar.serve.run_drawing import draw_missing
 
 
 @dataclass(frozen=True)
