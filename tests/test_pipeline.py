@@ -203,13 +203,13 @@ def test_a_scale_is_shown_before_the_next_one_runs(drawn):
 def test_the_eager_model_shows_a_scale_before_the_next_one(drawn, monkeypatch: pytest.MonkeyPatch):
     """Seen from the model's own work."""
     source, events = eager_source(drawn("active")[0]), []
-    infer = source.network.var.infer
+    infer = source.drawer.network.var.infer
 
     def watched(*arguments):
         events.append("scale")
         return infer(*arguments)
 
-    monkeypatch.setattr(source.network.var, "infer", watched)
+    monkeypatch.setattr(source.drawer.network.var, "infer", watched)
     list(source.draw(ORDERS[:1], SAMPLING, on_scale_end=lambda end: events.append("shown")))
     assert events == ["scale", "shown"] * 4
 

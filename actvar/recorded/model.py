@@ -85,6 +85,10 @@ class RecordedModel:
         token_ids_BS = places.token_ids_BS.cpu().numpy()[:count].copy()
         return Drawn(pixels_BHW3, token_ids_BS, tuple(partials) if with_partials else ())
 
+    def steps_of(self, pictures: int) -> tuple[Step, ...]:
+        """The recorded steps of a batch size, a power of two or the largest: condition, scales, decoder."""
+        return self._of_size(pictures).steps
+
     def _of_size(self, pictures: int) -> _Recorded:
         if pictures not in self._recorded:
             places = Places.of(self.config, pictures, self._kv)

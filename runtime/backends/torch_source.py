@@ -92,6 +92,16 @@ def eager_source(network: ActVAR) -> TorchSource:
     return TorchSource(EagerModel(network))
 
 
+def operators_for(config: ModelConfig, capability: str) -> tuple[SparseOperators, str]:
+    """What leaves tokens and experts out on a GPU, and its name: our kernels, where a library has them for this one."""
+    library = kernel_library() if config.activation else None
+    if not library or not runs_on(library, capability):
+        return PlainOperators(), "PyTorch"
+    from actvar.plugins.torch.sparse import LibraryOperators
+
+    return LibraryOperators(capability), library.name
+
+
 def recorded_source(network: ActVAR, precision: Precision, batch_size: int) -> TorchSource:
     """The network on the first GPU, in batches of up to so many pictures; our kernels where a library has them for it.
 
@@ -103,12 +113,7 @@ def recorded_source(network: ActVAR, precision: Precision, batch_size: int) -> T
     if gpu is None:
         why = "sees no NVIDIA GPU" if torch.version.cuda else "is built for the CPU alone"
         raise ActVARError(f"This PyTorch {torch.__version__} {why}. Draw on the CPU, or install one for CUDA.")
-    operators: SparseOperators = PlainOperators()
-    library = kernel_library() if network.config.activation else None
-    if library and runs_on(library, gpu.capability):
-        from actvar.plugins.torch.sparse import LibraryOperators
-
-        operators = LibraryOperators(gpu.capability)
+    operators, _ = operators_for(network.config, gpu.capability)
     try:
         return TorchSource(RecordedModel(network, precision, "cuda", operators, CudaGraphs(), batch_size))
     except torch.OutOfMemoryError:
