@@ -33,7 +33,7 @@ class KernelRuns:
     def named(self) -> dict[str, Callable[[], None]]:
         """All that there are."""
         routed = {
-            f"routed ffn, {dtype}, {tokens} tokens": lambda dtype=dtype, tokens=tokens: self.routed(dtype, tokens)
+            f"routed ffn, {dtype}, M = {tokens}": lambda dtype=dtype, tokens=tokens: self.routed(dtype, tokens)
             for dtype, tokens in (("float32", 70), ("float16", 70), ("float16", 1100), ("bfloat16", 1100))
         }
         return {
@@ -134,7 +134,7 @@ def main() -> None:
             raise UsageError(f"No run is called {name!r}. There are {', '.join(runs.named)}.")
 
 
-PROFILED = "d20, 4096 tokens"
+PROFILED = "d20, M = 4096"
 """The routed FFN of d20 with 8 of 16 experts."""
 
 if __name__ == "__main__":

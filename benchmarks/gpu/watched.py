@@ -20,12 +20,12 @@ CHECKED = {
         "gather + norm",
         "gate + scatter",
         "order",
-        "routed ffn, float32, 70 tokens",
-        "routed ffn, float16, 70 tokens",
-        "routed ffn, float16, 1100 tokens",
-        "routed ffn, bfloat16, 1100 tokens",
+        "routed ffn, float32, M = 70",
+        "routed ffn, float16, M = 70",
+        "routed ffn, float16, M = 1100",
+        "routed ffn, bfloat16, M = 1100",
     ),
-    "racecheck": ("gather + norm", "order", "routed ffn, float16, 70 tokens"),
+    "racecheck": ("gather + norm", "order", "routed ffn, float16, M = 70"),
 }
 """Runs of `kernel_runs.py`, by tool: racecheck takes longest, and looks at shared memory alone."""
 
