@@ -5,8 +5,8 @@
 Values are random and shapes are odd where a kernel takes odd ones. Nothing is compared: that is the tests' affair.
 """
 
+import argparse
 import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -123,9 +123,12 @@ def main() -> None:
     Raises:
         UsageError: nothing bears a name.
     """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", metavar="NAME", nargs="+")
+    given = parser.parse_args()
     memory = CudaMemory()
     runs = KernelRuns(open_kernels(), memory, memory.stream())
-    for name in sys.argv[1:]:
+    for name in given.names:
         if name == PROFILED:
             runs.routed("float16", 4096, 1280, 320, 8)
         elif name in runs.named:
