@@ -148,10 +148,11 @@ def require_place(backend: str, device: str | None, precision: str | None = None
     """
     if backend == "tensorrt" and device == "cpu":
         raise ArgumentError("TensorRT needs a GPU, and the device is cpu. Leave the device out.")
-    if backend == "torch" and device == "cuda":
-        raise ArgumentError("PyTorch draws on the CPU here, as the reference. Leave the device out.")
-    if backend == "torch" and precision not in (None, "fp32"):
-        raise ArgumentError(f"PyTorch draws in fp32, and the precision is {precision}. Leave it out.")
+    if backend == "torch" and device != "cuda" and precision not in (None, "fp32"):
+        raise ArgumentError(
+            f"PyTorch draws in fp32 on the CPU, as the reference, and the precision is {precision}. "
+            "Leave it out, or take the device cuda."
+        )
     if precision in CPU_PRECISIONS and (backend != "onnxruntime" or device == "cuda"):
         raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
     if precision == "bf16" and backend == "onnxruntime":
