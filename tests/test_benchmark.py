@@ -44,7 +44,7 @@ from actvar.benchmarks.pictures.report import BenchReport
 from actvar.bundle.contract import graph_names
 from actvar.checkpoint.own import save_model
 from actvar.cli.main import main
-from actvar.config import Activation, ModelConfig, SmallDecoderConfig
+from actvar.config import STATIC, Activation, ModelConfig, SmallDecoderConfig
 from actvar.errors import ActVARError
 from actvar.export.onnx_export import export_bundle
 from actvar.flops import scale_work
@@ -344,16 +344,19 @@ def test_a_peer_is_seen_by_scales_too(bundles: Path):
     assert drawer.draw(2, 1, looked_into=False) == []
 
 
-def test_openvino_draws_the_same_pictures(bundles: Path):
-    """From the files that ONNX Runtime reads, with the bodies of our operators."""
+def test_openvino_draws_the_same_pictures(tmp_path: Path):
+    """From the files that ONNX Runtime reads, with the bodies of our operators; it reads no FFN that routes."""
     pytest.importorskip("openvino", reason="pip install openvino")
     from actvar.benchmarks.pictures.openvino_graphs import open_openvino
 
-    drawer = open_openvino(bundles / "active", "fp32", 1, 1)
-    assert [lap.graph for lap in drawer.draw(0, 1, looked_into=True)] == list(graph_names(ACTIVE))
+    assert ACTIVE.activation
+    static = replace(ACTIVE, guided_scales=0, activation=replace(ACTIVE.activation, expert_choice=STATIC))
+    export_bundle(vivid_model(static), tmp_path / "static", "fp32", "a test")
+    drawer = open_openvino(tmp_path / "static", "fp32", 1, 1)
+    assert [lap.graph for lap in drawer.draw(0, 1, looked_into=True)] == list(graph_names(static))
     orders = [Order(3, 0), Order(1, 5)]
-    expected = open_graphs(bundles / "active", 1, 1).draw(orders, ACTIVE.sampling, 7)
-    for drawn, picture in zip(drawer.source.draw(orders, ACTIVE.sampling, 7), expected, strict=True):
+    expected = open_graphs(tmp_path / "static", 1, 1).draw(orders, static.sampling, 7)
+    for drawn, picture in zip(drawer.source.draw(orders, static.sampling, 7), expected, strict=True):
         assert np.abs(drawn.pixels_HW3.astype(int) - picture.pixels_HW3).max() <= 1
     assert (drawer.multiply() or 0) > 1e8
 
@@ -505,7 +508,6 @@ def test_one_command_leaves_one_report(command, bundles: Path):
         (["--model", "{dense}", "--token-rates", "0.5"], "--model names what is there"),
         (["--model", "{dense}", "--decoder", "small"], "is a bundle and has its own decoder"),
         (["--deployed", "--precision", "int8"], "--deployed says which forms take part"),
-        (["--guidance-free"], "--guidance-free belongs to a --depth or a --preset"),
         (["--model", "{dense}", "--model", "{dense}"], "The same --model is named twice"),
         (["--model", "{dense}", "--official-var", "."], "is no checkout of VAR: it has no models/__init__.py"),
         (["--official-var", "VAR"], "Official VAR has no VQVAE of this shape"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from actvar.benchmarks.pictures.measure import Contestant, Kind
 from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
-from actvar.config import Decoder, ModelConfig, VQVAEConfig
+from actvar.config import STATIC, Decoder, ModelConfig, VQVAEConfig
 from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError, needs
 from actvar.export.bundle_cache import cached_bundle
@@ -127,9 +127,10 @@ def peers_of(
 
 
 def _least_sparse(graphs: Sequence[Contestant], shape: ModelConfig) -> list[Contestant]:
-    """The dense model in fp32, or what there is in its place."""
+    """The dense model in fp32, or what there is in its place. OpenVINO cannot read the body of an FFN that routes."""
     alike = [graph for graph in graphs if graph.shape == shape and graph.precision == "fp32"]
-    return sorted(alike, key=lambda graph: graph.model.activation is not None)[:1]
+    read = [graph for graph in alike if not (some := graph.model.activation) or some.expert_choice == STATIC]
+    return sorted(read, key=lambda graph: graph.model.activation is not None)[:1]
 
 
 def random_checkpoint(name: str, model: ModelConfig) -> Path:
