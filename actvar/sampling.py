@@ -18,7 +18,7 @@ def guide(logits_RLV: Tensor, strength: float | Tensor) -> Tensor:
     return (1 + strength) * conditional - strength * unconditional
 
 
-def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int, top_p: float) -> Tensor:
+def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int | Tensor, top_p: float | Tensor) -> Tensor:
     """Invert the CDF of the top-k, then top-p distribution at the uniforms.
 
     Codes are sorted by falling logit, equal ones by index. top_p keeps a code when the mass before it is less than
@@ -28,7 +28,7 @@ def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int, top_p: float) -> 
         logits_BLV: fp32.
         uniform_BL: in [0, 1).
         top_k: 1 to min(SORTED_CODES, V).
-        top_p: above 0; 1 keeps all.
+        top_p: above 0; 1 keeps all. Both may lie on the device, without dimensions.
 
     Returns: token ids, BL int64.
     """

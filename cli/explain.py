@@ -74,8 +74,8 @@ def explain(
     where = _folder(out)
     with needs("train", "to look into a model"):
         from actvar.explain.record import record_choices
-        from actvar.runtime.backends import torch_eager
-    network = torch_eager.load(chosen, threads).network
+        from actvar.runtime.backends import torch_source
+    network = torch_source.load(chosen, threads)
     config, sampling = network.config, network.config.sampling
     si = _scale_index(config, scale, Path(model).name)
     class_ids = choose_classes(config, [chosen_class])

@@ -20,11 +20,12 @@ from actvar.cli.options import (
     output_option,
 )
 from actvar.cli.output import Destination, destination, make_folder, picture_stem, sheet_stem
+from actvar.cli.sheet import sheet
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
 from actvar.console import progress_bar, say, tell
 from actvar.errors import counted
-from actvar.runtime.image import png, sheet
+from actvar.runtime.image import png
 from actvar.runtime.pictures import Order, Picture
 
 EXAMPLES = """Examples:

@@ -116,7 +116,10 @@ class Engine:
             raise UsageError(
                 f"--backend torch draws with a checkpoint, and {named.name} is a bundle of graphs. Name one."
             )
-        if self.backend == "torch" and self.device == "cuda":
-            raise UsageError("--backend torch draws on the CPU, as the reference. Leave --device out.")
+        if self.backend == "torch" and self.device != "cuda" and precision not in (None, "fp32"):
+            raise UsageError(
+                f"--backend torch draws in fp32 on the CPU, as the reference, and --precision is {precision}. "
+                "Leave it out, or add --device cuda."
+            )
         refuse_elsewhere(precision, self.backend, self.device)
         return precision

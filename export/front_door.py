@@ -32,7 +32,7 @@ from actvar.runtime import api
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource
-from actvar.runtime.sources import open_bundle, open_eager, require_engine
+from actvar.runtime.sources import open_bundle, open_torch, require_engine
 from actvar.scales import ScaleSchedule
 
 AnyBackend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
@@ -78,7 +78,8 @@ class Pipeline(api.Pipeline):
             vqvae: the VQVAE's file, for a checkpoint that holds none.
             patch_nums: sides of the token maps, for a checkpoint that does not tell them.
             precision: that a checkpoint is exported in, "fp32" if left out; of a bundle the one that it must have.
-            backend: "onnxruntime", "tensorrt", or "torch" for the model itself in PyTorch, on the CPU.
+            backend: "onnxruntime", "tensorrt", or "torch" for the model itself in PyTorch: on the CPU
+                as it is, on a GPU (`device="cuda"`) as CUDA graphs, without an export.
             device, batch_size, threads: see `from_bundle`.
             revision: of a Hub repository: a branch, a tag or a commit.
             local_files_only: of a Hub repository: what was fetched before, and no network.
@@ -175,10 +176,10 @@ class _Engine:
         require_engine(self.backend, self.device, self.batch_size, self.threads)
         if precision is not None:
             one_of("precision", precision, PRECISIONS)
-        if self.backend == "torch" and self.device == "cuda":
-            raise ArgumentError("PyTorch draws on the CPU here, as the reference. Leave device out.")
-        if self.backend == "torch" and precision not in (None, "fp32"):
-            raise ArgumentError(f"PyTorch draws in fp32, and precision is {precision}. Leave it out.")
+        if self.backend == "torch" and self.device != "cuda" and precision not in (None, "fp32"):
+            raise ArgumentError(
+                f"PyTorch draws in fp32 on the CPU, as the reference, and precision is {precision}. Leave it out."
+            )
         if precision in CPU_PRECISIONS and (self.backend != "onnxruntime" or self.device == "cuda"):
             raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
         if precision == "bf16" and self.backend == "onnxruntime":
@@ -188,6 +189,13 @@ class _Engine:
         """A bundle that somebody keeps: nothing is put into it."""
         assert self.backend != "torch"
         return open_bundle(folder, self.backend, self.device, self.batch_size, self.threads)
+
+    def open_torch(self, checkpoint: Checkpoint, wanted: "_Wanted") -> PictureSource:
+        """A checkpoint behind PyTorch."""
+        precision = wanted.precision or "fp32"
+        assert precision in ("fp32", "fp16", "bf16")  # `require` has seen to it
+        device, until = self.device or "cpu", wanted.guidance_until
+        return open_torch(checkpoint, self.threads, until, device, precision, self.batch_size)
 
     def open_own(self, folder: Path, shown: bool) -> GraphSource:
         """A bundle of the cache, into which engines are built if they are not there, or not for this GPU and batch."""
@@ -250,7 +258,7 @@ def _opened(named: NamedModel, engine: _Engine, wanted: _Wanted, shown: bool) ->
         return engine.open(folder), folder
     assert named.checkpoint
     if engine.backend == "torch":
-        source = open_eager(named.checkpoint, engine.threads, wanted.guidance_until)
+        source = engine.open_torch(named.checkpoint, wanted)
         wanted.accept(source.model)
         return source, None
     folder = _exported(named.checkpoint, wanted, shown)

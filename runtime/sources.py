@@ -94,19 +94,32 @@ def open_engines(bundle: Path, batch_size: int) -> GraphSource:
     return GraphSource(trt.load(bundle, manifest, batch_size), batch_size)
 
 
-def open_eager(checkpoint: Checkpoint, threads: int, guidance_until: int | None = None) -> PictureSource:
-    """The eager model of a checkpoint.
+def open_torch(
+    checkpoint: Checkpoint,
+    threads: int,
+    guidance_until: int | None = None,
+    device: Device = "cpu",
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+    batch_size: int = 1,
+) -> PictureSource:
+    """The model of a checkpoint in PyTorch.
 
     Args:
         checkpoint: the model.
         threads: for PyTorch in this whole process; 0 leaves its own choice.
         guidance_until: the last scale that is guided; the model's own if left out.
+        device: "cpu" for the model as it is, in fp32 and a picture at a time, which all else is compared with; "cuda"
+            for CUDA graphs of it on the first GPU.
+        precision, batch_size: on a GPU: what matrices are multiplied in; and the most pictures at a time.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ActVARError: PyTorch is not installed.
+        ActVARError: PyTorch is not installed, or has no GPU or too little memory on it.
     """
     switch_off()
     with needs("train", "for --backend torch"):
-        from actvar.runtime.backends import torch_eager
-    return torch_eager.load(checkpoint, threads, guidance_until)
+        from actvar.runtime.backends import torch_source
+    network = torch_source.load(checkpoint, threads, guidance_until)
+    if device == "cpu":
+        return torch_source.eager_source(network)
+    return torch_source.recorded_source(network, precision, batch_size)

@@ -30,7 +30,7 @@ from actvar.export.parity.runners import (
     PictureRunner,
 )
 from actvar.models.actvar import ActVAR
-from actvar.runtime.backends.torch_eager import EagerSource
+from actvar.runtime.backends.torch_source import eager_source
 from actvar.runtime.pipeline import GraphSource
 
 
@@ -95,7 +95,7 @@ def compare_batch(
         yield name, _compared(_run(eager, recording.inputs), drawn, compare)
     compare = OutputCompareFunc(CHAIN_TOLERANCES[manifest.precision], numbers)
     orders = {"class_ids": np.array(class_ids), "numbers": np.array(numbers)}
-    expected = _run(PictureRunner(PYTORCH, EagerSource(model), sampling, seed), orders)
+    expected = _run(PictureRunner(PYTORCH, eager_source(model), sampling, seed), orders)
     yield CHAIN, _compared(expected, _run(PictureRunner(GRAPHS, graphs, sampling, seed), orders), compare)
 
 
