@@ -94,7 +94,7 @@ def require_both(kept_SS: np.ndarray) -> None:
     Raises:
         ArgumentError: all is, or nothing.
     """
-    grid = f"of the {len(kept_SS)}x{len(kept_SS)} tokens of the largest map"
+    grid = f"of the largest token map, {len(kept_SS)}x{len(kept_SS)},"
     if kept_SS.all():
         raise ArgumentError(f"All {grid} would be kept, and nothing drawn. Mark a larger part to be drawn anew.")
     if not kept_SS.any():
