@@ -8,6 +8,7 @@ Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L 
 import torch
 from torch import Tensor
 
+from actvar.bundle.contract import DRAWN
 from actvar.config import SORTED_CODES
 from actvar.models.selection import best_first
 
@@ -18,7 +19,7 @@ def guide(logits_RLV: Tensor, strength: float | Tensor) -> Tensor:
     return (1 + strength) * conditional - strength * unconditional
 
 
-def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int, top_p: float) -> Tensor:
+def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int | Tensor, top_p: float | Tensor) -> Tensor:
     """Invert the CDF of the top-k, then top-p distribution at the uniforms.
 
     Codes are sorted by falling logit, equal ones by index. top_p keeps a code when the mass before it is less than
@@ -28,7 +29,7 @@ def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int, top_p: float) -> 
         logits_BLV: fp32.
         uniform_BL: in [0, 1).
         top_k: 1 to min(SORTED_CODES, V).
-        top_p: above 0; 1 keeps all.
+        top_p: above 0; 1 keeps all. Both may lie on the device, without dimensions.
 
     Returns: token ids, BL int64.
     """
@@ -44,3 +45,8 @@ def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int, top_p: float) -> 
     last_BL = (kept_BLS & (rank_S < top_k)).sum(-1) - 1
     place_BL = below_BLS.sum(-1).minimum(last_BL)
     return order_BLS.gather(-1, place_BL.unsqueeze(-1)).squeeze(-1)
+
+
+def or_given(drawn_BL: Tensor, given_BL: Tensor) -> Tensor:
+    """The drawn codes, but for those in whose place one is given: `DRAWN` is none."""
+    return torch.where(given_BL == DRAWN, drawn_BL, given_BL)

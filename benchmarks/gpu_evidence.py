@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_evidence.py --out results
 
-First come the bundles that the steps need: what is missing is made. Then the steps of `gpu/steps.py` run in order of
-importance, each case in a process and within a time of its own. Each step's JSON is written as its cases end, and
-summary.json with it; the summary in words is printed at the end. A later step builds on what an earlier one found,
-in this call or in one before it with the same --out. What a machine lacks is said, case by case.
+The steps of `gpu/steps.py` run in order of importance, each case in a process and within a time of its own; bundles
+that are missing are made before the first step that needs them. summary.json is written as each case ends, and is the
+only file; the summary in words is printed at the end. A later step builds on what an earlier one found, in this call or
+in one before it with the same --out. What a machine lacks is said, case by case.
 
     python benchmarks/gpu_evidence.py --rehearse
 
@@ -27,7 +27,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from actvar.benchmarks.gpu.step_runner import SUMMARY_FILE, Case, Run, Step, exit_code, run_steps
+from actvar.benchmarks.gpu.case import SUMMARY_FILE
+from actvar.benchmarks.gpu.step_runner import Case, Run, Step, exit_code, run_steps
 from actvar.benchmarks.gpu.steps import STEPS, chosen
 from actvar.benchmarks.gpu.summary import summary
 from actvar.errors import ActVARError, UsageError
@@ -36,7 +37,7 @@ from actvar.plugins.library import LIBRARY_FILE, PLUGIN_VARIABLE
 from actvar.provenance import commit, typed
 from actvar.runtime.machine import cache_folder, this_machine
 
-REHEARSED = ("test_gpu_evidence.py", "test_gpu_steps.py", "test_kernel_bench.py")
+REHEARSED = ("test_gpu_evidence.py", "test_gpu_steps.py", "test_gpu_kernel_steps.py", "test_kernel_bench.py")
 """Files of the tests that are the steps' rehearsal."""
 
 
@@ -60,7 +61,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         UsageError: it cannot be.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for the JSON of the steps")
+    parser.add_argument("--out", type=Path, help="folder for summary.json")
     parser.add_argument("--rehearse", action="store_true", help="run every step's code over stand-ins instead")
     parser.add_argument("--official-var", type=Path, help="checkout of VAR's own code, to compare with")
     parser.add_argument("--deadline", type=float, help="seconds for all steps together; the bundles do not count")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import typer
 
+from actvar.cli.options import chosen_precision
 from actvar.cli.source import Engine
 from actvar.config import ModelConfig, Sampling
 from actvar.console import counting, say
@@ -31,7 +32,7 @@ def source_spec(
         weights, precision = source.engine.manifest.weights.sha256 or "", source.engine.manifest.precision
     else:
         assert named.checkpoint  # what is no graphs is drawn from one
-        weights, precision = named.checkpoint.digest(), "fp32"
+        weights, precision = named.checkpoint.digest(), chosen_precision(engine.precision, engine.fp16) or "fp32"
     return run_spec(source.model, weights, precision, engine, count, seed, sampling)
 
 

@@ -29,9 +29,9 @@ from actvar.explain.choices import Choices, load
 from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
 from actvar.explain.page import page, png
 from actvar.explain.plots import batch_figure
+from actvar.image import to_bytes
 from actvar.plotting import where_possible
 from actvar.provenance import typed
-from actvar.runtime.image import to_bytes
 from actvar.runtime.pictures import Order
 
 EXAMPLES = """Examples:
@@ -74,8 +74,8 @@ def explain(
     where = _folder(out)
     with needs("train", "to look into a model"):
         from actvar.explain.record import record_choices
-        from actvar.runtime.backends import torch_eager
-    network = torch_eager.load(chosen, threads).network
+        from actvar.runtime.backends import torch_source
+    network = torch_source.load(chosen, threads)
     config, sampling = network.config, network.config.sampling
     si = _scale_index(config, scale, Path(model).name)
     class_ids = choose_classes(config, [chosen_class])

@@ -26,6 +26,7 @@ from actvar.cli.options import (
     decoder_option,
     graph_precision_option,
     out_option,
+    output_option,
 )
 from actvar.cli.output import replaced_bundle, say_replaced
 from actvar.config import Decoder
@@ -43,6 +44,8 @@ actvar-trt export --model var_d16.pth --vqvae vae_ch160v4096z32.pth --out bundle
 actvar-trt export --preset d20 --fp16
 
 actvar-trt export --depth 20 --dense --fp16
+
+actvar-trt export --preset d16 --guidance-free --expert-choice static --decoder small --precision int8
 
 actvar-trt export --model mine.safetensors --precision int8 --decoder small
 
@@ -62,8 +65,15 @@ def export(
     precision: Annotated[Precision | None, graph_precision_option("fp32")] = None,
     fp16: Fp16Option = False,
     decoder: Annotated[
-        Decoder, decoder_option("small writes the checkpoint's small decoder in place of the large one.", "full")
+        Decoder,
+        decoder_option(
+            "small writes the checkpoint's small decoder in place of the large one; of a size, one of random weights.",
+            "full",
+        ),
     ] = "full",
+    no_encoder: Annotated[
+        bool, output_option("--no-encoder", help="Leave out the VQVAE's encoder, by which `edit` reads pictures.")
+    ] = False,
     out: Annotated[
         Path | None,
         out_option("The bundle's folder; a bundle that is there is replaced.", show_default="bundles/ and the model"),
@@ -76,15 +86,13 @@ def export(
     size.refuse_beside(model, vqvae, rates)
     if not (model or size.is_given):
         raise UsageError("A bundle is made from a --model, or from a --preset or --depth. Give one of them.")
-    if decoder == "small" and not model:
-        raise UsageError("--decoder small is of a checkpoint that holds one: actvar-trt train decoder. Name a --model.")
     wanted = chosen_precision(precision, fp16) or "fp32"
     if model:
         name, checkpoint = chosen_checkpoint(model, vqvae, size.patch_nums, hub)
     else:
-        name, config = size.model(rates)
+        name, config = size.model(rates, decoder)
         config = guided_until(config, guidance_until)
-    kind = "-small-decoder" if decoder == "small" else ""
+    kind = "-small-decoder" if model and decoder == "small" else ""
     target = out or Path("bundles") / f"{name}{kind}{until_suffix(guidance_until)}-{wanted}"
     replaces = replaced_bundle(target)
 
@@ -95,21 +103,21 @@ def export(
     started = time.perf_counter()
     network: StoredModel | ActVAR
     if model:
-        checkpoint = replace(checkpoint, decoder=decoder)
-        network = open_checkpoint(checkpoint, guidance_until=guidance_until)
+        checkpoint = replace(checkpoint, decoder=decoder, guidance_until=guidance_until)
+        network = open_checkpoint(checkpoint)
         source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):
             if network.config.activation is None:
                 say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            network = open_checkpoint(checkpoint, activation, guidance_until)
+            network = open_checkpoint(checkpoint, activation)
     else:
         with needs("export", "to draw random weights (a .safetensors file needs none)"):
             from actvar.models.actvar import random_model
         network, source = random_model(config), f"random weights, preset {size.name}"
         say(f"Random weights: {size.name} is exported for size and speed, and draws nothing that means anything.")
     with progress_bar(f"Exporting to {target}") as progress:
-        manifest = export_bundle(network, target, wanted, source, progress)
+        manifest = export_bundle(network, target, wanted, source, progress, encoder=not no_encoder)
     size_mb = sum(file.bytes for file in manifest.files) / 1e6
     typer.echo(f"{target}: {counted(len(manifest.graphs), 'graph')}, {size_mb:.0f} MB, {wanted}, {source}")
     say_replaced(target, replaces)

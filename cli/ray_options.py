@@ -15,7 +15,7 @@ from actvar.errors import UsageError
 from actvar.evaluation.picture_run import NumberedRun, RunSpec, Shard
 from actvar.naming import NamedModel
 from actvar.runtime.pictures import PictureSource
-from actvar.runtime.run_drawing import draw_missing
+from actvar.serve.run_drawing import draw_missing
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def ready_to_draw(named: NamedModel, engine: Engine, on_ray: OnRay, accept: Call
         source = engine.open(named, accept).source
         return Drawer(source.model, named, engine, source, None, on_ray)
     if engine.backend == "torch":
-        raise UsageError("--backend torch draws in one process, as the reference. Leave --ray out.")
+        raise UsageError("--backend torch draws in one process. Leave --ray out.")
     if on_ray.num_gpus and engine.place == "cpu":
         raise UsageError("--num-gpus is of workers that draw on GPUs. Add --device cuda or --backend tensorrt.")
     if engine.place == "cuda":  # which need not be there, where the command is given

@@ -15,15 +15,19 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from actvar.arguments import one_of, whole_number
-from actvar.bundle.contract import CPU_PRECISIONS, PRECISIONS, Precision
+from actvar.arguments import held_labels, one_of, require_place, whole_number
+from actvar.bundle.contract import PRECISIONS, Precision
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.checkpoint.files import Checkpoint
+from actvar.classes import NONE
 from actvar.config import Decoder, ModelConfig
 from actvar.console import say, wanted_bar
+from actvar.editing.area import Rectangle
+from actvar.editing.edit import Edit
+from actvar.editing.square import AnyPicture
 from actvar.errors import ArgumentError, BundleError, DamagedError, needs
 from actvar.export.bundle_cache import cached_bundle, discard
 from actvar.export.saved_model import save_bundle, save_network
@@ -32,7 +36,7 @@ from actvar.runtime import api
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource
-from actvar.runtime.sources import open_bundle, open_eager, require_engine
+from actvar.runtime.sources import open_bundle, open_torch, require_engine
 from actvar.scales import ScaleSchedule
 
 AnyBackend: TypeAlias = Literal["onnxruntime", "tensorrt", "torch"]
@@ -78,7 +82,8 @@ class Pipeline(api.Pipeline):
             vqvae: the VQVAE's file, for a checkpoint that holds none.
             patch_nums: sides of the token maps, for a checkpoint that does not tell them.
             precision: that a checkpoint is exported in, "fp32" if left out; of a bundle the one that it must have.
-            backend: "onnxruntime", "tensorrt", or "torch" for the model itself in PyTorch, on the CPU.
+            backend: "onnxruntime", "tensorrt", or "torch" for the model itself in PyTorch: on the CPU
+                as it is, on a GPU (`device="cuda"`) as CUDA graphs, without an export.
             device, batch_size, threads: see `from_bundle`.
             revision: of a Hub repository: a branch, a tag or a commit.
             local_files_only: of a Hub repository: what was fetched before, and no network.
@@ -112,12 +117,50 @@ class Pipeline(api.Pipeline):
                 with_plans=backend == "tensorrt",
                 shown=progress_bar,
             )
-        wanted = _Wanted(precision, guidance_until, accept or (lambda config: None))
-        named = _with_decoder(named, decoder)
+        wanted = _Wanted(precision, accept or (lambda config: None))
+        named = _chosen(named, decoder, guidance_until)
         source, folder = _opened(named, engine, wanted, progress_bar)
         pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
         pipe.checkpoint = named.checkpoint
         return pipe
+
+    def edit(
+        self,
+        image: AnyPicture,
+        mask: "Rectangle | AnyPicture",
+        class_labels: api.ClassLabels = NONE,
+        guidance_scale: float | None = None,
+        *,
+        paste: bool = False,
+        num_images_per_label: int = 1,
+        output_type: api.OutputType = "pil",
+        **drawing: Any,
+    ) -> api.PipelineOutput:
+        """Draw a part of a picture anew, as official VAR does it (docs/editing.md).
+
+        Args:
+            image: a file, its bytes, PIL's picture, or numpy's, uint8 [H, W, 3]. What is not of the model's size is
+                resized and its middle cut out, as the VQVAE's training did it.
+            mask: `Replace(x0, y0, x1, y1)` or `Keep(...)` of `actvar.editing.area`, in shares of the side; or a picture
+                as large as the first, white or transparent where it is drawn anew; or numpy's bools.
+            class_labels: what is drawn there; no class if left out, so that the picture around it decides alone.
+            paste: put the pixels that are kept back as they were, with a soft seam; else they are what the VQVAE makes
+                of their codes.
+            drawing: the other arguments of a call.
+
+        Raises:
+            ArgumentError: an argument does not fit the model or the other, and nothing was drawn; it is a ValueError.
+            BundleError: the bundle has no encoder.
+            ActVARError: the engine failed.
+        """
+        edit, labels = Edit.of(self.model, image, mask), list(held_labels(self.model, class_labels))
+        whole_number("num_images_per_label", num_images_per_label, 1)
+        more = {**drawing, "num_images_per_label": num_images_per_label, "output_type": output_type}
+        given = edit.given(self.source.encode(edit.pixels_HH3))
+        pictures = self.stream(labels, guidance_scale, given=given, **more)
+        if paste:
+            pictures = (replace(picture, image=edit.pasted_on(picture.image)) for picture in pictures)
+        return self._all(pictures, labels, num_images_per_label, output_type)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model as a folder that `from_pretrained` opens, here or on the Hub, and draws the same bytes with.
@@ -175,19 +218,18 @@ class _Engine:
         require_engine(self.backend, self.device, self.batch_size, self.threads)
         if precision is not None:
             one_of("precision", precision, PRECISIONS)
-        if self.backend == "torch" and self.device == "cuda":
-            raise ArgumentError("PyTorch draws on the CPU here, as the reference. Leave device out.")
-        if self.backend == "torch" and precision not in (None, "fp32"):
-            raise ArgumentError(f"PyTorch draws in fp32, and precision is {precision}. Leave it out.")
-        if precision in CPU_PRECISIONS and (self.backend != "onnxruntime" or self.device == "cuda"):
-            raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
-        if precision == "bf16" and self.backend == "onnxruntime":
-            raise ArgumentError("ONNX Runtime does not draw in bf16. Take fp16, fp32 or TensorRT.")
+        require_place(self.backend, self.device, precision)
 
     def open(self, folder: Path) -> GraphSource:
         """A bundle that somebody keeps: nothing is put into it."""
         assert self.backend != "torch"
         return open_bundle(folder, self.backend, self.device, self.batch_size, self.threads)
+
+    def open_torch(self, checkpoint: Checkpoint, precision: Precision | None) -> PictureSource:
+        """A checkpoint behind PyTorch."""
+        precision = precision or "fp32"
+        assert precision in ("fp32", "fp16", "bf16")  # `require` has seen to it
+        return open_torch(checkpoint, self.threads, self.device or "cpu", precision, self.batch_size)
 
     def open_own(self, folder: Path, shown: bool) -> GraphSource:
         """A bundle of the cache, into which engines are built if they are not there, or not for this GPU and batch."""
@@ -212,18 +254,24 @@ class _Engine:
         return self.open(folder)
 
 
-def _with_decoder(named: NamedModel, decoder: Decoder | None) -> NamedModel:
-    """The model with one of its decoders.
+def _chosen(named: NamedModel, decoder: Decoder | None, guidance_until: int | None) -> NamedModel:
+    """The model with one of its decoders, guided until a scale.
 
     Raises:
-        ArgumentError: it is a bundle with the other one.
+        ArgumentError: it is a bundle, which has another decoder, or whose graphs decide about guidance.
     """
+    if decoder is not None:
+        one_of("decoder", decoder, get_args(Decoder))
+    if named.checkpoint:
+        said = replace(named.checkpoint, decoder=decoder or named.checkpoint.decoder, guidance_until=guidance_until)
+        return replace(named, checkpoint=said)
+    assert named.bundle
+    if guidance_until is not None:
+        raise ArgumentError(
+            f"{named.name} is a bundle, whose graphs decide where guidance ends. Leave it out, or name a checkpoint."
+        )
     if decoder is None:
         return named
-    one_of("decoder", decoder, get_args(Decoder))
-    if named.checkpoint:
-        return replace(named, checkpoint=replace(named.checkpoint, decoder=decoder))
-    assert named.bundle
     found = "small" if read_manifest(named.bundle).model.small_decoder else "full"
     if found != decoder:
         raise ArgumentError(
@@ -238,7 +286,6 @@ class _Wanted:
     """What a model is to be; the fields are arguments of `Pipeline.from_pretrained`."""
 
     precision: Precision | None
-    guidance_until: int | None
     accept: Accept
 
 
@@ -250,7 +297,7 @@ def _opened(named: NamedModel, engine: _Engine, wanted: _Wanted, shown: bool) ->
         return engine.open(folder), folder
     assert named.checkpoint
     if engine.backend == "torch":
-        source = open_eager(named.checkpoint, engine.threads, wanted.guidance_until)
+        source = engine.open_torch(named.checkpoint, wanted.precision)
         wanted.accept(source.model)
         return source, None
     folder = _exported(named.checkpoint, wanted, shown)
@@ -281,10 +328,6 @@ def _require_bundle(named: NamedModel, engine: _Engine, wanted: _Wanted) -> None
             f"{named.name} is a bundle in {manifest.precision}, and {wanted.precision} was asked for. "
             "Leave the precision out, or name another bundle or a checkpoint."
         )
-    if wanted.guidance_until is not None:
-        raise ArgumentError(
-            f"{named.name} is a bundle, whose graphs decide where guidance ends. Leave it out, or name a checkpoint."
-        )
     wanted.accept(manifest.model)
 
 
@@ -292,6 +335,6 @@ def _exported(checkpoint: Checkpoint, wanted: _Wanted, shown: bool) -> Path:
     """The bundle of a checkpoint in the cache, made now if it is not there."""
     with wanted_bar(f"Exporting {checkpoint.path.name}, once", shown) as progress:
         precision = wanted.precision or "fp32"
-        folder = cached_bundle(checkpoint, precision, wanted.accept, progress, wanted.guidance_until)
+        folder = cached_bundle(checkpoint, precision, wanted.accept, progress)
     wanted.accept(read_manifest(folder).model)
     return folder

@@ -76,13 +76,17 @@ def save_network(source: PictureSource, target: Path) -> None:
     """Write what PyTorch draws with as such a folder; the arguments and errors are those of `save_bundle`.
 
     Raises:
-        UsageError: it is not PyTorch that draws, or it draws with a small decoder, as a checkpoint does not by itself.
+        UsageError: it is not PyTorch on the CPU that draws, or it draws with a small decoder, as a checkpoint does not
+            by itself.
         CheckpointError: a weight is not finite.
     """
-    from actvar.runtime.backends.torch_eager import EagerSource
+    from actvar.drawers import EagerModel
+    from actvar.runtime.backends.torch_source import TorchSource
 
-    if not isinstance(source, EagerSource):
+    if not isinstance(source, TorchSource):
         raise UsageError("What draws is neither a bundle nor a model in PyTorch, so it cannot be saved.")
+    if not isinstance(source.drawer, EagerModel):
+        raise UsageError("PyTorch on a GPU holds weights in a form of its own. Open the model on the CPU to save it.")
     if source.model.small_decoder:
         raise UsageError(
             "A checkpoint draws with its full decoder until it is told otherwise, so it would not draw as this does. "
@@ -93,7 +97,7 @@ def save_network(source: PictureSource, target: Path) -> None:
     from actvar.checkpoint.own import save_model
 
     with folder_written_whole(target) as unfinished:
-        save_model(source.network, unfinished / CHECKPOINT_FILE, torch.float32)
+        save_model(source.drawer.network, unfinished / CHECKPOINT_FILE, torch.float32)
         _describe(unfinished, target, source.model, "a checkpoint in fp32", "a checkpoint", "safetensors")
 
 

@@ -40,22 +40,29 @@ def machine_code(library: Path) -> tuple[MachineCode, ...]:
     return tuple(code for start in _binaries(content) for code in _codes(content, start))
 
 
-def require_machine_code(library: Path, capability: str) -> None:
-    """Go on only with a library that a GPU of this compute capability runs as it is.
+def runs_on(library: Path, capability: str) -> bool:
+    """Whether a GPU of this compute capability runs a library as it is.
 
     Machine code for 8.6 runs on 8.9 as well: the same major number, and a minor one that is not above the GPU's.
+    """
+    major, minor = (int(part) for part in capability.split("."))
+    there = {code.architecture for code in machine_code(library)}
+    return any(each // 10 == major and each % 10 <= minor for each in there)
+
+
+def require_machine_code(library: Path, capability: str) -> None:
+    """Go on only with a library that a GPU of this compute capability runs as it is.
 
     Raises:
         ActVARError: its driver would have to compile it first, or can run none of it.
     """
-    major, minor = (int(part) for part in capability.split("."))
-    there = sorted({code.architecture for code in machine_code(library)})
-    if any(each // 10 == major and each % 10 <= minor for each in there):
+    if runs_on(library, capability):
         return
+    there = sorted({code.architecture for code in machine_code(library)})
     held = ", ".join(f"{each // 10}.{each % 10}" for each in there) or "no GPU"
     raise ActVARError(
         f"{library} holds machine code for {held}, and this GPU has compute capability {capability}. "
-        f"Build it with -DCMAKE_CUDA_ARCHITECTURES={major}{minor}."
+        f"Build it with -DCMAKE_CUDA_ARCHITECTURES={capability.replace('.', '')}."
     )
 
 

@@ -54,9 +54,9 @@ class Explainer:
         with self._lock:
             with needs("train", "to show what the blocks chose"):
                 from actvar.explain.record import record_choices
-                from actvar.runtime.backends import torch_eager
+                from actvar.runtime.backends import torch_source
             if self._network is None:
-                self._network = torch_eager.load(self._checkpoint).network
+                self._network = torch_source.load(self._checkpoint)
             where = drawn.class_id, drawn.sampling, self._si, drawn.seed, drawn.number
             _, choices = record_choices(self._network, *where)
         return block_panels(pixels_HW3, choices)

@@ -264,8 +264,52 @@ def host_library() -> ctypes.CDLL:
     return build_on_host("kernels", KERNELS)
 
 
-def build_on_host(name: str, folder_of_sources: Path) -> ctypes.CDLL:
-    """All sources of a folder over the stand-in for CUDA, as one library."""
+@cache
+def watched_library(name: str = "kernels", folder_of_sources: Path = KERNELS) -> ctypes.CDLL:
+    """The same with every access to shared memory watched: a race, or an overrun, is an error of the launch."""
+    library = build_on_host(name, folder_of_sources, watched=True)
+    variables = shared_variables(Path(library._name))
+    names = (ctypes.c_char_p * len(variables))(*(variable.name.encode() for variable in variables))
+    numbers = [
+        (ctypes.c_size_t * len(variables))(*(getattr(variable, field) for variable in variables))
+        for field in ("start", "end", "kernel")
+    ]
+    library.cudaOnHostSetVariables(len(variables), names, *numbers)
+    return library
+
+
+@dataclass(frozen=True)
+class SharedVariable:
+    """One of a kernel's, by its symbol: where it lies in shared memory, and the kernel in the library."""
+
+    name: str
+    start: int
+    end: int
+    kernel: int
+
+
+def shared_variables(library: Path) -> list[SharedVariable]:
+    """Those of all kernels in a library that was built on the host; no guards."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    command = ["nm", "--print-size", "--defined-only", str(library)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    symbols = [line.split() for line in lines if len(line.split()) == 4]
+    functions = [(name.removeprefix("_Z"), at) for at, _, kind, name in symbols if kind in "tTwW"]
+    kernels = {name: int(at, 16) for name, at in functions if "_kernel" in name and not name.startswith("Z")}
+    found = []
+    for at, size, kind, name in symbols:
+        inside = name.removeprefix("_ZZ")
+        if kind not in "BbDdVuWw" or inside == name or "guard_" in name:
+            continue
+        kernel = max((each for each in kernels if inside.startswith(f"{each}E")), key=len, default=None)
+        if kernel is not None:
+            found.append(SharedVariable(name, int(at, 16), int(at, 16) + int(size, 16), kernels[kernel]))
+    return found
+
+
+def build_on_host(name: str, folder_of_sources: Path, watched: bool = False) -> ctypes.CDLL:
+    """All sources of a folder over the stand-in for CUDA, as one library; kernels may be compiled to be watched."""
     headers, compiler = toolkit_headers(), shutil.which(os.environ.get("CXX", "g++"))
     if headers is None or compiler is None:
         pytest.skip("needs a C++ compiler and the headers of the CUDA toolkit")
@@ -276,30 +320,30 @@ def build_on_host(name: str, folder_of_sources: Path) -> ctypes.CDLL:
         if p.suffix in {".cu", ".cuh", ".cpp", ".h"}
     )
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:12]
-    folder = ROOT / "build" / f"{name}-on-host-{digest}"
+    folder = ROOT / "build" / f"{name}-on-host-{'watched-' if watched else ''}{digest}"
     library = folder / f"libactvar_{name}_on_host.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        sources = [str(p) for p in files if p.suffix in {".cu", ".cpp"}]
+        flags = ["-std=c++17", "-O2", "-fPIC", "-fno-gnu-unique", "-Wall", "-Wextra", "-Werror"]
+        flags.append("-Wno-unknown-pragmas")
         fresh = folder / f"{os.getpid()}.so"
-        command = [
-            compiler,
-            *flags,
-            "-I",
-            str(ON_HOST),
-            "-isystem",
-            str(headers),
-            "-x",
-            "c++",
-            *sources,
-            "-o",
-            str(fresh),
-        ]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert built.returncode == 0, built.stderr
+        places = ["-I", str(ON_HOST), "-isystem", str(headers)]
+        objects = []
+        for source in (p for suffix in (".cu", ".cpp") for p in files if p.suffix == suffix):
+            objects.append(folder / f"{os.getpid()}-{source.stem}.o")
+            watch = ["-fsanitize=thread", "-DCUDA_ON_HOST_WATCHED"] if watched and source.suffix == ".cu" else []
+            run([compiler, *flags, *watch, *places, "-x", "c++", "-c", str(source), "-o", str(objects[-1])])
+        run([compiler, "-shared", *map(str, objects), "-o", str(fresh), "-ldl"])
+        for each in objects:
+            each.unlink()
         fresh.replace(library)
     return ctypes.CDLL(str(library))
+
+
+def run(command: list[str]) -> None:
+    """A compiler's or a linker's command."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def kernels_on(where: str) -> Kernels:

@@ -162,7 +162,7 @@ def test_who_asks_may_refuse_the_model_before_it_is_exported(checkpoint: Path, b
         ("checkpoint", {"precision": "int8", "device": "cuda"}, "int8 is for ONNX Runtime on a CPU"),
         ("checkpoint", {"precision": "int8", "backend": "tensorrt"}, "int8 is for ONNX Runtime on a CPU"),
         ("checkpoint", {"precision": "fp16", "backend": "torch"}, "PyTorch draws in fp32"),
-        ("checkpoint", {"backend": "torch", "device": "cuda"}, "PyTorch draws on the CPU"),
+        ("checkpoint", {"precision": "int8", "backend": "torch", "device": "cuda"}, "for ONNX Runtime on a CPU"),
         ("checkpoint", {"backend": "tensorrt", "device": "cpu"}, "TensorRT needs a GPU"),
         ("checkpoint", {"backend": "tvm"}, "backend must be one of onnxruntime, tensorrt, torch, got 'tvm'"),
         ("checkpoint", {"device": "cuda:0"}, "device must be one of cpu, cuda"),

@@ -25,7 +25,7 @@ from small_models import small_config, vivid_model
 from actvar.benchmarks import gpu_evidence
 from actvar.benchmarks.gpu import bundles as gpu_bundles
 from actvar.benchmarks.gpu import child, correctness, doubled, rtx_answer, summary, timings, ways
-from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped
+from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped, records_in
 from actvar.benchmarks.gpu.drawing import drawn, orders, same_bytes
 from actvar.benchmarks.gpu.step_runner import Case, Run, Step, exit_code, run_steps
 from actvar.benchmarks.gpu.steps import BUNDLES, STEPS, chosen
@@ -75,8 +75,8 @@ def run_of(tmp_path: Path) -> Callable[[float], Run]:
     return of
 
 
-def read(run: Run, step: str) -> dict[str, Any]:
-    return json.loads((run.out / f"{step}.json").read_bytes())
+def read(run: Run) -> dict[str, Any]:
+    return json.loads((run.out / "summary.json").read_bytes())
 
 
 def test_a_case_that_fails_crashes_or_hangs_does_not_end_the_others(run_of: Callable[[float], Run], tmp_path: Path):
@@ -94,9 +94,7 @@ def test_a_case_that_fails_crashes_or_hangs_does_not_end_the_others(run_of: Call
     assert crashed["findings"] == {"x": 3}
     assert left["state"] == "failed" and "code 4" in left["error"]
     assert good["state"] == "done" and good["findings"] == {"x": 1}
-    for record in records:
-        assert read(run, record["step"]) == {"gpu": None, "commit": "abc", **record}
-    assert read(run, "summary")["steps"] == records
+    assert read(run) == {"gpu": None, "commit": "abc", "steps": records}
     time.sleep(max(0.0, 4 - (time.monotonic() - began)))
     assert not (tmp_path / "survivor").exists()
     assert exit_code(records) == 1
@@ -117,10 +115,22 @@ def test_each_case_is_on_disk_before_the_next_begins(run_of: Callable[[float], R
     seen = []
 
     def tell(text: str) -> None:
-        seen.append([case["case"] for step in read(run, "summary")["steps"] for case in step["cases"]])
+        seen.append([case["case"] for step in read(run)["steps"] for case in step["cases"]])
 
     run_steps([Step("one", (Case("good", 20), Case("skips", 20)))], replace(run, tell=tell))
     assert seen == [["good"], ["good", "skips"]]
+
+
+def test_what_other_calls_have_found_stays(run_of: Callable[[float], Run]):
+    """But for the steps that are run again: a machine is lent for a few minutes at a time."""
+    run = run_of(60)
+    run_steps([Step("one", (Case("good", 20),)), Step("two", (Case("skips", 20),))], run)
+    run_steps([Step("two", (Case("good", 20),))], run)
+    assert [path.name for path in run.out.iterdir()] == ["summary.json"]
+    found = [(step["step"], [case["state"] for case in step["cases"]]) for step in read(run)["steps"]]
+    assert found == [("one", ["done"]), ("two", ["done"])]
+    places = Places(run.folder, run.scratch, run.out)
+    assert places.findings("one") == {"good": {"x": 1}} and places.findings("three") == {}
 
 
 def test_after_the_deadline_cases_are_skipped_and_say_so(run_of: Callable[[float], Run]):
@@ -151,15 +161,12 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_gpu_every_step_says_what_is_missing_and_nothing_is_invented(no_gpu: None, tmp_path: Path):
-    """Exit code 3, one JSON for each step, no figure in any, and no bundle is made for nothing."""
+    """Exit code 3, one JSON, no figure in it, and no bundle is made for nothing."""
     script = ROOT / "benchmarks" / "gpu_evidence.py"
     command = [sys.executable, str(script), "--out", str(tmp_path / "out"), "--bundles", str(tmp_path / "bundles")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 3, done.stdout + done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "summary.json",
-        *(f"{step.name}.json" for step in STEPS),
-    }
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["summary.json"]
     content = json.loads((tmp_path / "out" / "summary.json").read_bytes())
     cases = [case for step in content["steps"] for case in step["cases"]]
     assert [case["case"] for case in cases] == [case.name for step in STEPS for case in step.cases]
@@ -178,7 +185,7 @@ def test_the_steps_that_are_asked_for_are_run_and_no_others(no_gpu: None, tmp_pa
     assert gpu_evidence.main(options) == 3
     steps = json.loads((tmp_path / "summary.json").read_bytes())["steps"]
     found = [(step["step"], [case["case"] for case in step["cases"]]) for step in steps]
-    assert found == [("bundles", ["mini-fp32"]), ("machine", ["machine"]), ("ort_cuda", ["fp32"])]
+    assert found == [("machine", ["machine"]), ("bundles", ["mini-fp32"]), ("ort_cuda", ["fp32"])]
 
 
 def test_every_step_has_its_code_and_every_bundle_is_made():
@@ -187,13 +194,13 @@ def test_every_step_has_its_code_and_every_bundle_is_made():
         module, _, function = (step.code or f"{step.name}:run").partition(":")
         assert callable(getattr(import_module(f"actvar.benchmarks.gpu.{module}"), function))
         assert {bundle for case in step.cases for bundle in case.bundles} <= {case.name for case in BUNDLES.cases}
-    assert chosen([]) == STEPS and chosen(["machine"]) == (STEPS[1],)
+    assert chosen([]) == STEPS and chosen(["machine"]) == (STEPS[0],)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--steps", "machine,timing"], "No step is called 'timing'. There are bundles, machine, rtx_answer"),
+        (["--steps", "machine,timing"], "No step is called 'timing'. There are machine, gpu_tests"),
         (["--official-var", "none"], "--official-var none is no folder"),
         (["--libraries", "none"], "--libraries none holds no libactvar_plugins.so"),
         (["--deadline", "0"], "--deadline must be more than 0 seconds"),
@@ -270,7 +277,8 @@ def answer_of(step: Any, case: str, places: Places) -> dict[str, Any]:
     finally:
         findings = json.loads(file.read_bytes())["findings"]
         name = step.__name__.rpartition(".")[2]
-        (places.out / f"{name}.json").write_text(json.dumps({"cases": [{"case": case, "findings": findings}]}))
+        record = {"step": name, "cases": [{"case": case, "findings": findings}]}
+        (places.out / "summary.json").write_text(json.dumps({"steps": [record, *records_in(places.out)]}))
     return findings
 
 
@@ -374,8 +382,9 @@ def test_timings_are_of_both_batches_and_hold_the_share_outside(places: Places, 
     monkeypatch.setattr(timings, "time", clock)
     monkeypatch.setattr(timings, "_BATCHES", (1, 2))
     monkeypatch.setattr(timings, "_REPEATS", {1: 3, 2: 2})
-    (places.out / "machine.json").write_text(
-        json.dumps({"cases": [{"case": "machine", "findings": {"copy_bytes_per_second": 1e9}}]})
+    found = {"case": "machine", "findings": {"copy_bytes_per_second": 1e9}}
+    (places.out / "summary.json").write_text(
+        json.dumps({"steps": [*records_in(places.out), {"step": "machine", "cases": [found]}]})
     )
     answer_of(rtx_answer, "current", places)
     found = answer_of(timings, "d16-active", places)
@@ -437,4 +446,21 @@ def test_the_summary_compares_what_was_measured_and_nothing_else():
         "d16-dense, batch 1: 10.00 ms, 25.0% of it outside engines; 100.00 pictures a second; 5.00 × official; "
         "2.50 × the time to read the weights",
         "d20-dense, batch 1: 20.00 ms, 25.0% of it outside engines; 50.00 pictures a second",
+    ]
+
+
+def test_the_summary_compares_the_recorded_model_with_official_var_of_the_same_run():
+    """And tells what of its time is the GPU's, and what the decoder's."""
+    recorded = {
+        "seconds": {"median": 0.01},
+        "pictures_per_second": {"median": 100.0},
+        "gpu_seconds": {"median": 0.008},
+        "gpu_seconds_of_steps": [0.001, 0.004, 0.003],
+    }
+    official = {"seconds": {"median": 0.05}, "pictures_per_second": {"median": 20.0}}
+    found = {("torch_times", "d20-static-free"): {"batch_1": recorded}, ("torch_times", "d20-official"): {}}
+    found[("torch_times", "d20-official")] = {"batch_1": official}
+    assert list(summary.ratios(found)) == [
+        "d20-static-free, batch 1: 10.00 ms, by PyTorch, 20.0% of it outside CUDA graphs, 3.00 ms the decoder; "
+        "100.00 pictures a second; 5.00 × official"
     ]

@@ -33,6 +33,10 @@ REHEARSED_BY = {
     "project:gpu_tests": "test_the_gpu_tests_are_given_the_built_libraries",
     "project:kernels": "test_the_benchmark_leaves_what_it_had_found",
     "timings:run": "test_timings_are_of_both_batches_and_hold_the_share_outside",
+    "watched:sanitizer": "test_the_sanitizer_watches_every_kernel",
+    "watched:profile": "test_a_profile_says_what_the_kernels_reach",
+    "launches:run": "test_launches_are_timed_one_by_one_and_recorded",
+    "torch_times:run": "test_the_recorded_model_is_timed_in_all_its_forms",
     "correctness:cuda_provider": "test_the_cuda_provider_is_compared_with_the_cpu",
 }
 
@@ -74,16 +78,19 @@ def test_the_machine_says_what_its_tools_say_and_how_fast_it_copies(places: Plac
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda end: 1.0)
     properties = SimpleNamespace(multi_processor_count=132, L2_cache_size=60 << 20)
-    randint = torch.randint
+    randint, randn = torch.randint, torch.randn
     monkeypatch.setattr(torch, "randint", lambda *given, device, **more: randint(*given, **more))
+    monkeypatch.setattr(torch, "randn", lambda *given, device, **more: randn(*given, **more))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: event)
     monkeypatch.setattr(machine, "_COPIED", 4096)
+    monkeypatch.setattr(machine, "_SIDE", 32)
     machine.run("machine", places, report(places))
     found = findings(places)
     assert found["gpu"] == found["nvidia_smi"] == ["A GPU, as it says"] and found["multiprocessors"] == 132
     assert found["copy_bytes_per_second"] == pytest.approx(2 * 4096 / 1e-3)
+    assert found["product_operations_per_second"] == pytest.approx(2 * 32**3 / 1e-3)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from actvar.export.parity.runners import TOKENS
 from actvar.generation import Generation, generate
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import cuda_memory
-from actvar.runtime.backends.torch_eager import EagerSource
+from actvar.runtime.backends.torch_source import eager_source
 from actvar.runtime.machine import CACHE_VARIABLE
 from actvar.runtime.pictures import Order, Picture
 from actvar.runtime.sources import open_engines, open_graphs
@@ -149,7 +149,7 @@ def test_graphs_draw_what_the_eager_model_draws_in_batches_of_any_size(bundles: 
         assert cpu_graph not in manifest.scales
         return
     alone = draw(open_graphs(folder, 1, threads=1, scales=cpu_graph))
-    assert_same_pictures(alone, draw(EagerSource(model)))
+    assert_same_pictures(alone, draw(eager_source(model)))
     for batch_size in (2, 7):
         assert_same_pictures(draw(open_graphs(folder, batch_size, threads=1, scales=cpu_graph)), alone, off=0)
 
@@ -284,7 +284,7 @@ def test_a_checkpoint_is_drawn_with_guidance_until_a_scale(
 ):
     """As the model whose configuration says so; a bundle of its own in the cache."""
     path = checkpoint("ActVAR, guided")
-    wanted = draw(EagerSource(vivid_model(MODELS["ActVAR, guided to 3"])))
+    wanted = draw(eager_source(vivid_model(MODELS["ActVAR, guided to 3"])))
     for until, same in ((3, True), (None, False), (4, False), (3, True)):
         with Pipeline.from_pretrained(path, backend=backend, guidance_until=until, progress_bar=False) as pipe:
             assert pipe.model.guided_scales == (3 if until == 3 else None)
@@ -358,7 +358,7 @@ def test_a_checkpoint_is_bound_to_graphs_that_end_its_guidance(checkpoint: Calla
     export_graphs(MODELS["ActVAR, guided to 3"], tmp_path / "graphs", "fp32", "none yet")
     bound = bind(tmp_path / "graphs", ordinary, target=tmp_path / "bound")
     assert bound.model.guided_scales == 3
-    wanted = draw(EagerSource(vivid_model(MODELS["ActVAR, guided to 3"])))
+    wanted = draw(eager_source(vivid_model(MODELS["ActVAR, guided to 3"])))
     assert_same_pictures(draw(open_graphs(tmp_path / "bound", 2, threads=1)), wanted)
     with pytest.raises(CheckpointError, match=r"is guidance-free, and the graphs of .* are guided"):
         bind(tmp_path / "graphs", free, target=tmp_path / "other")

@@ -259,7 +259,7 @@ def test_the_ceiling_is_of_a_product_and_a_copy_of_random_numbers(bench, lt, mon
 def test_ratios_and_the_fastest_tactic_are_taken_from_medians():
     """A crossover is read from these."""
     spreads = {1: Spread.of([4.0, 2.0, 3.0]), 2: Spread.of([1.0])}
-    figures = Routed(8, 32, 4, "random", Spread.of([2.0]), spreads, 1, None)
+    figures = Routed(8, 32, 4, "random", Spread.of([2.0]), Spread.of([1.0]), spreads, 1, None)
     assert figures.ratios == {1: 1.5, 2: 0.5} and figures.best == 2
     assert figures.dense_operations == 2 * (2 * 8 * 32 * 128)
 
@@ -267,7 +267,7 @@ def test_ratios_and_the_fastest_tactic_are_taken_from_medians():
 def test_every_figure_says_which_part_of_the_roofline_it_reaches():
     """By hand: 4 of 16 experts are a quarter of the operations; weights, biases, x, y and scores count once."""
     ceiling = Ceiling(operations=1e6, bytes=1e5)
-    figures = Routed(8, 32, 4, "random", Spread.of([2.0]), {1: Spread.of([4.0])}, 1, None)
+    figures = Routed(8, 32, 4, "random", Spread.of([2.0]), Spread.of([1.0]), {1: Spread.of([4.0])}, 1, None)
     operations, size = 2 * (2 * 8 * 32 * 128), 2 * (2 * 32 * 128 + 128 + 32 + 2 * 8 * 32)
     assert figures.reached_dense(ceiling) == {"bytes": size / 2 / 1e5, "operations": operations / 2 / 1e6}
     routed = {"bytes": (size + 8 * 16 * 4) / 4 / 1e5, "operations": operations / 4 / 4 / 1e6}
@@ -280,7 +280,7 @@ def test_the_report_holds_every_figure_once_and_draws_the_best():
     """Tables for a person, JSON with the single measurements, one line in the drawing for each width and routing."""
     machine = Machine("cpu", 2, 1, "system", "a GPU", 0.0, {})
     routed = tuple(
-        Routed(m, c, 4, masks, Spread.of([1.0]), {1: Spread.of([0.5]), 2: Spread.of([1.5])}, 2, None)
+        Routed(m, c, 4, masks, Spread.of([1.0]), Spread.of([0.75]), {1: Spread.of([0.5]), 2: Spread.of([1.5])}, 2, None)
         for m in (4096, 24576)
         for c in (1024, 1280)
         for masks in ("random", "recorded")

@@ -22,7 +22,7 @@ from actvar.files import hash_file
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import ort
-from actvar.runtime.backends.torch_eager import EagerSource
+from actvar.runtime.backends.torch_source import eager_source
 from actvar.runtime.pictures import Order, Picture, PictureSource, ScaleEnd, SeededOrder
 from actvar.runtime.sources import open_graphs
 
@@ -152,7 +152,7 @@ def test_orders_are_taken_batch_by_batch(drawn):
 def source(request: pytest.FixtureRequest, drawn) -> PictureSource:
     """What draws, two pictures at a time where it can."""
     model, folder = drawn("active")
-    return EagerSource(model) if request.param == "eager" else open_graphs(folder, 2, 1, scales=request.param)
+    return eager_source(model) if request.param == "eager" else open_graphs(folder, 2, 1, scales=request.param)
 
 
 def test_every_scale_is_shown_and_no_picture_changes(source: PictureSource):
@@ -202,14 +202,14 @@ def test_a_scale_is_shown_before_the_next_one_runs(drawn):
 
 def test_the_eager_model_shows_a_scale_before_the_next_one(drawn, monkeypatch: pytest.MonkeyPatch):
     """Seen from the model's own work."""
-    source, events = EagerSource(drawn("active")[0]), []
-    infer = source.network.var.infer
+    source, events = eager_source(drawn("active")[0]), []
+    infer = source.drawer.network.var.infer
 
     def watched(*arguments):
         events.append("scale")
         return infer(*arguments)
 
-    monkeypatch.setattr(source.network.var, "infer", watched)
+    monkeypatch.setattr(source.drawer.network.var, "infer", watched)
     list(source.draw(ORDERS[:1], SAMPLING, on_scale_end=lambda end: events.append("shown")))
     assert events == ["scale", "shown"] * 4
 
@@ -272,13 +272,13 @@ def test_a_picture_of_no_class_is_the_same_in_graphs_and_beside_others(drawn):
 def test_the_eager_source_draws_what_generate_draws(drawn):
     """--backend torch is the oracle itself, behind the seam of the graphs."""
     model, folder = drawn("active")
-    for eager, graphs in zip(EagerSource(model).draw(ORDERS, SAMPLING, 7, True), draw(folder, 1), strict=True):
+    for eager, graphs in zip(eager_source(model).draw(ORDERS, SAMPLING, 7, True), draw(folder, 1), strict=True):
         assert eager.order == graphs.order
         for a, b in zip(eager.token_ids, graphs.token_ids, strict=True):
             np.testing.assert_array_equal(a, b)
         assert len(eager.partials) == 4
         np.testing.assert_array_equal(eager.partials[-1], eager.pixels_HW3)
-    without = next(iter(EagerSource(model).draw(ORDERS, SAMPLING, 7)))
+    without = next(iter(eager_source(model).draw(ORDERS, SAMPLING, 7)))
     assert without.partials == ()
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 from small_models import SMALL_VQVAE, small_config, vivid_model
 
 from actvar import reports
+from actvar.cli.sheet import SHEET_GAP
 from actvar.export.onnx_export import export_bundle
 from actvar.runtime.backends.buffered import BufferedEngine
-from actvar.runtime.image import SHEET_GAP
 
 LARGE_SIDE = 80
 ALLOWED = 60_000  # bytes: Python and numpy keep small things for later, 20 to 42 kB after 200 pictures; a leak holds 80
@@ -234,6 +234,7 @@ STOPPED = """
 import itertools, signal, sys
 from contextlib import contextmanager
 from actvar import reports
+from actvar.cli.sheet import SHEET_GAP
 from actvar.runtime.backends.buffered import BufferedEngine
 from actvar.cli.main import main
 

@@ -16,7 +16,7 @@ from actvar.export.onnx_export import export_bundle
 from actvar.models.actvar import ActVAR
 from actvar.runtime.backends.buffered import BufferedEngine
 from actvar.runtime.backends.memory import HostMemory
-from actvar.runtime.backends.torch_eager import EagerSource
+from actvar.runtime.backends.torch_source import eager_source
 from actvar.runtime.pictures import Order, Picture, PictureSource
 from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
@@ -100,7 +100,7 @@ def test_batches_under_way_on_two_lanes_are_kept_for_the_thread_that_launched_th
 
 def test_the_eager_model_is_drawn_with_by_one_thread_at_a_time(model: ActVAR):
     """The same promise behind the same seam."""
-    source = EagerSource(model)
+    source = eager_source(model)
     assert_every_thread_gets_its_own(source, lambda thread: source)
 
 

@@ -19,15 +19,22 @@ import torch
 from kernel_library import host_library
 from operator_references import REFERENCES
 from plugin_build import kernel_library_path
+from small_models import small_config, vivid_model
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from actvar.config import DYNAMIC, FIXED, Activation, Sampling
+from actvar.drawers import EagerModel, ToDraw
 from actvar.errors import ActVARError, EngineError
 from actvar.export.operators.fused import ALL_OPERATORS
 from actvar.plugins.kernel_calls import open_kernels
 from actvar.plugins.library import PLUGIN_VARIABLE
 from actvar.plugins.torch import operators as torch_operators
 from actvar.plugins.torch.operators import Launcher
+from actvar.plugins.torch.sparse import LibraryOperators
+from actvar.recorded.model import RecordedModel
+from actvar.recorded.recorders import CudaGraphs, run_again
 
 NAMES = {
     "token_select": "ActVarTokenSelect",
@@ -254,3 +261,38 @@ def test_an_error_of_cuda_is_said_in_words():
     kernels = open_kernels(Path(host_library()._name))
     with pytest.raises(EngineError, match="actvarTokenSelect failed with CUDA error 1: invalid value"):
         kernels.launch("actvarTokenSelect", None, 1, 1, 2, None, None, None)
+
+
+# ---- in a drawing
+
+
+def test_a_drawing_by_the_kernels_is_the_eager_models(device: str):
+    """Token by token, every operator in its place: tokens of each block's choice or the first one's, routed experts."""
+    for token_choice in (DYNAMIC, FIXED):
+        activation = Activation(16, (2, 3), (0.75, 0.5), (0.5, 0.25), token_choice)
+        model = vivid_model(small_config((1, 2, 3), activation))
+        used: list[str] = []
+        with _Noting(used):
+            drawer = RecordedModel(
+                model, "fp32", device, LibraryOperators("8.9"), CudaGraphs() if device == "cuda" else run_again, 2
+            )
+            wanted = [ToDraw(3, 7, 0), ToDraw(1, 7, 1)]
+            drawn = drawer.draw(wanted, Sampling(2.0, 20, 0.9))
+        for ids_S, picture in zip(drawn.token_ids_BS, wanted, strict=True):
+            alone = EagerModel(model).draw([picture], Sampling(2.0, 20, 0.9))
+            np.testing.assert_array_equal(ids_S, alone.token_ids_BS[0])
+        of_blocks, once = {"token_gather_norm", "token_scatter_gated"}, {"token_gather", "token_scatter"}
+        assert set(used) == {"token_select", "routed_ffn", *(of_blocks if token_choice == DYNAMIC else once)}
+
+
+class _Noting(TorchDispatchMode):
+    """Notes which of our operators are called."""
+
+    def __init__(self, used: list[str]):
+        super().__init__()
+        self._used = used
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "actvar":
+            self._used.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))

@@ -19,6 +19,17 @@ class Departure(ActVARError):
     """A result is not what it must be."""
 
 
+SUMMARY_FILE = "summary.json"
+
+
+def records_in(out: Path) -> list[dict[str, Any]]:
+    """Of each step that has run with this folder its name and its cases; none where there is no file yet."""
+    try:
+        return list(json.loads((out / SUMMARY_FILE).read_bytes())["steps"])
+    except FileNotFoundError:
+        return []
+
+
 @dataclass(frozen=True)
 class Places:
     """Where things lie.
@@ -26,7 +37,7 @@ class Places:
     Args:
         bundles: those that the steps need.
         scratch: for what nobody needs afterwards.
-        out: the JSON of the steps so far.
+        out: for the JSON of all steps so far.
         official_var: a checkout of official VAR, if there is one.
     """
 
@@ -41,10 +52,7 @@ class Places:
 
     def findings(self, step: str) -> dict[str, dict[str, Any]]:
         """What the cases of an earlier step found, by case."""
-        try:
-            cases = json.loads((self.out / f"{step}.json").read_bytes())["cases"]
-        except FileNotFoundError:
-            return {}
+        cases = [case for record in records_in(self.out) if record["step"] == step for case in record["cases"]]
         return {case["case"]: case.get("findings", {}) for case in cases}
 
 

@@ -1,14 +1,16 @@
-"""Step: what its tools say of the GPU, and how fast it copies memory."""
+"""Step: what its tools say of the GPU, and what it reaches at best: a copy and a product, of random numbers."""
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from statistics import median
 
 from actvar.benchmarks.gpu.case import Places, Report, Skipped
 
 _QUERY = "name,driver_version,memory.total,memory.used,compute_cap,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
 _COPIED = 1 << 31  # bytes: many times what any cache holds
-_COPIES = 20
+_SIDE = 8192
+_REPEATS = 20
 
 
 def run(case: str, places: Places, report: Report) -> None:
@@ -27,7 +29,7 @@ def run(case: str, places: Places, report: Report) -> None:
         raise Skipped("PyTorch sees no GPU, so no copy was timed.")
     properties = torch.cuda.get_device_properties(0)
     report.add(multiprocessors=properties.multi_processor_count, l2_bytes=getattr(properties, "L2_cache_size", None))
-    report.add(copy_bytes_per_second=_copy_speed())
+    report.add(copy_bytes_per_second=_copy_speed(), product_operations_per_second=_product_speed())
 
 
 def _copy_speed() -> float:
@@ -36,15 +38,31 @@ def _copy_speed() -> float:
 
     source = torch.randint(256, (_COPIED,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
+    return 2 * _COPIED / _seconds(lambda: target.copy_(source))
+
+
+def _product_speed() -> float:
+    """Operations in a second, of a large square product in fp16: the median of twenty."""
+    import torch
+
+    x, w = (torch.randn(_SIDE, _SIDE, device="cuda").half() for _ in range(2))
+    y = torch.empty_like(x)
+    return 2 * _SIDE**3 / _seconds(lambda: torch.mm(x, w, out=y))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """By the GPU's clock, after three runs that do not count."""
+    import torch
+
     seconds = []
-    for _ in range(_COPIES + 3):
+    for _ in range(_REPEATS + 3):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        target.copy_(source)
+        work()
         end.record()
         end.synchronize()
         seconds.append(begin.elapsed_time(end) / 1e3)
-    return 2 * _COPIED / median(seconds[3:])
+    return median(seconds[3:])
 
 
 def _said(*command: str) -> list[str]:

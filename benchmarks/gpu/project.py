@@ -14,7 +14,10 @@ from actvar.plugins.machine_code import require_machine_code
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _NOTHING_COLLECTED = 5  # pytest's exit code
 _LINES = 60
-_BENCH = (sys.executable, "-c", "from actvar.cli.main import main; main()", "bench", "kernels")
+_BENCH = (
+    *(sys.executable, "-c", "from actvar.cli.main import main; main()", "bench", "kernels"),
+    *("--presets", "d20", "--token-counts", "254,384,4096,24576", "--active-experts", "8,12,16"),
+)
 _TEST_LIBRARIES = "ACTVAR_TEST_LIBRARIES"  # of the tests: a folder of built libraries, with which they compile nothing
 _RECORDER = (sys.executable, "-m", "actvar.benchmarks.kernel_routing")
 
@@ -24,7 +27,7 @@ def gpu_tests(case: str, places: Places, report: Report) -> None:
     files = sorted(path for path in (_CHECKOUT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text())
     if not files:
         raise Skipped("There are no tests here. Run this from a checkout.")
-    libraries = _kernels().parent
+    libraries = built_kernels().parent
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rA", "-p", "no:cacheprovider", "--tb=short"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", _TEST_LIBRARIES: str(libraries)}
     done = subprocess.run(
@@ -41,7 +44,7 @@ def gpu_tests(case: str, places: Places, report: Report) -> None:
 
 def kernels(case: str, places: Places, report: Report) -> None:
     """The benchmark, with masks that the mini model's router makes beside random ones; takes over its JSON."""
-    _kernels()
+    built_kernels()
     routing, out = places.scratch / "routing.npy", places.scratch / "kernels"
     recorded = subprocess.run([*_RECORDER, "--out", str(routing)], check=False).returncode == 0
     report.add(recorded_masks=recorded)
@@ -53,8 +56,8 @@ def kernels(case: str, places: Places, report: Report) -> None:
         raise Departure(f"`bench kernels` ended with {done.returncode}.")
 
 
-def _kernels() -> Path:
-    """The built kernels: nothing compiles while a GPU waits.
+def built_kernels() -> Path:
+    """The library of the kernels: nothing compiles while a GPU waits.
 
     Raises:
         Skipped: there are none.

@@ -1,8 +1,7 @@
 """Steps one after another, each case of a step in a process of its own, whatever becomes of the others.
 
-Knows order, time limits and what is written when; what a case does is `child.py`'s and its module's. A step's JSON is
-rewritten after each of its cases, and the summary with it, so that a machine that is taken away takes only what was
-under way.
+Knows order, time limits and what is written when; what a case does is `child.py`'s and its module's. One JSON holds all
+that was found, and is rewritten after each case, so that a machine that is taken away takes only what was under way.
 """
 
 import json
@@ -17,12 +16,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from actvar.benchmarks.gpu.case import SUMMARY_FILE, records_in
 from actvar.files import written_whole
 from actvar.provenance import typed
 
 DONE, SKIPPED, FAILED, OUT_OF_TIME = "done", "skipped", "failed", "out of time"
-SUMMARY_FILE = "summary.json"
-
 _TAIL_LINES = 15
 _LEAST = 1.0  # seconds that a case is worth being started for
 
@@ -60,8 +58,8 @@ class Run:
         environment: of the processes.
         folder: where the processes start.
         scratch: for logs and answers.
-        out: for the JSON of each step, and the summary.
-        header: what every JSON begins with.
+        out: for the JSON; what steps of other calls have left in it stays.
+        header: what it begins with.
         deadline: of all steps that count, on `time.monotonic`; it moves by what the others take.
         tell: is given a line for each case.
     """
@@ -85,14 +83,15 @@ def run_steps(steps: Iterable[Step], run: Run) -> list[dict[str, Any]]:
         OSError: nothing can be written.
     """
     records: list[dict[str, Any]] = []
-    deadline = run.deadline
+    deadline, steps = run.deadline, list(steps)
+    names = {step.name for step in steps}
+    earlier = [record for record in records_in(run.out) if record["step"] not in names]
     for step in steps:
         began, cases = time.monotonic(), list[dict[str, Any]]()
         records.append({"step": step.name, "cases": cases})
         for case in step.cases:
             cases.append(_run_case(step, case, run, deadline if step.counts else inf))
-            _write(run.out / f"{step.name}.json", {**run.header, **records[-1]})
-            _write(run.out / SUMMARY_FILE, {**run.header, "steps": records})
+            _write(run.out / SUMMARY_FILE, {**run.header, "steps": [*earlier, *records]})
             run.tell(line(step.name, cases[-1]))
         deadline += 0.0 if step.counts else time.monotonic() - began
     return records

@@ -33,7 +33,7 @@ def run(case: str, places: Places, report: Report) -> None:
     if who in OURS:
         _engines(preset, who, places, report)
     else:
-        _official(preset, who == COMPILED, places, report)
+        official(preset, who == COMPILED, places, report)
 
 
 # ---- ours
@@ -83,15 +83,15 @@ def _timed(engines: GraphSource, batch: int) -> dict[str, Any]:
         return draw
 
     warm = lanes * (_GRAPHS_UNTIL_RECORDED + 1)
-    single = _seconds(draw_with(engines, 1), warm, _REPEATS[batch])
-    doubled = _seconds(draw_with(replace(engines, engine=DoubledEngine(engines.engine)), 1), warm, _REPEATS[batch])
+    single = seconds_of(draw_with(engines, 1), warm, _REPEATS[batch])
+    doubled = seconds_of(draw_with(replace(engines, engine=DoubledEngine(engines.engine)), 1), warm, _REPEATS[batch])
     inside = float(np.median(doubled) - np.median(single))
-    streamed = _seconds(draw_with(engines, _STREAMED_BATCHES), 1, _STREAMS)
+    streamed = seconds_of(draw_with(engines, _STREAMED_BATCHES), 1, _STREAMS)
     return {
-        "seconds": _spread(single),
+        "seconds": spread(single),
         "seconds_inside_engines": inside,
         "share_outside_engines": 1 - inside / float(np.median(single)),
-        "pictures_per_second": _spread([batch * _STREAMED_BATCHES / seconds for seconds in streamed]),
+        "pictures_per_second": spread([batch * _STREAMED_BATCHES / seconds for seconds in streamed]),
     }
 
 
@@ -106,7 +106,12 @@ def _weights_floor(manifest: Manifest, places: Places) -> dict[str, Any]:
 # ---- official VAR
 
 
-def _official(preset: str, compiled: bool, places: Places, report: Report) -> None:
+def official(preset: str, compiled: bool, places: Places, report: Report) -> None:
+    """VAR's own code in fp16, as it is or through torch.compile.
+
+    Raises:
+        Skipped: no checkout of it was named.
+    """
     if places.official_var is None:
         raise Skipped("No checkout of official VAR was named (--official-var).")
     import torch
@@ -114,40 +119,22 @@ def _official(preset: str, compiled: bool, places: Places, report: Report) -> No
     from actvar.benchmarks.pictures.peers import Where, open_official
 
     where = Where(os.cpu_count() or 1, "cuda", "fp16")
-    peer = open_official(places.official_var, PRESETS[preset], where)
+    peer = open_official(places.official_var, PRESETS[preset], compiled, where)
     report.add(torch=torch.__version__, compiled=compiled, attention=_attention())
-    if compiled:
-        compile_official()
     for batch in _BATCHES:
         torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        seconds = _seconds(_draws_of(peer, batch), 3, _REPEATS[batch] // (3 if batch == LATENCY_BATCH else 1))
+        seconds = seconds_of(_draws_of(peer, batch), 3, _REPEATS[batch] // (3 if batch == LATENCY_BATCH else 1))
         report.add(
             **{
                 f"batch_{batch}": {
-                    "seconds": _spread(seconds),
+                    "seconds": spread(seconds),
                     "seconds_with_warm_up": time.perf_counter() - began,
-                    "pictures_per_second": _spread([batch / each for each in seconds]),
+                    "pictures_per_second": spread([batch / each for each in seconds]),
                     "device_bytes": torch.cuda.max_memory_reserved(),
                 }
             }
         )
-
-
-def compile_official() -> None:
-    """Put torch.compile around VAR's blocks and decoder, whose modules have been imported."""
-    import sys
-
-    import torch
-
-    from actvar.benchmarks.pictures.peers import allow_a_variant_for_each_scale
-
-    allow_a_variant_for_each_scale()
-    # It does nothing but in training, and each block's own rate would make each block compile anew.
-    sys.modules["models.helpers"].DropPath.forward = lambda module, x: x
-    for module, name in (("models.basic_var", "AdaLNSelfAttn"), ("models.basic_vae", "Decoder")):
-        owner = getattr(sys.modules[module], name)
-        owner.forward = torch.compile(owner.forward, dynamic=False)
 
 
 def _attention() -> dict[str, bool]:
@@ -170,7 +157,8 @@ def _draws_of(peer: Any, batch: int) -> Callable[[], None]:
 # ---- figures
 
 
-def _seconds(draw: Callable[[], None], warm: int, repeats: int) -> list[float]:
+def seconds_of(draw: Callable[[], None], warm: int, repeats: int) -> list[float]:
+    """Of each of the repeats, after some that do not count."""
     for _ in range(warm):
         draw()
     return list(_laps(draw, repeats))
@@ -183,7 +171,7 @@ def _laps(draw: Callable[[], None], repeats: int) -> Iterator[float]:
         yield time.perf_counter() - began
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread(values: list[float]) -> dict[str, Any]:
     """Median, quartiles and extremes."""
     low, lower, median, upper, high = (float(value) for value in np.percentile(values, (0, 25, 50, 75, 100)))
     return {"median": median, "quartiles": [lower, upper], "extremes": [low, high], "count": len(values)}

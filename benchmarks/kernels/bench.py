@@ -207,11 +207,16 @@ class KernelBench:
             tensors = self._tensors(width, cases)
             weights = self._weights(width)
             for tokens in cases.tokens:
-                dense = self._dense_ffn(tensors, weights, tokens, width)
+                dense = self._dense_ffn(tensors, weights, tokens, width, 4 * width)
+                narrower = {}
+                for active in sorted({active for _, active in todo if active < EXPERTS}):
+                    neurons = 4 * width * active // EXPERTS
+                    narrower[active] = self._seconds(self._dense_ffn(tensors, weights, tokens, width, neurons))
                 for routing, active in todo:
                     self.tell(len(found) / count)
                     self._write(tensors["scores"].address, _routing(cases.routings[routing], tokens))
-                    found.append(self._routed(tensors, weights, dense, tokens, width, active, routing))
+                    of_case = tokens, width, active, routing
+                    found.append(self._routed(tensors, weights, dense, of_case, narrower.get(active)))
                     self.keep(found[-1])
         return found
 
@@ -248,13 +253,21 @@ class KernelBench:
         return [(self._uploaded(w1), self._uploaded(w2)) for _ in range(sets)]
 
     def _dense_ffn(
-        self, tensors: Mapping[str, Block], weights: Sequence[tuple[Block, Block]], tokens: int, width: int
+        self,
+        tensors: Mapping[str, Block],
+        weights: Sequence[tuple[Block, Block]],
+        tokens: int,
+        width: int,
+        neurons: int,
     ) -> list[Callable[[], object]]:
-        """Both products by the algorithms that are fastest here, for each set of weights."""
+        """Both products by the algorithms that are fastest here, for each set of weights.
+
+        With fewer `neurons` than 4 C it is what static experts are: the first rows of both matrices.
+        """
         place = {name: block.address for name, block in tensors.items()}
         scratch = tensors["scratch"]
-        first = Product(tokens, width, 4 * width, columns_first=True, gelu=True)
-        second = Product(tokens, 4 * width, width, columns_first=False)
+        first = Product(tokens, width, neurons, columns_first=True, gelu=True)
+        second = Product(tokens, neurons, width, columns_first=False)
         steps = (first, "x", "b1", "hidden"), (second, "hidden", "b2", "y")
 
         def of_all_sets(step: int) -> list[Launch]:
@@ -279,11 +292,10 @@ class KernelBench:
         tensors: Mapping[str, Block],
         weights: Sequence[tuple[Block, Block]],
         dense: Sequence[Callable[[], object]],
-        tokens: int,
-        width: int,
-        active: int,
-        routing: str,
+        of_case: tuple[int, int, int, str],
+        static: Spread | None,
     ) -> Routed:
+        tokens, width, active, _ = of_case
         shape = RoutedFfnShape(tokens, width, 4 * width // EXPERTS, EXPERTS, active, _FP16)
         place = {name: block.address for name, block in tensors.items()}
         size, stream = tensors["workspace"].bytes, self.stream.handle
@@ -305,7 +317,7 @@ class KernelBench:
         plans = {tactic: bytes(self.kernels.routed_ffn_plan(shape, tactic)) for tactic in (0, *TACTICS)}
         default = next(tactic for tactic in TACTICS if plans[tactic] == plans[0])
         difference = max(differences, default=None)
-        return Routed(tokens, width, active, routing, seconds_dense, tactics, default, difference)
+        return Routed(*of_case, seconds_dense, static or seconds_dense, tactics, default, difference)
 
     def _require_same(self, difference: float, tactic: int, tokens: int, width: int) -> None:
         if not difference <= _TOLERANCE:  # NaN is none

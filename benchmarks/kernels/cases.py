@@ -68,6 +68,7 @@ class Routed:
     Args:
         tokens, width, active, routing: the case.
         dense: seconds of both products by cuBLASLt, bias and GELU fused.
+        static: the same with as many hidden neurons as the active experts have, all tokens alike.
         tactics: seconds by number.
         default: the tactic that the library takes of itself.
         difference: the largest from the dense result, where all experts are active and it was looked at.
@@ -78,6 +79,7 @@ class Routed:
     active: int
     routing: str
     dense: Spread
+    static: Spread
     tactics: Mapping[int, Spread]
     default: int
     difference: float | None
@@ -86,6 +88,11 @@ class Routed:
     def ratios(self) -> dict[int, float]:
         """Of medians, by tactic: its time as a multiple of the dense FFN's."""
         return {tactic: seconds.median / self.dense.median for tactic, seconds in self.tactics.items()}
+
+    @property
+    def static_ratio(self) -> float:
+        """The same of static experts."""
+        return self.static.median / self.dense.median
 
     @property
     def best(self) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMAT, VERSION = "actvar-kernel-bench", 2
+FORMAT, VERSION = "actvar-kernel-bench", 3
 COPY_AIM = 1.3
 FFN_AIMS = {(12, 4096): 0.87, (12, 24576): 0.82, (4, 4096): 0.38, (4, 24576): 0.33}
 """Of the routed FFN's time as a multiple of the dense one's, by active experts and tokens; 1 for all others."""
@@ -65,8 +65,8 @@ class KernelReport:
     def _routed(self) -> Table:
         tactics = sorted(self.routed[0].tactics) if self.routed else []
         title = "Routed FFN: time as a multiple of cuBLASLt's dense FFN, by tactic; * marks the library's own choice"
-        cases = "width", "active", "masks", "tokens"
-        table = _table(title, *cases, "dense µs", "of ceiling", *map(str, tactics), "best", "of ceiling", "aim")
+        cases = "width", "active", "masks", "tokens", "dense µs", "of ceiling", "static"
+        table = _table(title, *cases, *map(str, tactics), "best", "of ceiling", "aim")
         for figures in sorted(self.routed, key=lambda f: (f.width, f.active, f.routing, f.tokens)):
             reached, best = figures.reached_dense(self.ceiling), figures.reached(self.ceiling)[figures.best]
             marks = {tactic: "*" if tactic == figures.default else "" for tactic in tactics}
@@ -74,6 +74,7 @@ class KernelReport:
                 *(str(figures.width), str(figures.active), figures.routing, str(figures.tokens)),
                 f"{figures.dense.median * _MICRO:.1f}",
                 f"{max(reached.values()):.2f}",
+                f"{figures.static_ratio:.2f}",
                 *(f"{figures.ratios[tactic]:.2f}{marks[tactic]}" for tactic in tactics),
                 str(figures.best),
                 f"{max(best.values()):.2f}",
@@ -120,6 +121,7 @@ def _routed_to_json(figures: Routed, ceiling: Ceiling) -> dict[str, Any]:
     return {
         **asdict(figures),
         "ratios": figures.ratios,
+        "static_ratio": figures.static_ratio,
         "best": figures.best,
         "aim": FFN_AIMS.get((figures.active, figures.tokens), 1.0),
         "dense_operations": figures.dense_operations,

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fibers.h"
+#include "watch.h"
 
 namespace cuda_on_host {
 
@@ -37,6 +38,7 @@ inline void __pipeline_memcpy_async(void* to, void const* from, std::size_t byte
         std::abort();
     }
     cuda_on_host::pipeline().batches.back().push_back({to, from, bytes, zeros});
+    cuda_on_host::touch(to, bytes, cuda_on_host::Access::kWrite);
     std::memset(to, 0xFF, bytes);  // NaN until the copy is waited for
 }
 
@@ -46,6 +48,7 @@ inline void __pipeline_wait_prior(std::size_t prior) {
     auto& batches = cuda_on_host::pipeline().batches;
     while (batches.size() > prior + 1) {
         for (auto const& copy : batches.front()) {
+            cuda_on_host::touch(copy.to, copy.bytes, cuda_on_host::Access::kWrite);
             std::memcpy(copy.to, copy.from, copy.bytes - copy.zeros);
             std::memset(static_cast<char*>(copy.to) + copy.bytes - copy.zeros, 0, copy.zeros);
         }

@@ -13,9 +13,16 @@
 
 #include "fibers.h"
 #include "shared_memory.h"
+#include "watch.h"
 
 #undef __shared__
+#ifdef CUDA_ON_HOST_WATCHED  // a guard before each variable, which is nobody's: see watch.h
+#define CUDA_ON_HOST_JOINED(one, other) one##other
+#define CUDA_ON_HOST_GUARD(number) [[gnu::used]] static thread_local char CUDA_ON_HOST_JOINED(guard_, number)[64]
+#define __shared__ CUDA_ON_HOST_GUARD(__COUNTER__); static thread_local
+#else
 #define __shared__ static thread_local  // blocks run one after another; see shared_memory.h
+#endif
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 
@@ -62,22 +69,25 @@ inline unsigned __ballot_sync(unsigned, int holds) {
     return result;
 }
 
-template <typename T>
-T atomicAdd(T* to, T value) {
+// Atomics: what their own reads and writes are to the watch is said by `touch`.
+#define CUDA_ON_HOST_ATOMIC template <typename T> [[gnu::no_sanitize("thread"), gnu::noinline]]
+
+CUDA_ON_HOST_ATOMIC T atomicAdd(T* to, T value) {
+    cuda_on_host::touch(to, sizeof(T), cuda_on_host::Access::kAtomic);
     T const before = *to;
     *to += value;
     return before;
 }
 
-template <typename T>
-T atomicMax(T* to, T value) {
+CUDA_ON_HOST_ATOMIC T atomicMax(T* to, T value) {
+    cuda_on_host::touch(to, sizeof(T), cuda_on_host::Access::kAtomic);
     T const before = *to;
     *to = std::max(before, value);
     return before;
 }
 
-template <typename T>
-T atomicOr(T* to, T value) {
+CUDA_ON_HOST_ATOMIC T atomicOr(T* to, T value) {
+    cuda_on_host::touch(to, sizeof(T), cuda_on_host::Access::kAtomic);
     T const before = *to;
     *to |= value;
     return before;
@@ -98,9 +108,10 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* config, void (*kernel)(
         for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
             for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
                 shared.poison();
+                cuda_on_host::watch_block(reinterpret_cast<void const*>(kernel));
                 cuda_on_host::run_block(static_cast<int>(blockDim.x), [&] { kernel(arguments...); });
             }
-    return cudaSuccess;
+    return cuda_on_host::found_fault() ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 inline cudaError_t cudaGetDevice(int* device) {

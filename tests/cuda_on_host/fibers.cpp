@@ -149,6 +149,10 @@ void run_block(int threads, std::function<void()> const& thread) {
 
 int thread_index() { return block.running; }
 
+unsigned block_epoch() { return block.all.generation; }
+
+unsigned warp_epoch() { return block.warps[static_cast<std::size_t>(block.running / kWarp)].generation; }
+
 int wait_for_block(int value) { return wait(block.all, value); }
 
 void wait_for_warp() { wait(block.warps[static_cast<std::size_t>(block.running / kWarp)], 0); }

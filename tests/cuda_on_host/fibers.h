@@ -14,6 +14,10 @@ void run_block(int threads, std::function<void()> const& thread);
 // Index of the running fiber in its block.
 int thread_index();
 
+// Barriers that the block, or the running fiber's warp, has passed.
+unsigned block_epoch();
+unsigned warp_epoch();
+
 // Wait for all fibers of the block, or of the warp, that have not ended; returns the sum of their values.
 int wait_for_block(int value);
 void wait_for_warp();

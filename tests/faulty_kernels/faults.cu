@@ -30,6 +30,54 @@ __global__ void greedy_kernel(float* y) {
     y[threadIdx.x] = values[threadIdx.x];
 }
 
+// y[i] = x[i + 1] of the block, by way of shared memory; the values are read as they were before, whatever the order.
+// Without the second barrier a thread writes what another has yet to read.
+template <bool kWaits>
+__global__ void shift_kernel(float const* x, float* y) {
+    __shared__ float values[kThreads];
+    auto const thread = static_cast<int>(threadIdx.x);
+    values[thread] = x[thread];
+    __syncthreads();
+    float const next = values[(thread + 1) % kThreads];
+    if (kWaits) __syncthreads();
+    values[thread] = -1.0f;
+    y[thread] = next;
+}
+
+// The sum of a warp's values, by lanes that read each other's.
+template <bool kWaits>
+__global__ void warp_kernel(float const* x, float* y) {
+    __shared__ float values[kThreads];
+    auto const thread = static_cast<int>(threadIdx.x);
+    values[thread] = x[thread];
+    if (kWaits) __syncwarp();
+    y[thread] = values[thread ^ 1];
+}
+
+// One value more than there is room for, which nobody else has.
+template <bool kBeyond>
+__global__ void beyond_kernel(float const* x, float* y) {
+    __shared__ float values[kThreads];
+    auto const thread = static_cast<int>(threadIdx.x);
+    values[thread + (kBeyond ? 1 : 0)] = x[thread];
+    __syncthreads();
+    y[thread] = values[thread];
+}
+
+// Plain beside atomic.
+template <bool kIsAtomic>
+__global__ void count_kernel(float const* x, float* y) {
+    __shared__ float count;
+    if (threadIdx.x == 0) count = 0.0f;
+    __syncthreads();
+    if (kIsAtomic)
+        atomicAdd(&count, x[threadIdx.x]);
+    else
+        count += x[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] = count;
+}
+
 __global__ void empty_kernel() {}
 
 }  // namespace
@@ -40,6 +88,15 @@ extern "C" cudaError_t sumBlocks(int fault, float const* x, float* y, int blocks
                          : fault == 2 ? &sum_kernel<true, false>
                                       : &sum_kernel<true, true>;
     return actvar::launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, nullptr, x, y);
+}
+
+// A kernel by its name, with its fault or without.
+extern "C" cudaError_t runKernel(char kind, int faulty, float const* x, float* y) {
+    auto* const kernel = kind == 's'   ? (faulty ? &shift_kernel<false> : &shift_kernel<true>)
+                         : kind == 'w' ? (faulty ? &warp_kernel<false> : &warp_kernel<true>)
+                         : kind == 'b' ? (faulty ? &beyond_kernel<true> : &beyond_kernel<false>)
+                                       : (faulty ? &count_kernel<false> : &count_kernel<true>);
+    return actvar::launch(kernel, dim3(1), kThreads, nullptr, x, y);
 }
 
 extern "C" cudaError_t launchEmpty(unsigned x, unsigned y, unsigned z, int threads) {

@@ -1,37 +1,16 @@
-"""Pictures as bytes: the last step from the decoder's numbers to a PNG file, and sheets of several pictures.
+"""Sheets of several pictures.
 
-Knows nothing of models and classes.
-
-Letters in shapes: B pictures, H height, W width.
+Letters in shapes: H height, W width.
 """
 
-import io
 import math
 from collections.abc import Iterable
 from itertools import chain
 
 import numpy as np
-from PIL import Image
-
-from actvar.errors import ActVARError
 
 SHEET_GAP = 2
 """Pixels of white between the pictures of a sheet."""
-
-
-def to_bytes(pictures_B3HW: np.ndarray) -> np.ndarray:
-    """[B, 3, H, W] in [0, 1] to [B, H, W, 3] uint8: times 255, and truncated as VAR's own demonstration does it.
-
-    Raises:
-        ActVARError: a value is not a number.
-    """
-    if not np.isfinite(pictures_B3HW).all():
-        raise ActVARError(
-            "The model drew values that are not numbers, so its weights are damaged or too large for this precision. "
-            "Use another checkpoint, or export it in fp32."
-        )
-    scaled_B3HW = pictures_B3HW.astype(np.float32).clip(0, 1) * 255
-    return np.ascontiguousarray(scaled_B3HW.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def sheet(pictures_HW3: Iterable[np.ndarray], count: int, columns: int | None = None) -> np.ndarray:
@@ -53,10 +32,3 @@ def sheet(pictures_HW3: Iterable[np.ndarray], count: int, columns: int | None = 
         top, left = i // columns * down, i % columns * right
         result[top : top + height, left : left + width] = picture
     return result
-
-
-def png(picture_HW3: np.ndarray) -> bytes:
-    """The bytes of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(picture_HW3).save(file, format="PNG")
-    return file.getvalue()
