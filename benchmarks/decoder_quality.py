@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -60,7 +60,7 @@ def measured(name: str, pictures: int, threads: int) -> dict[str, Any]:
     import torch
 
     from actvar.checkpoint.files import shipped_checkpoint
-    from actvar.checkpoint.model import load_model
+    from actvar.checkpoint.model import load_checkpoint
     from actvar.evaluation.classifier import load_classifier
     from actvar.evaluation.glyph_report import make_report
     from actvar.export.onnx_export import export_bundle
@@ -69,7 +69,7 @@ def measured(name: str, pictures: int, threads: int) -> dict[str, Any]:
     from actvar.runtime.sources import open_graphs
 
     checkpoint = shipped_checkpoint(name)
-    models = {of: load_model(checkpoint.path, checkpoint.vqvae, decoder=of) for of in DECODERS}
+    models = {of: load_checkpoint(replace(checkpoint, decoder=of)) for of in DECODERS}
     with TemporaryDirectory(prefix="actvar-decoder-") as scratch:
         sources = {}
         for of, model in models.items():

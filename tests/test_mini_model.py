@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from actvar.checkpoint.files import shipped_checkpoint
-from actvar.checkpoint.model import load_model
+from actvar.checkpoint.model import load_checkpoint, load_model
 from actvar.config import MINI, Activation, SmallDecoderConfig
 from actvar.data.glyphs import HELD_OUT_SEED, glyph_batch
 from actvar.evaluation.classifier import load_classifier
@@ -51,8 +51,7 @@ def test_reconstructions_keep_their_class(mini: ActVAR):
 def test_the_small_decoder_draws_what_the_large_one_does():
     """All share it, as they share the VQVAE. 33.9 dB and more over pictures that they draw: docs/mini-model.md."""
     for name in MODELS:
-        shipped = shipped_checkpoint(name)
-        small = load_model(shipped.path, shipped.vqvae, decoder="small")
+        small = load_checkpoint(replace(shipped_checkpoint(name), decoder="small"))
         assert small.config.small_decoder == SmallDecoderConfig(width=32, depth=1)
     pictures_N3HW, _ = glyph_batch(np.arange(20), HELD_OUT_SEED)
     with torch.no_grad():
