@@ -31,7 +31,9 @@ AT_ONCE = 25
 SEED = 0
 
 
-def decoded(sources: dict[str, Any], quantizer: Any, ids_NT: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def decoded(
+    sources: dict[str, Any], quantizer: Any, ids_NT: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The pictures of both decoders in [-1, 1], [N, 3, H, W] each, and their seconds for every picture."""
     import torch
 
