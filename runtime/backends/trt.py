@@ -12,6 +12,7 @@ from typing import Any
 
 from actvar.bundle.contract import CPU_PRECISIONS, TensorSpec
 from actvar.bundle.manifest import FOR_A_GPU, WEIGHTS_FILE, GraphSpec, Manifest
+from actvar.bundle.memory import lanes_that_fit
 from actvar.bundle.plans import BUILD_AGAIN, PlanManifest, read_plan, usable_plans
 from actvar.errors import BundleError, EngineError, counted
 from actvar.files import hash_file
@@ -34,19 +35,20 @@ def load(folder: Path, manifest: Manifest, pictures: int = 1, lanes: int = _LANE
         folder: the bundle.
         manifest: its manifest, which must have weights.
         pictures: the most that are to be drawn at once.
-        lanes: batches that may be under way at a time.
+        lanes: batches that may be under way at a time; fewer where the GPU's memory does not hold so many.
 
     Raises:
         BundleError: there are no plans for this GPU, library and batch; or a plan or the weights are not what they
             should be.
-        EngineError: there is no library, or it refuses a plan.
+        EngineError: there is no library, or it refuses a plan; or the GPU is too small for one such batch.
         ActVARError: there is no GPU that can be used.
         MemoryError: the weights do not fit on the GPU.
     """
     if manifest.precision in CPU_PRECISIONS:
         raise BundleError(f"{folder} is in {manifest.precision}, which is for ONNX Runtime on a CPU. {FOR_A_GPU}")
-    gpu = device_info().gpu
-    refusals = []
+    device = device_info()
+    gpu, refusals = device.gpu, []
+    lanes = lanes_that_fit(manifest, pictures, device.memory, lanes)
     for library in installed_libraries():
         try:
             plan_folder, plans = usable_plans(folder, manifest, library.engine, library.version, gpu, pictures)
@@ -206,7 +208,7 @@ class TrtExecutor:
                 raise EngineError(f"The plan of {graph} gives {name} as {shape}, and not as {list(buffer.shape)}.")
         # The library wants an address even where it needs no byte.
         scratch = lane.scratch(max(context.update_device_memory_size_for_shapes(), _ALIGNMENT))
-        context.set_device_memory(scratch.address, scratch.bytes)
+        self._library.give_memory(context, scratch)
         self._compiled = True
         return context
 
