@@ -30,6 +30,7 @@ from actvar.config import MINI, PRESETS, Activation, Sampling
 from actvar.errors import ActVARError, BundleError, EngineError
 from actvar.export.onnx_export import export_bundle
 from actvar.export.operators.lowering import lower
+from actvar.export.plans.worker import BuildJob, profiles_of
 from actvar.files import hash_file
 from actvar.runtime.backends import cuda_memory, device_weights, trt, trt_library
 from actvar.runtime.backends.cuda_memory import CudaMemory
@@ -92,6 +93,31 @@ def assert_same_pictures(found: list[Picture], wanted: list[Picture]) -> None:
             np.testing.assert_array_equal(tokens, same_tokens)
         assert np.abs(picture.pixels_HW3.astype(int) - same.pixels_HW3).max() <= 1  # bodies round otherwise
         assert len(picture.partials) == len(same.partials)
+
+
+# ---- profiles
+
+
+def test_one_picture_is_drawn_by_its_own_profile(host: HostTensorRT, bundle: Path):
+    """Where the engines have one for it; a context never changes its profile."""
+    wanted = draw(open_graphs(bundle, 1, threads=1), orders=ORDERS[:5])
+    source = open_engines(bundle, 2)
+    assert_same_pictures(draw(source, orders=ORDERS[:5]), wanted)  # two batches of two, and one picture
+    found = {(context.profile, pictures) for context in host.contexts if (pictures := context.pictures)}
+    assert found == ({(0, 1), (0, 2)} if host.rtx else {(0, 1), (1, 2)})
+
+
+def test_tensorrt_alone_has_a_profile_for_the_fewest_pictures():
+    """And only where it is made fastest for another number; every input is in every profile."""
+
+    def profiles(engine: str, batch: tuple[int, int, int]) -> list[dict[str, list]]:
+        shapes = {"x": [(2, pictures, 8) for pictures in batch], "uniform": [(pictures,) for pictures in batch]}
+        return profiles_of(BuildJob(engine, (), "g", 1, "", (), shapes, "p", None, None, "all", None, None))
+
+    apart, whole = profiles(TENSORRT, (1, 8, 64))
+    assert apart == {"x": [(2, 1, 8)] * 3, "uniform": [(1,)] * 3}
+    assert whole == {"x": [(2, 1, 8), (2, 8, 8), (2, 64, 8)], "uniform": [(1,), (8,), (64,)]}
+    assert profiles(RTX, (1, 8, 64)) == [whole] and len(profiles(TENSORRT, (1, 1, 64))) == 1
 
 
 # ---- memory
