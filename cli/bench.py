@@ -16,6 +16,7 @@ from actvar.benchmarks.pictures.report import BenchReport
 from actvar.cli.completion import complete_model
 from actvar.cli.model_choice import Hub, Rates, Size, chosen_model
 from actvar.cli.options import (
+    DecoderOption,
     DeviceOption,
     Fp16Option,
     GraphBackend,
@@ -31,6 +32,7 @@ from actvar.cli.options import (
     out_option,
     refuse_elsewhere,
 )
+from actvar.config import Decoder, ModelConfig
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, counted
 from actvar.files import scratch_folder
@@ -45,6 +47,8 @@ EXAMPLES = """Examples:
 actvar-trt bench
 
 actvar-trt bench --preset d16 --batch-sizes 1,2,4,8 --threads 2 --official-var ../VAR
+
+actvar-trt bench --preset d16 --deployed --threads 2 --official-var ../VAR --peers compile,bf16,openvino
 
 actvar-trt bench --depth 16 --token-rates 0.5 --expert-rates 0.5 --peers none
 
@@ -71,6 +75,14 @@ def bench(
     hub: Hub,
     size: Size,
     rates: Rates,
+    decoder: DecoderOption = None,
+    deployed: Annotated[
+        bool,
+        model_option(
+            help="Of a size also what is meant for use on a CPU: guidance-free with static experts, with the full and "
+            "the small decoder, in fp32 and int8."
+        ),
+    ] = False,
     batch_sizes: Annotated[str, engine_option(metavar="1,2,4", help="Pictures drawn at a time.")] = "1",
     precision: PrecisionOption = None,
     fp16: Fp16Option = False,
@@ -78,11 +90,20 @@ def bench(
     device: DeviceOption = None,
     threads: ThreadsOption = 0,
     peers: Annotated[
-        str, _rival_option(help="PyTorch beside it, with the dense model: eager, compile, both, or none.")
+        str,
+        _rival_option(
+            metavar="PEERS",
+            help="Beside it: eager, compile and bf16 of the dense model in PyTorch; openvino and openvino-bf16, with "
+            "the same graphs; or none.",
+        ),
     ] = "eager,compile",
     official_var: Annotated[
         Path | None,
-        _rival_option(metavar="FOLDER", show_default="left out", help="A checkout of FoundationVision/VAR beside it."),
+        _rival_option(
+            metavar="FOLDER",
+            show_default="left out",
+            help="A checkout of FoundationVision/VAR beside it; peers in PyTorch run its code, too.",
+        ),
     ] = None,
     rounds: Annotated[int, _rival_option(min=1, max=10_000, help="Turns of every contestant at each batch size.")] = 5,
     starts: Annotated[int, _rival_option(min=1, max=1000, help="Fresh processes, for the cold start.")] = 3,
@@ -91,8 +112,8 @@ def bench(
     """Measure how fast pictures are drawn, beside PyTorch and official VAR.
 
     Of a --preset or --depth both the VAR and its ActVAR take part, with random weights; without one it is mini.
-    Everyone has a process of its own and as many threads; they take turns, and ratios are taken turn by turn. Leave
-    the machine alone meanwhile.
+    Everyone has a process of its own and as many threads; they take turns, and ratios are taken turn by turn. What is
+    attainable is told by a large product, which each multiplies in its turn. Leave the machine alone meanwhile.
     """
     if context.invoked_subcommand:  # whose options are its own
         return
@@ -104,20 +125,21 @@ def bench(
     if place == "cuda" and first_gpu() is None:
         raise UsageError(f"--device {place} needs an NVIDIA GPU, and there is none. Leave it out, and --backend, too.")
     kinds = peer_kinds(peers)
-    if models and (replace(size, patch_nums=None) != Size() or rates.are_given):
+    if models and (replace(size, patch_nums=None) != Size() or rates.are_given or deployed):
         raise UsageError("--model names what is there, and a preset, rates or scales shape another. Leave them out.")
     if models:
         named = [chosen_model(model, vqvae, size.patch_nums, hub, backend == "tensorrt") for model in models]
-        graphs = named_contestants(named, precision, backend, official_var)
-        contestants = [*graphs, *peers_of(graphs, None, kinds, official_var, place)]
+        graphs = named_contestants(named, precision, decoder, backend, official_var)
+        who = None
     else:
         size = size if size.is_given else replace(size, preset=_DEFAULT_PRESET)
         size.refuse_beside(None, vqvae, rates)
-        models_of_size = {f"VAR-{size.name}": size.dense_config()}
-        if not size.dense:
-            models_of_size[f"ActVAR-{size.name}"] = size.model(rates)[1]
-        graphs = random_contestants(models_of_size, precision or "fp32", backend, official_var)
-        contestants = [*graphs, *peers_of(graphs, f"VAR-{size.name}", kinds, official_var, place)]
+        if deployed and (size.dense or size.guidance_free or decoder or precision or place == "cuda"):
+            raise UsageError("--deployed says which forms take part, and that on a CPU. Leave the others' options out.")
+        of_size = _forms(size, rates, decoder, precision or "fp32", deployed)
+        graphs = random_contestants(of_size, backend, official_var)
+        who = f"VAR-{size.name}"
+    contestants = [*graphs, *peers_of(graphs, who, kinds, official_var, place)]
     machine = this_machine()
     if machine.load > machine.cores / 2:
         say(f"This machine is busy, with a load of {machine.load:.1f}: the figures will say more about that.")
@@ -125,6 +147,25 @@ def bench(
     page = show(report.tables())
     plots = plot_files("bench", lambda: plot(report))
     write_reports(out, {"bench.json": report.to_json(), "bench.txt": page, **plots})
+
+
+def _forms(
+    size: Size, rates: Rates, decoder: Decoder | None, precision: str, deployed: bool
+) -> list[tuple[str, ModelConfig, str]]:
+    """The VAR of a size and its ActVAR, with what is deployed of it: names, shapes and precisions."""
+
+    def form(size: Size, rates: Rates, decoder: Decoder | None, precision: str) -> tuple[str, ModelConfig, str]:
+        name, model = size.model(rates, decoder)
+        return name.replace("actvar", "ActVAR") if model.activation else f"VAR-{name}", model, precision
+
+    found = [form(replace(size, dense=True), Rates(), decoder, precision)]
+    if not size.dense:
+        found.append(form(size, rates, decoder, precision))
+    if deployed:
+        free, static = replace(size, guidance_free=True), replace(rates, expert_choice="static")
+        decoders: tuple[Decoder, ...] = ("full", "small")
+        found += [form(free, static, one, precise) for precise in ("fp32", "int8") for one in decoders]
+    return found
 
 
 def _batches(text: str) -> tuple[int, ...]:

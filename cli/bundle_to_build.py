@@ -58,9 +58,7 @@ def bundle_to_build(
         kind = "-small-decoder" if decoder == "small" else ""
         folder = out or Path("bundles") / f"{named.name}{kind}{ending}"
         return _of_checkpoint(checkpoint, rates, guidance_until, folder, precision)
-    if decoder == "small":
-        raise UsageError("--decoder small is of a checkpoint that holds one: actvar-trt train decoder. Name a --model.")
-    name, config = size.model(rates)
+    name, config = size.model(rates, decoder)
     config, folder = guided_until(config, guidance_until), out or Path("bundles") / f"{name}{ending}"
     if not _is_there(folder, config, precision):
         _export_graphs(config, folder, precision, name)

@@ -44,6 +44,8 @@ actvar-trt export --preset d20 --fp16
 
 actvar-trt export --depth 20 --dense --fp16
 
+actvar-trt export --preset d16 --guidance-free --expert-choice static --decoder small --precision int8
+
 actvar-trt export --model mine.safetensors --precision int8 --decoder small
 
 actvar-trt export --model var-mini --guidance-until 7
@@ -62,7 +64,11 @@ def export(
     precision: Annotated[Precision | None, graph_precision_option("fp32")] = None,
     fp16: Fp16Option = False,
     decoder: Annotated[
-        Decoder, decoder_option("small writes the checkpoint's small decoder in place of the large one.", "full")
+        Decoder,
+        decoder_option(
+            "small writes the checkpoint's small decoder in place of the large one; of a size, one of random weights.",
+            "full",
+        ),
     ] = "full",
     out: Annotated[
         Path | None,
@@ -76,15 +82,13 @@ def export(
     size.refuse_beside(model, vqvae, rates)
     if not (model or size.is_given):
         raise UsageError("A bundle is made from a --model, or from a --preset or --depth. Give one of them.")
-    if decoder == "small" and not model:
-        raise UsageError("--decoder small is of a checkpoint that holds one: actvar-trt train decoder. Name a --model.")
     wanted = chosen_precision(precision, fp16) or "fp32"
     if model:
         name, checkpoint = chosen_checkpoint(model, vqvae, size.patch_nums, hub)
     else:
-        name, config = size.model(rates)
+        name, config = size.model(rates, decoder)
         config = guided_until(config, guidance_until)
-    kind = "-small-decoder" if decoder == "small" else ""
+    kind = "-small-decoder" if model and decoder == "small" else ""
     target = out or Path("bundles") / f"{name}{kind}{until_suffix(guidance_until)}-{wanted}"
     replaces = replaced_bundle(target)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from actvar.checkpoint.files import Checkpoint
 from actvar.cli.options import MAX_DEPTH, Preset, integers, model_option, numbers, patch_nums_option
-from actvar.config import DYNAMIC, PRESETS, Activation, ModelConfig
+from actvar.config import DYNAMIC, PRESETS, Activation, Decoder, ModelConfig, SmallDecoderConfig
 from actvar.errors import UsageError
 from actvar.naming import NamedModel, named_model
 from actvar.scales import ScaleSchedule
@@ -143,6 +143,9 @@ class Size:
     ] = None
     depth: Annotated[int | None, model_option(min=1, max=MAX_DEPTH, help="The same by its depth: 20 is d20.")] = None
     dense: Annotated[bool, model_option(help="With --preset or --depth: the VAR of that size.")] = False
+    guidance_free: Annotated[
+        bool, model_option(help="With --preset or --depth: a model that needs no guidance, with one row for a picture.")
+    ] = False
     patch_nums: Annotated[
         str | None,
         patch_nums_option(
@@ -181,6 +184,10 @@ class Size:
             )
         if self.dense and not self.is_given:
             raise UsageError("--dense belongs to a --depth or a --preset; a model is what it is. Leave it out.")
+        if self.guidance_free and not self.is_given:
+            raise UsageError(
+                "--guidance-free belongs to a --depth or a --preset; a model is trained to be so. Leave it out."
+            )
         if self.dense and rates.are_given:
             raise UsageError("Rates, scales and experts shape what is exported, and not densely. Leave them out.")
 
@@ -191,22 +198,29 @@ class Size:
             UsageError: the token maps are none.
         """
         config = PRESETS[self.name] if self.name in PRESETS else ModelConfig(self.depth or 0)
+        config = replace(config, guided_scales=0) if self.guidance_free else config
         return replace(config, schedule=chosen_schedule(self.patch_nums)) if self.patch_nums else config
 
-    def model(self, rates: Rates) -> tuple[str, ModelConfig]:
+    def model(self, rates: Rates, decoder: Decoder | None = None) -> tuple[str, ModelConfig]:
         """The model, and what people call it: the paper's ActVAR of this size, or the VAR if it is to be dense.
 
         The one rule of all commands: an ActVAR leaves out a quarter at its last two scales, unless rates say otherwise.
+        A small decoder is of the width and depth that `train decoder` makes.
 
         Raises:
             UsageError: an option does not fit the others.
         """
         config = self.dense_config()
+        name = self.name if self.dense else f"actvar-{self.name}"
+        if self.guidance_free:
+            name += "-guidance-free"
+        if decoder == "small":
+            name, config = f"{name}-small-decoder", replace(config, small_decoder=SmallDecoderConfig())
         if self.dense:
-            return self.name, config
+            return name, config
         config = activated(config, replace(Activation(), scales=_last_two(config)))
         activation = rates.of(config)
-        return f"actvar-{self.name}", activated(config, activation) if activation else config
+        return name, activated(config, activation) if activation else config
 
 
 def activated(config: ModelConfig, activation: Activation) -> ModelConfig:

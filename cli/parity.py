@@ -108,7 +108,7 @@ def parity(
         from actvar.models.actvar import random_model
 
     if size.is_given:
-        config = guided_until(size.model(rates)[1], guidance_until)
+        config = guided_until(size.model(rates, decoder)[1], guidance_until)
         say(f"Random weights: {size.name} draws nothing that means anything; its graphs can be compared all the same.")
         network, source = random_model(config), f"random weights, preset {size.name}"
     else:

@@ -4,6 +4,7 @@ Imports no engine: the tests that hunt for unwanted imports run in processes of 
 for PyTorch to learn that they do not need it.
 """
 
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -37,6 +38,12 @@ def gpu() -> str:
         return ""
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
     return listed.stdout.partition("\n")[0] if listed.returncode == 0 else ""
+
+
+def pytest_configure() -> None:
+    """Take out the size of a terminal that readline leaves to the processes of xdist: commands print to no terminal."""
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
 
 
 def pytest_report_header() -> list[str]:

@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from xml.dom import minidom
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from small_models import small_config, vivid_model
 
+from actvar.benchmarks.pictures.contestants import peers_of
 from actvar.benchmarks.pictures.graph_times import GraphDrawer, Lap, TimedEngine
 from actvar.benchmarks.pictures.measure import (
     Contestant,
@@ -28,9 +30,12 @@ from actvar.benchmarks.pictures.measure import (
     Plan,
     Spread,
     baseline,
+    beyond_products,
+    graph_operations,
     measure,
     ratios,
     savings,
+    share_of_ceiling,
 )
 from actvar.benchmarks.pictures.peers import Where, open_network
 from actvar.benchmarks.pictures.plot import plot
@@ -39,7 +44,7 @@ from actvar.benchmarks.pictures.report import BenchReport
 from actvar.bundle.contract import graph_names
 from actvar.checkpoint.own import save_model
 from actvar.cli.main import main
-from actvar.config import Activation, ModelConfig
+from actvar.config import STATIC, Activation, ModelConfig, SmallDecoderConfig
 from actvar.errors import ActVARError
 from actvar.export.onnx_export import export_bundle
 from actvar.flops import scale_work
@@ -88,6 +93,9 @@ class Scripted:
         share = 0.45 * seconds
         laps = Lap("scale_01", 1, 1 + share), Lap("decoder", 1 + share, 1 + 2 * share)
         return Drawn(1, 1 + seconds, 1000 * pictures, laps if looked_into else ())
+
+    def multiply(self) -> float:
+        return 1e6 if self._of.name == "a" else 2e6
 
 
 TIMES = {"a": [9, 9, 9, 2, 4, 20, 40], "b": [9, 9, 9, 1, 1, 10, 10]}
@@ -164,6 +172,31 @@ def test_no_saving_without_a_dense_twin():
         assert savings(scripted([active, other], times)[1]) == []
 
 
+def test_a_guidance_free_model_is_held_against_the_guided_one():
+    """What it saves is the other row, too; a dense twin that is as free as it is would be nearer."""
+    free = replace(ACTIVE, guided_scales=0, small_decoder=SmallDecoderConfig(8, 1))
+    guided, active = contestant("dense"), contestant("active", model=free)
+    nearer = contestant("dense and free", model=free.dense())
+    times = {name: [1.0] * 7 for name in ("dense", "active", "dense and free")}
+    for others, twin in (([guided], "dense"), ([guided, nearer], "dense and free")):
+        _, measured = scripted([*others, active], times)
+        (saving,) = (saving for saving in savings(measured) if saving.active is active)
+        assert saving.dense.name == twin and saving.operations > 0
+        assert baseline(measured[-1], measured).contestant.model.activation is None
+
+
+def test_what_operations_would_not_take_is_told_by_part():
+    """At the speed of the best product of all rounds, by hand: here all of it is one scale's and the decoder's."""
+    _, (measured,) = scripted([contestant("a")])
+    assert measured.products == [1e6, 1e6] and measured.ceiling == 1e6
+    work, seconds = graph_operations(DENSE), (4 + 40) / 2
+    rest = beyond_products(measured, 1)
+    assert rest["small scales"] == pytest.approx(0.45 * seconds - work["scale_01"] / 1e6)
+    assert rest["decoder"] == pytest.approx(0.45 * seconds - work["decoder"] / 1e6)
+    assert rest["outside"] == pytest.approx(0.1 * seconds) and rest["condition"] == 0
+    assert share_of_ceiling(measured, 1) == pytest.approx(sum(work.values()) / 1e6 / 11)
+
+
 def test_official_var_is_the_baseline_where_it_takes_part():
     """Then PyTorch, then the dense graphs; and only ever one of the same dense model."""
     graphs, active = contestant("dense"), contestant("active", model=ACTIVE)
@@ -209,6 +242,14 @@ def test_a_report_holds_every_measurement():
     assert batch["graphs"]["decoder"]["values"] == pytest.approx([0.45 * 4, 0.45 * 40])
     assert batch["outside"]["values"] == pytest.approx([0.4, 4])
     assert batch["peak_bytes"] == 1000
+    assert first["product_operations_per_second"] == [1e6, 1e6] and second["batches"]["1"]["share_of_product"] > 0
+    assert list(batch["seconds_beyond_products"]) == [
+        "condition",
+        "small scales",
+        "large scales",
+        "decoder",
+        "outside",
+    ]
     assert first["cold_start"]["first_scale"]["median"] == pytest.approx(1 + 0.45 * 9)
     assert first["cold_start"]["command"]["values"] == [0.75] and second["cold_start"]["command"] is None
     assert first["operations"]["scale_04"] < second["operations"]["scale_04"]
@@ -216,7 +257,7 @@ def test_a_report_holds_every_measurement():
     drawing = minidom.parseString(rendered(lambda: plot(report), "svg")[0])
     names = [node.firstChild.data for node in drawing.getElementsByTagName("text")]
     assert "b [<&>], fp32" in names and any("a processor" in name for name in names)
-    assert len(report.tables()) == 3
+    assert len(report.tables()) == 4
 
 
 # ---- the real thing, small
@@ -269,6 +310,16 @@ def test_a_worker_tells_when_and_how_much(bundles: Path, setting: Setting):
     assert 10e6 < first.peak_bytes <= second.peak_bytes
 
 
+def test_a_worker_multiplies_in_its_own_precision(bundles: Path, setting: Setting):
+    """And goes on drawing."""
+    for name, kind, precision in (("dense", "graphs", "fp32"), ("dense", "graphs", "int8"), ("x", "autocast", "bf16")):
+        path = bundles / ("dense" if kind == "graphs" else "dense.safetensors")
+        with started(replace(contestant(name, kind, path=path), precision=precision), setting) as worker:
+            worker.draw(1, False)
+            assert (worker.multiply() or 0) > 1e8
+            assert worker.draw(1, False).ended > 0
+
+
 def test_what_a_worker_cannot_open_is_told(bundles: Path, setting: Setting):
     with (
         started(contestant("the lost one", path=bundles / "nowhere"), setting) as worker,
@@ -291,6 +342,38 @@ def test_a_peer_is_seen_by_scales_too(bundles: Path):
     drawer = open_network(bundles / "dense.safetensors", False, Where(torch.get_num_threads(), "cpu", "fp32"))
     assert [lap.graph for lap in drawer.draw(0, 2, looked_into=True)] == list(graph_names(DENSE))
     assert drawer.draw(2, 1, looked_into=False) == []
+
+
+def test_openvino_draws_the_same_pictures(tmp_path: Path):
+    """From the files that ONNX Runtime reads, with the bodies of our operators; it reads no FFN that routes."""
+    pytest.importorskip("openvino", reason="pip install openvino")
+    from actvar.benchmarks.pictures.openvino_graphs import open_openvino
+
+    assert ACTIVE.activation
+    static = replace(ACTIVE, guided_scales=0, activation=replace(ACTIVE.activation, expert_choice=STATIC))
+    export_bundle(vivid_model(static), tmp_path / "static", "fp32", "a test")
+    drawer = open_openvino(tmp_path / "static", "fp32", 1, 1)
+    assert [lap.graph for lap in drawer.draw(0, 1, looked_into=True)] == list(graph_names(static))
+    orders = [Order(3, 0), Order(1, 5)]
+    expected = open_graphs(tmp_path / "static", 1, 1).draw(orders, static.sampling, 7)
+    for drawn, picture in zip(drawer.source.draw(orders, static.sampling, 7), expected, strict=True):
+        assert np.abs(drawn.pixels_HW3.astype(int) - picture.pixels_HW3).max() <= 1
+    assert (drawer.multiply() or 0) > 1e8
+
+
+def test_who_draws_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Peers are of the dense, guided model, once; with a checkout they run its code, and it takes part as it is."""
+    monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path))
+    free = replace(ACTIVE, guided_scales=0)
+    graphs = [contestant("VAR", model=DENSE), contestant("free", model=free), contestant("int8", model=free)]
+    graphs[2] = replace(graphs[2], precision="int8")
+    peers = ["compile", "bf16", "openvino"]
+    own = list(peers_of(graphs, "VAR", peers, None, "cpu"))
+    official = list(peers_of(graphs, "VAR", peers, tmp_path, "cpu"))
+    assert [peer.kind for peer in own] == ["compiled", "autocast", "openvino"]
+    assert [peer.kind for peer in official] == ["official", "official-compiled", "official-autocast", "openvino"]
+    assert [peer.precision for peer in official] == ["fp32", "fp32", "bf16", "fp32"]
+    assert all(peer.model == DENSE for peer in (*own, *official))
 
 
 MODELS = """
@@ -423,6 +506,8 @@ def test_one_command_leaves_one_report(command, bundles: Path):
         (["--model", "{dense}", "--fp16"], "is a bundle and has its own precision"),
         (["--model", "{dense}", "--preset", "d16"], "--model names what is there"),
         (["--model", "{dense}", "--token-rates", "0.5"], "--model names what is there"),
+        (["--model", "{dense}", "--decoder", "small"], "is a bundle and has its own decoder"),
+        (["--deployed", "--precision", "int8"], "--deployed says which forms take part"),
         (["--model", "{dense}", "--model", "{dense}"], "The same --model is named twice"),
         (["--model", "{dense}", "--official-var", "."], "is no checkout of VAR: it has no models/__init__.py"),
         (["--official-var", "VAR"], "Official VAR has no VQVAE of this shape"),

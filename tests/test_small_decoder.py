@@ -301,8 +301,9 @@ def test_the_commands_take_either(
     assert command("parity", "--model", model, "--bundle", "bundle", "--count", 4)[0] == 0
     code, _, err = command("generate", "--class", 1, "--model", "bundle", "--decoder", "full")
     assert code == 2 and "is a bundle with the small decoder, and the full one was asked for" in err
-    code, _, err = command("export", "--preset", "mini", "--decoder", "small")
-    assert code == 2 and "--decoder small is of a checkpoint that holds one" in err
+    assert command("export", "--preset", "mini", "--decoder", "small", "--guidance-free")[0] == 0
+    made = read_manifest(Path("bundles/actvar-mini-guidance-free-small-decoder-fp32")).model
+    assert made.small_decoder == SmallDecoderConfig() and made.guided_scales == 0
 
 
 def test_a_small_decoder_is_saved_as_a_bundle_alone(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

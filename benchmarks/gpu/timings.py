@@ -119,10 +119,8 @@ def official(preset: str, compiled: bool, places: Places, report: Report) -> Non
     from actvar.benchmarks.pictures.peers import Where, open_official
 
     where = Where(os.cpu_count() or 1, "cuda", "fp16")
-    peer = open_official(places.official_var, PRESETS[preset], where)
+    peer = open_official(places.official_var, PRESETS[preset], compiled, where)
     report.add(torch=torch.__version__, compiled=compiled, attention=_attention())
-    if compiled:
-        compile_official()
     for batch in _BATCHES:
         torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
@@ -137,22 +135,6 @@ def official(preset: str, compiled: bool, places: Places, report: Report) -> Non
                 }
             }
         )
-
-
-def compile_official() -> None:
-    """Put torch.compile around VAR's blocks and decoder, whose modules have been imported."""
-    import sys
-
-    import torch
-
-    from actvar.benchmarks.pictures.peers import allow_a_variant_for_each_scale
-
-    allow_a_variant_for_each_scale()
-    # It does nothing but in training, and each block's own rate would make each block compile anew.
-    sys.modules["models.helpers"].DropPath.forward = lambda module, x: x
-    for module, name in (("models.basic_var", "AdaLNSelfAttn"), ("models.basic_vae", "Decoder")):
-        owner = getattr(sys.modules[module], name)
-        owner.forward = torch.compile(owner.forward, dynamic=False)
 
 
 def _attention() -> dict[str, bool]:

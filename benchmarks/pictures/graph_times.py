@@ -5,7 +5,7 @@ No engine knows of it: it stands in front of one, and speaks as one (`actvar.run
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -45,20 +45,28 @@ class Drawer(Protocol):
         Returns: what was noted.
         """
 
+    def multiply(self) -> float | None:
+        """See `actvar.benchmarks.pictures.measure.Worker`."""
 
+
+@dataclass(frozen=True)
 class GraphDrawer:
-    """Draws with the graphs of a bundle; see `Drawer`."""
+    """Draws with the graphs of a bundle; see `Drawer`. Without a `product` there is none beside."""
 
-    def __init__(self, source: GraphSource):
-        self._source = source
+    source: GraphSource
+    product: Callable[[], float | None] | None = None
+
+    def multiply(self) -> float | None:
+        """See `Drawer`."""
+        return self.product() if self.product else None
 
     def draw(self, first: int, pictures: int, looked_into: bool) -> list[Lap]:
         """See `Drawer`."""
-        engine = TimedEngine(self._source.engine) if looked_into else self._source.engine
-        source = replace(self._source, engine=engine, batch_size=pictures)
-        classes = self._source.model.num_classes
+        engine = TimedEngine(self.source.engine) if looked_into else self.source.engine
+        source = replace(self.source, engine=engine, batch_size=pictures)
+        classes = self.source.model.num_classes
         orders = [Order(number % classes, number) for number in range(first, first + pictures)]
-        for _ in source.draw(orders, self._source.model.sampling):
+        for _ in source.draw(orders, self.source.model.sampling):
             pass
         return engine.laps if isinstance(engine, TimedEngine) else []
 

@@ -20,19 +20,21 @@ from actvar.bundle.contract import scale_name
 from actvar.config import ModelConfig, Sampling
 from actvar.flops import condition_work, decoder_work, scale_work, transformer_work
 
-Kind: TypeAlias = Literal["graphs", "eager", "compiled", "official"]
+Kind: TypeAlias = Literal[
+    "graphs", "openvino", "eager", "compiled", "autocast", "official", "official-compiled", "official-autocast"
+]
 _Item = TypeVar("_Item")
 
 _WARM_UPS = 2  # torch.compile learns from the second batch size that sizes vary; a GPU's chain is recorded then
-_BASELINES: tuple[Kind, ...] = ("official", "eager", "compiled")
+_BASELINES: tuple[Kind, ...] = ("official", "eager", "compiled", "autocast")
 
 
 @dataclass(frozen=True)
 class Contestant:
     """Something that draws pictures.
 
-    `path` is a bundle for graphs, a checkpoint for PyTorch, and a checkout of VAR's own code for the official one;
-    `backend` is what runs it.
+    `path` is a bundle for graphs, also in OpenVINO, a checkpoint for PyTorch, and a checkout of VAR's own code for the
+    official one; `backend` is what runs it.
     """
 
     name: str
@@ -44,8 +46,11 @@ class Contestant:
 
     @property
     def shape(self) -> ModelConfig:
-        """What it shares with those that it can be compared with: the dense model, but for what costs no time."""
-        return replace(self.model.dense(), class_names=(), sampling=Sampling())
+        """What it shares with those that it can be compared with: the dense, guided model with the full decoder.
+
+        What costs no time does not count.
+        """
+        return replace(self.model.dense(), class_names=(), sampling=Sampling(), guided_scales=None, small_decoder=None)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,13 @@ class Worker(Protocol):
             ActVARError: it cannot.
         """
 
+    def multiply(self) -> float | None:
+        """Operations in a second of one large product, in its engine and precision; None where none is at hand.
+
+        Raises:
+            ActVARError: it cannot.
+        """
+
 
 @dataclass(frozen=True)
 class FirstDraw:
@@ -127,7 +139,8 @@ class FirstDraw:
 class Measured:
     """All that is known of a contestant, by batch size: its fresh processes, its times, and its draws looked into.
 
-    `commands` are seconds of the whole command `actvar-trt generate`, from its start to its end.
+    `commands` are seconds of the whole command `actvar-trt generate`, from its start to its end. `products` are what
+    `Worker.multiply` gave in each round.
     """
 
     contestant: Contestant
@@ -135,11 +148,17 @@ class Measured:
     seconds: Mapping[int, list[float]]
     looked_into: Mapping[int, list[Drawn]]
     commands: list[float]
+    products: list[float]
 
     @classmethod
     def nothing_yet(cls, contestant: Contestant, batches: Sequence[int]) -> "Measured":
         """Before the first draw."""
-        return cls(contestant, {b: [] for b in batches}, {b: [] for b in batches}, {b: [] for b in batches}, [])
+        return cls(contestant, {b: [] for b in batches}, {b: [] for b in batches}, {b: [] for b in batches}, [], [])
+
+    @property
+    def ceiling(self) -> float | None:
+        """Operations in a second that a product came to at its best."""
+        return max(self.products, default=None)
 
 
 @dataclass(frozen=True)
@@ -172,7 +191,8 @@ def measure(
     """Let the contestants draw.
 
     First each batch size is drawn by fresh processes, which gives cold starts and peaks of memory. Then one process of
-    each contestant stays, and they take turns: every round once for the time, and once looked into.
+    each contestant stays, and they take turns: every round once for the time, and once looked into, after which each
+    multiplies its product.
 
     Args:
         contestants: in the order in which they are reported.
@@ -210,6 +230,8 @@ def _take_turns(pairs: list[tuple[Measured, Worker]], batch: int, rounds: int, c
             figures.seconds[batch].append(counted.draw(worker, batch, looked_into=False).seconds)
         for figures, worker in _rotated(pairs, turn):
             figures.looked_into[batch].append(counted.draw(worker, batch, looked_into=True))
+            if product := worker.multiply():
+                figures.products.append(product)
 
 
 @dataclass
@@ -284,21 +306,51 @@ class Saving:
 
 
 def savings(measured: Sequence[Measured]) -> list[Saving]:
-    """Of every ActVAR whose dense model took part with the same backend and precision, at every batch size."""
+    """Of every ActVAR whose dense model took part with the same backend and precision, at every batch size.
+
+    That of a guidance-free one may be guided: the other row is saved, too.
+    """
     found = []
     for active in measured:
-        for dense in measured:
-            if active.contestant.model.activation is None or not _is_dense_twin(dense.contestant, active.contestant):
-                continue
-            models = active.contestant.model, dense.contestant.model
-            operations = 1 - transformer_work(models[0]) / transformer_work(models[1])
-            if operations > 0:
-                for batch in active.looked_into:
-                    pairs = zip(active.looked_into[batch], dense.looked_into[batch], strict=True)
-                    time = Spread.of([1 - mine.transformer / theirs.transformer for mine, theirs in pairs])
-                    rate = Spread.of([_saved_at_dense_rate(each, *models) for each in dense.looked_into[batch]])
-                    found.append(Saving(active.contestant, dense.contestant, batch, operations, time, rate))
+        dense = _dense_twin(active, measured)
+        if active.contestant.model.activation is None or dense is None:
+            continue
+        models = active.contestant.model, dense.contestant.model
+        operations = 1 - transformer_work(models[0]) / transformer_work(models[1])
+        if operations > 0:
+            for batch in active.looked_into:
+                pairs = zip(active.looked_into[batch], dense.looked_into[batch], strict=True)
+                time = Spread.of([1 - mine.transformer / theirs.transformer for mine, theirs in pairs])
+                rate = Spread.of([_saved_at_dense_rate(each, *models) for each in dense.looked_into[batch]])
+                found.append(Saving(active.contestant, dense.contestant, batch, operations, time, rate))
     return found
+
+
+def beyond_products(of: Measured, batch: int) -> dict[str, float]:
+    """Seconds of a batch that its operations would not take at the ceiling, by part; empty without a ceiling.
+
+    Small scales have less than a quarter of the last one's tokens, and wait for memory. Less than 0 is possible: an
+    exported decoder does fewer operations than the model that is counted.
+    """
+    ceiling, model = of.ceiling, of.contestant.model
+    if ceiling is None:
+        return {}
+    tokens, work = model.schedule.tokens, graph_operations(model)
+    small = [scale_name(si) for si, count in enumerate(tokens) if 4 * count < tokens[-1]]
+    found = dict.fromkeys(("condition", "small scales", "large scales", "decoder", "outside"), 0.0)
+    draws = of.looked_into[batch]
+    for graph in draws[0].graphs:
+        part = "small scales" if graph in small else "large scales" if graph.startswith("scale") else graph
+        seconds = Spread.of([drawn.graphs[graph] for drawn in draws]).median
+        found[part] += seconds - batch * work[graph] / ceiling
+    found["outside"] = Spread.of([drawn.outside for drawn in draws]).median
+    return found
+
+
+def share_of_ceiling(of: Measured, batch: int) -> float | None:
+    """Operations in a second of a batch as a share of the ceiling; None without one."""
+    work = batch * sum(graph_operations(of.contestant.model).values())
+    return work / Spread.of(of.seconds[batch]).median / of.ceiling if of.ceiling else None
 
 
 def graph_operations(model: ModelConfig) -> dict[str, int]:
@@ -314,6 +366,16 @@ def _saved_at_dense_rate(drawn: Drawn, active: ModelConfig, dense: ModelConfig) 
     return 1 - sum(lap.seconds * mine[lap.graph] / theirs[lap.graph] for lap in laps) / drawn.transformer
 
 
-def _is_dense_twin(dense: Contestant, active: Contestant) -> bool:
-    same = all(getattr(dense, name) == getattr(active, name) for name in ("kind", "precision", "backend", "shape"))
-    return same and dense.model.activation is None
+def _dense_twin(active: Measured, measured: Sequence[Measured]) -> Measured | None:
+    """The dense model in the same kind of engine: with the same guidance and decoder, where there is such a one."""
+    alike = [
+        other
+        for other in measured
+        if other.contestant.model.activation is None
+        and all(
+            getattr(other.contestant, name) == getattr(active.contestant, name)
+            for name in ("kind", "precision", "backend", "shape")
+        )
+    ]
+    own = active.contestant.model.dense()
+    return min(alike, key=lambda other: other.contestant.model != own, default=None)

@@ -1,4 +1,4 @@
-"""What graphs are compared with for speed: our eager model, the same through torch.compile, and official VAR.
+"""What graphs are compared with for speed: our eager model or official VAR, as they are, compiled, or in bfloat16.
 
 Official VAR is whatever checkout of it the user names; nothing of it is here. It is imported under the names that it
 gives itself, among them `models` and `utils`, so it wants a process that does nothing else.
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from actvar.benchmarks.pictures import products
 from actvar.benchmarks.pictures.graph_times import Lap
 from actvar.bundle.contract import scale_name
 from actvar.checkpoint.model import load_model
@@ -36,10 +37,7 @@ Draw: TypeAlias = Callable[[list[int], int], Tensor]
 
 @dataclass(frozen=True)
 class Where:
-    """What a peer runs on: so many threads of the CPU, and the device; its precision where that is a GPU.
-
-    On the CPU it is fp32 whatever the precision of the graphs: PyTorch's CPU is slower in every other.
-    """
+    """What a peer runs on: so many threads of the CPU, the device, and the precision."""
 
     threads: int
     device: Device
@@ -48,7 +46,7 @@ class Where:
     @property
     def half(self) -> torch.dtype | None:
         """What autocast is to compute in; None for fp32."""
-        return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision if self.device == "cuda" else "")
+        return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.precision)
 
 
 class TorchDrawer:
@@ -56,6 +54,7 @@ class TorchDrawer:
 
     def __init__(self, draw: Draw, classes: int, clock: "_ScaleClock", where: Where):
         self._draw, self._classes, self._clock, self._where = draw, classes, clock, where
+        self._product: tuple[Tensor, ...] | None = None
 
     @torch.no_grad()
     def draw(self, first: int, pictures: int, looked_into: bool) -> list[Lap]:
@@ -67,6 +66,22 @@ class TorchDrawer:
             pictures_B3HW = self._draw(class_ids, first)
         to_bytes(pictures_B3HW.float().cpu().numpy())
         return self._clock.laps
+
+    @torch.no_grad()
+    def multiply(self) -> float:
+        """See `Drawer`: by PyTorch, in the type of autocast."""
+        where = self._where
+        if self._product is None:
+            shapes = (products.M, products.K), (products.N, products.K)
+            self._product = tuple(torch.ones(shape, device=where.device, dtype=where.half) for shape in shapes)
+        x_MK, weight_NK = self._product
+
+        def multiply() -> None:
+            nn.functional.linear(x_MK, weight_NK)
+            if where.device == "cuda":
+                torch.cuda.synchronize()
+
+        return products.fastest(multiply)
 
 
 class _ScaleClock:
@@ -139,12 +154,13 @@ def allow_a_variant_for_each_scale() -> None:
 # ---- official VAR
 
 
-def open_official(folder: Path, model: ModelConfig, where: Where) -> TorchDrawer:
+def open_official(folder: Path, model: ModelConfig, compiled: bool, where: Where) -> TorchDrawer:
     """Official VAR with random weights.
 
     Args:
         folder: a checkout of https://github.com/FoundationVision/VAR.
         model: whose dense shape it is given; its VQVAE must have official VAR's levels.
+        compiled: its blocks and its decoder through torch.compile.
         where: it runs.
 
     Raises:
@@ -152,6 +168,8 @@ def open_official(folder: Path, model: ModelConfig, where: Where) -> TorchDrawer
     """
     torch.set_num_threads(where.threads)
     vae, var = _official_parts(folder, model, where.device)
+    if compiled:
+        _compile_official()
     clock = _ScaleClock(where)
     clock.laps_end_with(vae.quantize, "get_next_autoregressive_input")
     clock.laps_end_with(vae, "fhat_to_img", "decoder")
@@ -163,6 +181,16 @@ def open_official(folder: Path, model: ModelConfig, where: Where) -> TorchDrawer
         return var.autoregressive_infer_cfg(len(class_ids), labels_B, g_seed=first, **cuts)
 
     return TorchDrawer(draw, model.num_classes, clock, where)
+
+
+def _compile_official() -> None:
+    """Put torch.compile around VAR's blocks and decoder, whose modules have been imported."""
+    allow_a_variant_for_each_scale()
+    # It does nothing but in training, and each block's own rate would make each block compile anew.
+    sys.modules["models.helpers"].DropPath.forward = lambda module, x: x
+    for module, name in (("models.basic_var", "AdaLNSelfAttn"), ("models.basic_vae", "Decoder")):
+        owner = getattr(sys.modules[module], name)
+        owner.forward = torch.compile(owner.forward, dynamic=False)
 
 
 def _official_parts(folder: Path, model: ModelConfig, device: Device) -> tuple[Any, Any]:

@@ -102,16 +102,24 @@ class Worker:
         """See `Worker`."""
         if self._drawn:
             time.sleep(_PAUSE_SECONDS)
-        assert self.opening and self._process.stdin
+        assert self.opening
         command = {"first": self._drawn, "pictures": pictures, "looked_into": looked_into}
         self._drawn += pictures
-        with suppress(BrokenPipeError):  # it has ended; the missing answer tells
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        answer = self._answer()
+        answer = self._asked(command)
         laps = (Lap(graph, began - self._began, ended - self._began) for graph, began, ended in answer["laps"])
         began, ended = answer["began"] - self._began, answer["ended"] - self._began
         return Drawn(began, ended, answer["peak_bytes"], tuple(laps))
+
+    def multiply(self) -> float | None:
+        """See `Worker`."""
+        return self._asked({})["product"]
+
+    def _asked(self, command: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin
+        with suppress(BrokenPipeError):  # it has ended; the missing answer tells
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout

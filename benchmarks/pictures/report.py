@@ -17,9 +17,11 @@ from actvar.benchmarks.pictures.measure import (
     Saving,
     Spread,
     baseline,
+    beyond_products,
     graph_operations,
     ratios,
     savings,
+    share_of_ceiling,
 )
 from actvar.bundle.contract import graph_names, scale_name
 from actvar.config import ModelConfig
@@ -29,7 +31,7 @@ from actvar.runtime.backends.protocol import Device
 from actvar.runtime.machine import Machine
 
 FORMAT, VERSION = "actvar-bench", 1
-_MILLI, _MEGA = 1e3, 1e-6
+_MILLI, _MEGA, _GIGA = 1e3, 1e-6, 1e-9
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,15 @@ class BenchReport:
         return ratios(figures, self.baseline_of(figures), batch)
 
     def tables(self) -> list[Table]:
-        """Ratios and times, what an ActVAR's saving is worth, each graph, and cold starts."""
+        """Ratios and times, where the rest of the time goes, what an ActVAR saves, each graph, and cold starts."""
         saved = savings(self.measured)
         graphs = [self._graphs(batch) for batch in sorted({self.plan.batches[0], self.plan.batches[-1]})]
-        return [self._times(), *([_savings(saved)] if saved else []), *graphs, self._cold_starts()]
+        rest = [self._rest(self.plan.batches[0])] if any(figures.products for figures in self.measured) else []
+        return [self._times(), *rest, *([_savings(saved)] if saved else []), *graphs, self._cold_starts()]
 
     def _times(self) -> Table:
-        table = _table(self.title, "", "batch", "seconds", "pictures/s", "ratio", "outside ms", "peak MB")
+        heads = ("batch", "GFLOP", "seconds", "pictures/s", "ratio", "of a product", "outside ms", "peak MB")
+        table = _table(self.title, "", *heads)
         for figures in self.measured:
             against = self.baseline_of(figures)
             for batch in self.plan.batches:
@@ -73,13 +77,29 @@ class BenchReport:
                 table.add_row(
                     _name(figures) if batch == self.plan.batches[0] else "",
                     str(batch),
+                    f"{batch * _whole(figures.contestant.model) * _GIGA:.0f}",
                     _spread(seconds, 3),
                     f"{batch / seconds.median:.3f}",
                     "baseline" if figures is against else _spread(self.ratio(figures, batch), 3),
+                    "" if (share := share_of_ceiling(figures, batch)) is None else f"{share:.2f}",
                     f"{outside.median * _MILLI:.1f}",
                     f"{_peak(figures, batch) * _MEGA:.0f}",
                 )
             table.add_section()
+        return table
+
+    def _rest(self, batch: int) -> Table:
+        title = (
+            f"Milliseconds beyond what its operations take at the speed of one large product, batch {batch}: by part, "
+            "small scales being those with less than a quarter of the last one's tokens"
+        )
+        found = [(figures, beyond_products(figures, batch)) for figures in self.measured if figures.ceiling]
+        table = _table(title, "", "product GFLOP/s", "at its speed", *found[0][1])
+        for figures, rest in found:
+            ceiling = figures.ceiling or 0
+            at_its_speed = batch * _whole(figures.contestant.model) / ceiling
+            cells = (f"{seconds * _MILLI:.0f}" for seconds in (at_its_speed, *rest.values()))
+            table.add_row(_name(figures), f"{ceiling * _GIGA:.0f}", *cells)
         return table
 
     def _graphs(self, batch: int) -> Table:
@@ -132,6 +152,7 @@ class BenchReport:
             "model": contestant.model.to_dict() | {"class_names": []},
             "operations": _operations(contestant.model),
             "baseline": self.baseline_of(figures).contestant.name,
+            "product_operations_per_second": figures.products,
             "cold_start": {name: spread and asdict(spread) for name, spread in _cold(figures, first).items()},
             "batches": {str(batch): self._batch(figures, batch) for batch in self.plan.batches},
         }
@@ -142,6 +163,8 @@ class BenchReport:
             "seconds": asdict(seconds),
             "pictures_per_second": batch / seconds.median,
             "ratio": asdict(self.ratio(figures, batch)),
+            "share_of_product": share_of_ceiling(figures, batch),
+            "seconds_beyond_products": beyond_products(figures, batch),
             "graphs": {graph: asdict(spread) for graph, spread in _graph_spreads(figures, batch).items()},
             "transformer": asdict(Spread.of([drawn.transformer for drawn in looked_into])),
             "outside": asdict(Spread.of([drawn.outside for drawn in looked_into])),
@@ -176,6 +199,11 @@ def _saving(saving: Saving) -> dict[str, Any]:
 def _operations(model: ModelConfig) -> dict[str, int]:
     """Of one picture, by graph and in all."""
     return {**graph_operations(model), "transformer": transformer_work(model)}
+
+
+def _whole(model: ModelConfig) -> int:
+    """Operations of one picture."""
+    return sum(graph_operations(model).values())
 
 
 def _cold(figures: Measured, batch: int) -> dict[str, Spread | None]:

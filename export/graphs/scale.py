@@ -119,15 +119,20 @@ class ScaleWriter:
         return b.op("Slice", value, b.ints(0), self.sizes.shape("own", groups), b.ints(axis), name="own_groups")
 
     def _for_each_group(self, x_BLC: str) -> str:
-        """RLC."""
-        b, groups = self.b, self.sizes.groups
+        """RLC.
+
+        Rows are [G, B] put together, as those of the cache are. B + B rows are as many, but TensorRT does not see that:
+        it then makes more kernels for each product, and plans are a quarter larger.
+        """
+        b, groups, sizes, width = self.b, self.sizes.groups, self.sizes, self.config.width
         if groups == 1:
             return x_BLC
         if groups == 2:
-            return b.op("Concat", x_BLC, x_BLC, axis=0, name="rows")
-        x_GBLC = b.op("Expand", x_BLC, self.sizes.shape("for_each", groups, 1, 1, 1), name="for_each_group")
-        shape_RLC = self.sizes.shape("embedded", -1, self.sizes.tokens, self.config.width)
-        return b.op("Reshape", x_GBLC, shape_RLC, name="rows")
+            x_1BLC = b.op("Unsqueeze", x_BLC, b.ints(0), name="one_group")
+            x_GBLC = b.op("Concat", x_1BLC, x_1BLC, axis=0, name="for_each_group")
+        else:
+            x_GBLC = b.op("Expand", x_BLC, sizes.shape("for_each", groups, 1, 1, 1), name="for_each_group")
+        return b.op("Reshape", x_GBLC, sizes.shape("embedded", -1, sizes.tokens, width), name="rows")
 
     def _look_inside(self, blocks: Sequence[WrittenBlock]) -> None:
         """The debug outputs of the blocks, of each one part, stacked.

@@ -105,7 +105,7 @@ def load(
         for name in names
     }
     makers.shutdown(wait=False)
-    return BufferedEngine(manifest, _OrtExecutor(sessions, joined, weights, manifest, device), memory)
+    return BufferedEngine(manifest, OrtExecutor(sessions, joined, weights, manifest, device), memory)
 
 
 def joined_scales(manifest: Manifest, scales: Scales = "fastest") -> str | None:
@@ -126,7 +126,7 @@ def joined_scales(manifest: Manifest, scales: Scales = "fastest") -> str | None:
     return scales
 
 
-class _OrtExecutor:
+class OrtExecutor:
     """Sessions that read and write buffers; see `Executor`."""
 
     def __init__(
