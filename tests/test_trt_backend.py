@@ -493,7 +493,7 @@ def test_the_stand_in_has_no_name_that_the_real_library_lacks(rtx: ModuleType):
     """Or the tests above would prove nothing."""
     stand_ins = {"HostRuntime": "Runtime", "HostEngine": "ICudaEngine", "HostContext": "IExecutionContext"}
     stand_ins |= {"HostConfig": "IRuntimeConfig", "HostRuntimeCache": "IRuntimeCache"}
-    own = {"bindings", "tensors", "session", "strategy"}
+    own = {"bindings", "pictures", "tensors", "session", "strategy"}
     for name, path in stand_ins.items():
         public = {attribute for attribute in vars(getattr(gpu_on_host, name)) if not attribute.startswith("_")} - own
         assert public and not [attribute for attribute in public if not hasattr(held(rtx, path), attribute)]
