@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from actvar.bundle.contract import CPU_PRECISIONS
 from actvar.classes import choose_classes
 from actvar.config import ModelConfig, Sampling
 from actvar.errors import ArgumentError, UsageError
@@ -132,6 +133,30 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
         wanted = f"{low} or more" if high is None else f"in {low}..{high}"
         raise ArgumentError(f"{name} must be a whole number, {wanted}, got {value!r}.")
     return number
+
+
+def require_place(backend: str, device: str | None, precision: str | None = None) -> None:
+    """Hold to each other what draws, where, and in which precision; the command line has the same words.
+
+    Args:
+        backend: "onnxruntime", "tensorrt" or "torch".
+        device: "cpu" or "cuda"; None leaves it to the backend.
+        precision: of graphs; None leaves it to them.
+
+    Raises:
+        ArgumentError: they exclude each other.
+    """
+    if backend == "tensorrt" and device == "cpu":
+        raise ArgumentError("TensorRT needs a GPU, and the device is cpu. Leave the device out.")
+    if backend == "torch" and device != "cuda" and precision not in (None, "fp32"):
+        raise ArgumentError(
+            f"PyTorch draws in fp32 on the CPU, as the reference, and the precision is {precision}. "
+            "Leave it out, or take the device cuda."
+        )
+    if precision in CPU_PRECISIONS and (backend != "onnxruntime" or device == "cuda"):
+        raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
+    if precision == "bf16" and backend == "onnxruntime":
+        raise ArgumentError("ONNX Runtime does not draw in bf16. Take fp16 or fp32, or TensorRT as the backend.")
 
 
 def one_of(name: str, value: Any, choices: Iterable[str]) -> None:

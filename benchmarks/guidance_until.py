@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -65,7 +65,7 @@ def scored(pixels: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 def measured(name: str, pictures: int, threads: int) -> dict[str, Any]:
     """The report of one shipped model."""
     from actvar.checkpoint.files import shipped_checkpoint
-    from actvar.checkpoint.model import load_model
+    from actvar.checkpoint.model import load_checkpoint
     from actvar.export.onnx_export import export_bundle
     from actvar.flops import transformer_work
     from actvar.runtime.sources import open_graphs
@@ -74,7 +74,7 @@ def measured(name: str, pictures: int, threads: int) -> dict[str, Any]:
     with TemporaryDirectory(prefix="actvar-guidance-") as scratch:
         sources = {}
         for end in (None, *reversed(ENDS)):
-            model = load_model(checkpoint.path, checkpoint.vqvae, guidance_until=end)
+            model = load_checkpoint(replace(checkpoint, guidance_until=end))
             form = ALL if end is None else f"until {end}"
             export_bundle(model, Path(scratch) / form, "fp32", name)
             sources[form] = open_graphs(Path(scratch) / form, AT_ONCE, threads)

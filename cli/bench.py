@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from actvar.arguments import require_place
 from actvar.benchmarks.pictures.contestants import named_contestants, peer_kinds, peers_of, random_contestants
 from actvar.benchmarks.pictures.measure import Contestant, Plan, measure
 from actvar.benchmarks.pictures.plot import plot
@@ -30,7 +31,6 @@ from actvar.cli.options import (
     make_out_folder,
     model_option,
     out_option,
-    refuse_elsewhere,
 )
 from actvar.config import Decoder, ModelConfig
 from actvar.console import progress_bar, say
@@ -121,7 +121,7 @@ def bench(
     plan = Plan(_batches(batch_sizes), rounds, starts)
     make_out_folder(out)
     precision = chosen_precision(precision, fp16)
-    refuse_elsewhere(precision, backend, place)
+    require_place(backend, place, precision)
     if place == "cuda" and first_gpu() is None:
         raise UsageError(f"--device {place} needs an NVIDIA GPU, and there is none. Leave it out, and --backend, too.")
     kinds = peer_kinds(peers)

@@ -54,10 +54,10 @@ def bundle_to_build(
     precision = precision or "fp32"
     ending = f"{until_suffix(guidance_until)}-{precision}"
     if named and named.checkpoint:
-        checkpoint = replace(named.checkpoint, decoder=decoder or "full")
+        checkpoint = replace(named.checkpoint, decoder=decoder or "full", guidance_until=guidance_until)
         kind = "-small-decoder" if decoder == "small" else ""
         folder = out or Path("bundles") / f"{named.name}{kind}{ending}"
-        return _of_checkpoint(checkpoint, rates, guidance_until, folder, precision)
+        return _of_checkpoint(checkpoint, rates, folder, precision)
     name, config = size.model(rates, decoder)
     config, folder = guided_until(config, guidance_until), out or Path("bundles") / f"{name}{ending}"
     if not _is_there(folder, config, precision):
@@ -65,18 +65,16 @@ def bundle_to_build(
     return folder
 
 
-def _of_checkpoint(
-    checkpoint: Checkpoint, rates: Rates, guidance_until: int | None, folder: Path, precision: str
-) -> Path:
+def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision: str) -> Path:
     """The bundle of a checkpoint, given its weights if it has none."""
     with needs("export", "to export a model"):
         from actvar.checkpoint.model import open_checkpoint
         from actvar.export.binder import bind
 
     path = checkpoint.path
-    stored, source = open_checkpoint(checkpoint, guidance_until=guidance_until), f"checkpoint {path.name}"
+    stored, source = open_checkpoint(checkpoint), f"checkpoint {path.name}"
     if activation := rates.of(stored.config):
-        stored = open_checkpoint(checkpoint, activation, guidance_until)
+        stored = open_checkpoint(checkpoint, activation)
         source += ", router and selector random" if stored.fresh else ""
     if not _is_there(folder, stored.config, precision):
         _export_graphs(stored.config, folder, precision, path.name)

@@ -99,14 +99,14 @@ def export(
     started = time.perf_counter()
     network: StoredModel | ActVAR
     if model:
-        checkpoint = replace(checkpoint, decoder=decoder)
-        network = open_checkpoint(checkpoint, guidance_until=guidance_until)
+        checkpoint = replace(checkpoint, decoder=decoder, guidance_until=guidance_until)
+        network = open_checkpoint(checkpoint)
         source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):
             if network.config.activation is None:
                 say(RANDOM_ROUTER)
                 source += ", router and selector random"
-            network = open_checkpoint(checkpoint, activation, guidance_until)
+            network = open_checkpoint(checkpoint, activation)
     else:
         with needs("export", "to draw random weights (a .safetensors file needs none)"):
             from actvar.models.actvar import random_model

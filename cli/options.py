@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from actvar.bundle.contract import CPU_PRECISIONS, Precision
+from actvar.bundle.contract import Precision
 from actvar.cli.completion import complete_class, complete_model
 from actvar.config import Decoder
 from actvar.errors import UsageError
@@ -201,28 +201,6 @@ def chosen_precision(precision: Precision | None, fp16: bool) -> Precision | Non
     if fp16 and precision not in (None, "fp16"):
         raise UsageError(f"--fp16 and --precision {precision} exclude each other. Give one of them.")
     return "fp16" if fp16 else precision
-
-
-def refuse_elsewhere(precision: str | None, backend: str, device: str | None) -> None:
-    """Refuse engines on a CPU, and anywhere else the precisions that are for ONNX Runtime on a CPU.
-
-    Args:
-        precision: of the graphs; None leaves it to them.
-        backend: what runs them.
-        device: where; None leaves it to the backend.
-
-    Raises:
-        UsageError: it is one of these.
-    """
-    if backend == "tensorrt" and device == "cpu":
-        raise UsageError("--backend tensorrt needs a GPU, and --device cpu names none. Leave --device out.")
-    if precision in CPU_PRECISIONS and (backend != "onnxruntime" or device == "cuda"):
-        other = f"--backend {backend}" if backend != "onnxruntime" else "--device cuda"
-        raise UsageError(
-            f"--precision {precision} is for ONNX Runtime on a CPU. Leave {other} out, or take another precision."
-        )
-    if precision == "bf16" and backend == "onnxruntime":
-        raise UsageError("--precision bf16 is for --backend tensorrt: ONNX Runtime does not draw in it. Take fp16.")
 
 
 def chosen_shard(text: str) -> tuple[int, int]:

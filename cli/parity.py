@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from actvar.arguments import require_place
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.cli.model_choice import Hub, Rates, Size, chosen_checkpoint, guided_until
@@ -26,7 +27,6 @@ from actvar.cli.options import (
     count_option,
     engine_option,
     model_option,
-    refuse_elsewhere,
 )
 from actvar.console import progress_bar, say
 from actvar.errors import UsageError, counted, needs
@@ -98,7 +98,7 @@ def parity(
         raise UsageError("--precision is for an export, and --bundle names one that is there. Leave it out.")
     if bundle and guidance_until is not None:
         raise UsageError("--guidance-until is for an export, and --bundle names one that is there. Leave it out.")
-    refuse_elsewhere(precision, backend, device)
+    require_place(backend, device, precision)
     if backend == "tensorrt" and first_gpu() is None:
         raise UsageError("--backend tensorrt needs an NVIDIA GPU, and there is none. Take --backend onnxruntime.")
     with needs("export", "to compare graphs with PyTorch"):
@@ -115,7 +115,7 @@ def parity(
         _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, hub)
         until = _guided_until(bundle) if bundle else guidance_until
         wanted = decoder or ("small" if bundle and read_manifest(bundle).model.small_decoder else "full")
-        network = load_checkpoint(replace(chosen, decoder=wanted), guidance_until=until)
+        network = load_checkpoint(replace(chosen, decoder=wanted, guidance_until=until))
         source = f"checkpoint {chosen.path.name}"
     with scratch_folder("parity") as scratch:
         folder = bundle or scratch / "bundle"

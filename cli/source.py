@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 from actvar.arguments import require_guided
-from actvar.bundle.contract import Precision
 from actvar.cli.options import (
     DecoderOption,
     DeviceOption,
@@ -19,7 +18,6 @@ from actvar.cli.options import (
     chosen_precision,
     drawing_option,
     engine_option,
-    refuse_elsewhere,
 )
 from actvar.config import ModelConfig, Sampling
 from actvar.errors import UsageError
@@ -99,7 +97,7 @@ class Engine:
         """
         return Pipeline.from_pretrained(
             named,
-            precision=self._checked(named),
+            precision=chosen_precision(self.precision, self.fp16),
             decoder=self.decoder,
             backend=self.backend,
             device=self.device,
@@ -108,18 +106,3 @@ class Engine:
             guidance_until=guidance_until,
             accept=accept,
         )
-
-    def _checked(self, named: NamedModel) -> Precision | None:
-        """The precision, when options have been held to each other, in the options' own words."""
-        precision = chosen_precision(self.precision, self.fp16)
-        if self.backend == "torch" and named.bundle:
-            raise UsageError(
-                f"--backend torch draws with a checkpoint, and {named.name} is a bundle of graphs. Name one."
-            )
-        if self.backend == "torch" and self.device != "cuda" and precision not in (None, "fp32"):
-            raise UsageError(
-                f"--backend torch draws in fp32 on the CPU, as the reference, and --precision is {precision}. "
-                "Leave it out, or add --device cuda."
-            )
-        refuse_elsewhere(precision, self.backend, self.device)
-        return precision

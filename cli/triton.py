@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from actvar.arguments import require_place
 from actvar.cli.options import DeviceOption, GraphBackend, ThreadsOption, batch_size_option, integers, model_option
 from actvar.errors import UsageError
 from actvar.serve.triton_repository import NAME, Repository, write_repository
@@ -42,8 +43,7 @@ def triton(
     The pictures that it gives are those of `generate`, whatever Triton puts into one batch.
     """
     place = device or ("cuda" if backend == "tensorrt" else "cpu")
-    if (backend, place) == ("tensorrt", "cpu"):
-        raise UsageError("--backend tensorrt needs a GPU, and --device cpu names none. Leave --device out.")
+    require_place(backend, place)
     if gpus and place == "cpu":
         raise UsageError("--gpus is of a model that draws on GPUs. Add --device cuda or --backend tensorrt.")
     numbers = integers("--gpus", gpus) if gpus else (0,)

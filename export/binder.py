@@ -21,7 +21,8 @@ from actvar.bundle.manifest import (
     write_manifest,
 )
 from actvar.bundle.plans import LOCK_FILE
-from actvar.checkpoint.model import open_model
+from actvar.checkpoint.files import Checkpoint
+from actvar.checkpoint.model import open_checkpoint
 from actvar.config import Decoder, ModelConfig
 from actvar.errors import BundleError, CheckpointError, UsageError, counted, needs
 from actvar.export.bundle_folder import folder_written_whole
@@ -52,7 +53,7 @@ def bind(
 
     Args:
         bundle: its folder; it may have weights already, or none.
-        checkpoint, vqvae, schedule: as `actvar.checkpoint.model.open_model` takes them.
+        checkpoint, vqvae, schedule: see `actvar.checkpoint.files.Checkpoint`.
         target: the new bundle's folder; None replaces the bundle.
         random_router: give a dense checkpoint the router and selector that the graphs want, drawn at random.
         bundle_rates: take a checkpoint that was trained with other active scales or rates than the graphs have.
@@ -68,7 +69,8 @@ def bind(
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
     decoder: Decoder = "small" if manifest.model.small_decoder else "full"
-    stored = open_model(checkpoint, vqvae, schedule=schedule, decoder=decoder)
+    named = Checkpoint(checkpoint, vqvae, schedule, decoder)
+    stored = open_checkpoint(named)
     _require_shape(checkpoint, stored.config, bundle, manifest.model)
     source, activation, own = f"checkpoint {checkpoint.name}", manifest.model.activation, stored.config.activation
     if random_router and (own or not activation):
@@ -77,7 +79,7 @@ def bind(
             f"{f'{checkpoint} is an ActVAR' if own else f'the graphs of {bundle} are dense'}. Leave it out."
         )
     if activation and (random_router or (bundle_rates and own)):
-        stored = open_model(checkpoint, vqvae, activation, schedule, decoder=decoder)
+        stored = open_checkpoint(named, activation)
         source += ", router and selector random" if random_router else ""
     _require_activation(checkpoint, stored.config, bundle, manifest.model)
     config = _guided(checkpoint, stored.config, bundle, manifest.model)

@@ -24,7 +24,6 @@ def cached_bundle(
     precision: str,
     accept: Callable[[ModelConfig], object],
     progress: Callable[[float], None],
-    guidance_until: int | None = None,
 ) -> Path:
     """The bundle of a checkpoint, exported now if it is not in the cache.
 
@@ -32,18 +31,17 @@ def cached_bundle(
     nothing that counts.
 
     Args:
-        checkpoint: its content decides, not its name.
+        checkpoint: its content decides, and what is said of it, not its name.
         precision: of `actvar.bundle.contract.PRECISIONS`.
         accept: sees the model before an export starts, and may refuse it by raising.
         progress: told the share of the export that is done; not called where the bundle is there.
-        guidance_until: the last scale that is guided; the model's own if left out.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         ArgumentError: guidance cannot end at that scale of the model.
         ActVARError: the cache cannot be written, or the exporter is not installed.
     """
-    key = _key(checkpoint, precision, guidance_until)
+    key = _key(checkpoint, precision)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", checkpoint.path.stem)[:40]
     folder = cache_folder() / "bundles" / f"{name}-{precision}-{key[:16]}"
     if (folder / MANIFEST_FILE).is_file():
@@ -52,7 +50,7 @@ def cached_bundle(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
             if not (folder / MANIFEST_FILE).is_file():
-                _export(checkpoint, folder, precision, accept, progress, guidance_until)
+                _export(checkpoint, folder, precision, accept, progress)
     except OSError as error:
         where = f"{error.filename or folder.parent}: {error.strerror}"
         raise ActVARError(f"The cache cannot be written ({where}). Name another folder in {CACHE_VARIABLE}.") from None
@@ -70,12 +68,11 @@ def _export(
     precision: str,
     accept: Callable[[ModelConfig], object],
     progress: Callable[[float], None],
-    guidance_until: int | None,
 ) -> None:
     with needs("export", "to export a model for the first time"):
         from actvar.checkpoint.model import open_checkpoint
         from actvar.export.onnx_export import export_bundle
-    model = open_checkpoint(checkpoint, guidance_until=guidance_until)
+    model = open_checkpoint(checkpoint)
     accept(model.config)
     discard(folder)  # without a manifest it is no bundle
     for leftover in folder.parent.glob(f".{folder.name}.*"):  # of exports that were killed: the lock is ours
@@ -83,9 +80,9 @@ def _export(
     export_bundle(model, folder, precision, f"checkpoint {checkpoint.path.name}", progress)
 
 
-def _key(checkpoint: Checkpoint, precision: str, guidance_until: int | None) -> str:
-    """What decides a bundle's content: the weights, precision and guidance, and the program that writes it."""
-    decided_by = f"{checkpoint.digest()} {precision} {guidance_until} {exporter_digest()}"
+def _key(checkpoint: Checkpoint, precision: str) -> str:
+    """What decides a bundle's content: the model and the precision, and the program that writes it."""
+    decided_by = f"{checkpoint.digest()} {precision} {exporter_digest()}"
     return hashlib.sha256(decided_by.encode()).hexdigest()
 
 

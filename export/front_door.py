@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from actvar.arguments import one_of, whole_number
-from actvar.bundle.contract import CPU_PRECISIONS, PRECISIONS, Precision
+from actvar.arguments import one_of, require_place, whole_number
+from actvar.bundle.contract import PRECISIONS, Precision
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.checkpoint.files import Checkpoint
@@ -113,8 +113,8 @@ class Pipeline(api.Pipeline):
                 with_plans=backend == "tensorrt",
                 shown=progress_bar,
             )
-        wanted = _Wanted(precision, guidance_until, accept or (lambda config: None))
-        named = _with_decoder(named, decoder)
+        wanted = _Wanted(precision, accept or (lambda config: None))
+        named = _chosen(named, decoder, guidance_until)
         source, folder = _opened(named, engine, wanted, progress_bar)
         pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
         pipe.checkpoint = named.checkpoint
@@ -176,26 +176,18 @@ class _Engine:
         require_engine(self.backend, self.device, self.batch_size, self.threads)
         if precision is not None:
             one_of("precision", precision, PRECISIONS)
-        if self.backend == "torch" and self.device != "cuda" and precision not in (None, "fp32"):
-            raise ArgumentError(
-                f"PyTorch draws in fp32 on the CPU, as the reference, and precision is {precision}. Leave it out."
-            )
-        if precision in CPU_PRECISIONS and (self.backend != "onnxruntime" or self.device == "cuda"):
-            raise ArgumentError(f"The precision {precision} is for ONNX Runtime on a CPU. Take fp16 on a GPU.")
-        if precision == "bf16" and self.backend == "onnxruntime":
-            raise ArgumentError("ONNX Runtime does not draw in bf16. Take fp16, fp32 or TensorRT.")
+        require_place(self.backend, self.device, precision)
 
     def open(self, folder: Path) -> GraphSource:
         """A bundle that somebody keeps: nothing is put into it."""
         assert self.backend != "torch"
         return open_bundle(folder, self.backend, self.device, self.batch_size, self.threads)
 
-    def open_torch(self, checkpoint: Checkpoint, wanted: "_Wanted") -> PictureSource:
+    def open_torch(self, checkpoint: Checkpoint, precision: Precision | None) -> PictureSource:
         """A checkpoint behind PyTorch."""
-        precision = wanted.precision or "fp32"
+        precision = precision or "fp32"
         assert precision in ("fp32", "fp16", "bf16")  # `require` has seen to it
-        device, until = self.device or "cpu", wanted.guidance_until
-        return open_torch(checkpoint, self.threads, until, device, precision, self.batch_size)
+        return open_torch(checkpoint, self.threads, self.device or "cpu", precision, self.batch_size)
 
     def open_own(self, folder: Path, shown: bool) -> GraphSource:
         """A bundle of the cache, into which engines are built if they are not there, or not for this GPU and batch."""
@@ -222,18 +214,24 @@ class _Engine:
         return self.open(folder)
 
 
-def _with_decoder(named: NamedModel, decoder: Decoder | None) -> NamedModel:
-    """The model with one of its decoders.
+def _chosen(named: NamedModel, decoder: Decoder | None, guidance_until: int | None) -> NamedModel:
+    """The model with one of its decoders, guided until a scale.
 
     Raises:
-        ArgumentError: it is a bundle with the other one.
+        ArgumentError: it is a bundle, which has another decoder, or whose graphs decide about guidance.
     """
+    if decoder is not None:
+        one_of("decoder", decoder, get_args(Decoder))
+    if named.checkpoint:
+        said = replace(named.checkpoint, decoder=decoder or named.checkpoint.decoder, guidance_until=guidance_until)
+        return replace(named, checkpoint=said)
+    assert named.bundle
+    if guidance_until is not None:
+        raise ArgumentError(
+            f"{named.name} is a bundle, whose graphs decide where guidance ends. Leave it out, or name a checkpoint."
+        )
     if decoder is None:
         return named
-    one_of("decoder", decoder, get_args(Decoder))
-    if named.checkpoint:
-        return replace(named, checkpoint=replace(named.checkpoint, decoder=decoder))
-    assert named.bundle
     found = "small" if read_manifest(named.bundle).model.small_decoder else "full"
     if found != decoder:
         raise ArgumentError(
@@ -248,7 +246,6 @@ class _Wanted:
     """What a model is to be; the fields are arguments of `Pipeline.from_pretrained`."""
 
     precision: Precision | None
-    guidance_until: int | None
     accept: Accept
 
 
@@ -260,7 +257,7 @@ def _opened(named: NamedModel, engine: _Engine, wanted: _Wanted, shown: bool) ->
         return engine.open(folder), folder
     assert named.checkpoint
     if engine.backend == "torch":
-        source = engine.open_torch(named.checkpoint, wanted)
+        source = engine.open_torch(named.checkpoint, wanted.precision)
         wanted.accept(source.model)
         return source, None
     folder = _exported(named.checkpoint, wanted, shown)
@@ -291,10 +288,6 @@ def _require_bundle(named: NamedModel, engine: _Engine, wanted: _Wanted) -> None
             f"{named.name} is a bundle in {manifest.precision}, and {wanted.precision} was asked for. "
             "Leave the precision out, or name another bundle or a checkpoint."
         )
-    if wanted.guidance_until is not None:
-        raise ArgumentError(
-            f"{named.name} is a bundle, whose graphs decide where guidance ends. Leave it out, or name a checkpoint."
-        )
     wanted.accept(manifest.model)
 
 
@@ -302,6 +295,6 @@ def _exported(checkpoint: Checkpoint, wanted: _Wanted, shown: bool) -> Path:
     """The bundle of a checkpoint in the cache, made now if it is not there."""
     with wanted_bar(f"Exporting {checkpoint.path.name}, once", shown) as progress:
         precision = wanted.precision or "fp32"
-        folder = cached_bundle(checkpoint, precision, wanted.accept, progress, wanted.guidance_until)
+        folder = cached_bundle(checkpoint, precision, wanted.accept, progress)
     wanted.accept(read_manifest(folder).model)
     return folder

@@ -6,10 +6,10 @@ The one place that knows which backend there is; each is imported when it is ask
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from actvar.arguments import one_of, whole_number
+from actvar.arguments import one_of, require_place, whole_number
 from actvar.bundle.manifest import read_manifest, require_weights, verify_graphs, verify_weights
 from actvar.checkpoint.files import Checkpoint
-from actvar.errors import ArgumentError, needs
+from actvar.errors import needs
 from actvar.runtime.backends.protocol import Device, Scales
 from actvar.runtime.pictures import PictureSource
 from actvar.runtime.pipeline import GraphSource
@@ -31,8 +31,7 @@ def require_engine(backend: str, device: str | None, batch_size: int, threads: i
     whole_number("threads", threads, 0, _MAX_THREADS)
     if device is not None:
         one_of("device", device, get_args(Device))
-    if (backend, device) == ("tensorrt", "cpu"):
-        raise ArgumentError("TensorRT needs a GPU, and device is cpu. Leave device out.")
+    require_place(backend, device)
 
 
 def open_bundle(bundle: Path, backend: Backend, device: Device | None, batch_size: int, threads: int) -> GraphSource:
@@ -97,7 +96,6 @@ def open_engines(bundle: Path, batch_size: int) -> GraphSource:
 def open_torch(
     checkpoint: Checkpoint,
     threads: int,
-    guidance_until: int | None = None,
     device: Device = "cpu",
     precision: Literal["fp32", "fp16", "bf16"] = "fp32",
     batch_size: int = 1,
@@ -107,7 +105,6 @@ def open_torch(
     Args:
         checkpoint: the model.
         threads: for PyTorch in this whole process; 0 leaves its own choice.
-        guidance_until: the last scale that is guided; the model's own if left out.
         device: "cpu" for the model as it is, in fp32 and a picture at a time, which all else is compared with; "cuda"
             for CUDA graphs of it on the first GPU.
         precision, batch_size: on a GPU: what matrices are multiplied in; and the most pictures at a time.
@@ -119,7 +116,7 @@ def open_torch(
     switch_off()
     with needs("train", "for --backend torch"):
         from actvar.runtime.backends import torch_source
-    network = torch_source.load(checkpoint, threads, guidance_until)
+    network = torch_source.load(checkpoint, threads)
     if device == "cpu":
         return torch_source.eager_source(network)
     return torch_source.recorded_source(network, precision, batch_size)

@@ -136,6 +136,11 @@ class Drawer:
         return _ENDING if self._closed else self._trouble
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the engine has failed, and draws nothing yet."""
+        return self._trouble == _FAILED
+
+    @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is drawn."""
         with self._changed:

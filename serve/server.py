@@ -117,6 +117,7 @@ def configured(app: FastAPI, grace: float) -> uvicorn.Config:
     """How an app is served."""
     return uvicorn.Config(
         app,
+        loop="asyncio",  # uvicorn would take another one where it happens to be installed
         http=_Protocol,
         log_level="warning",
         access_log=False,

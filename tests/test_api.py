@@ -309,7 +309,7 @@ def test_a_batch_size_of_a_stream_is_held_to_its_range(pipe: Pipeline):
     [
         ({"backend": "torch"}, "backend of a bundle must be one of onnxruntime, tensorrt, got 'torch'"),
         ({"device": "cuda:1"}, "device must be one of cpu, cuda, got 'cuda:1'"),
-        ({"backend": "tensorrt", "device": "cpu"}, "TensorRT needs a GPU, and device is cpu"),
+        ({"backend": "tensorrt", "device": "cpu"}, "TensorRT needs a GPU, and the device is cpu"),
         ({"batch_size": 0}, "batch_size must be a whole number, 1 or more, got 0"),
         ({"threads": -1}, "threads must be a whole number, in"),
     ],

@@ -14,7 +14,7 @@ from small_checkpoints import SPARSE, official_files, own_file, refused, same, t
 from torch import Tensor
 
 from actvar.checkpoint.files import Checkpoint
-from actvar.checkpoint.model import load_model, load_vqvae
+from actvar.checkpoint.model import load_checkpoint, load_model, load_vqvae
 from actvar.errors import CheckpointError, UsageError
 from actvar.scales import ScaleSchedule
 
@@ -157,11 +157,11 @@ def test_the_token_maps_of_a_file_without_lvl_1L_are_an_argument(files, tmp_path
         path,
         files[1],
     )
-    assert load_model(path, files[1], schedule=ScaleSchedule(maps)).config.schedule.patch_nums == maps
+    assert load_checkpoint(Checkpoint(path, files[1], schedule=ScaleSchedule(maps))).config.schedule.patch_nums == maps
     with pytest.raises(
         CheckpointError, match=r"pos_1LC: expected 30 tokens, as patch_nums \(1, 2, 5\) have, found 39\."
     ):
-        load_model(path, files[1], schedule=ScaleSchedule((1, 2, 5)))
+        load_checkpoint(Checkpoint(path, files[1], schedule=ScaleSchedule((1, 2, 5))))
 
 
 def test_token_maps_of_as_many_tokens_as_a_known_model_s_can_be_given(files, tmp_path):
@@ -170,17 +170,21 @@ def test_token_maps_of_as_many_tokens_as_a_known_model_s_can_be_given(files, tmp
     other = (1, 2, 3, 5, 10, 13, 14, 16)  # 760, and so another file
     assert ScaleSchedule(other).total == 760
     path = saved(tmp_path / "bare.pth", official.filled(official.var_shapes(1, other, classes=3, V=24, E=4)))
-    assert load_model(path, files[1], schedule=ScaleSchedule(other)).config.schedule.patch_nums == other
-    assert load_model(files[0], files[1], schedule=ScaleSchedule(maps)).config.schedule.patch_nums == maps
+    assert (
+        load_checkpoint(Checkpoint(path, files[1], schedule=ScaleSchedule(other))).config.schedule.patch_nums == other
+    )
+    assert (
+        load_checkpoint(Checkpoint(files[0], files[1], schedule=ScaleSchedule(maps))).config.schedule.patch_nums == maps
+    )
 
 
 def test_a_file_that_tells_its_token_maps_is_not_asked_for_others(files, tmp_path):
     """The same ones may be said again."""
     own = own_file(tmp_path)
-    assert load_model(own, schedule=SPARSE.schedule).config == SPARSE
+    assert load_checkpoint(Checkpoint(own, schedule=SPARSE.schedule)).config == SPARSE
     for path, vqvae in ((own, None), files):
         with pytest.raises(UsageError, match="has its own patch_nums"):
-            load_model(path, vqvae, schedule=ScaleSchedule((1, 2)))
+            load_checkpoint(Checkpoint(path, vqvae, schedule=ScaleSchedule((1, 2))))
     assert load_vqvae(own, SPARSE.schedule).picture_size == SPARSE.picture_size
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from small_checkpoints import official_files, own_file, refused, same, tiny_var
 from torch import Tensor
 
-from actvar.checkpoint.model import load_model, open_model
+from actvar.checkpoint.files import Checkpoint
+from actvar.checkpoint.model import load_model, open_checkpoint
 from actvar.checkpoint.weights import Weights
 from actvar.errors import CheckpointError
 
@@ -98,7 +99,7 @@ def test_what_requires_gradients_is_read_without_them(files, tmp_path):
     }
     state["head.bias"] = state["head.bias"].detach().requires_grad_()
     torch.save(state, files[0])
-    stored = open_model(*files)
+    stored = open_checkpoint(Checkpoint(*files))
     assert np.array_equal(stored.read("var.head.bias"), expected["var.head.bias"].numpy())
     assert same(load_model(*files).state_dict(), expected)
 
@@ -146,7 +147,7 @@ def test_weights_of_every_type_are_those_that_pytorch_reads(tmp_path, dtype, suf
     wanted = state["head.weight"].to(dtype)
     path = tmp_path / f"var.{suffix}"
     (torch.save if suffix == "pth" else save_file)(state | {"head.weight": wanted}, path)
-    stored = open_model(path, official_files(tmp_path)[1])
+    stored = open_checkpoint(Checkpoint(path, official_files(tmp_path)[1]))
     np.testing.assert_array_equal(stored.read("var.head.weight"), wanted.float().numpy())
 
 

@@ -217,7 +217,7 @@ def test_both_backends_draw_the_same_tokens(command: Command, checkpoint: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "{bundle}", "--backend", "torch"], "--backend torch"),
+        (["--model", "{bundle}", "--backend", "torch"], "PyTorch draws with a checkpoint"),
         (["--vqvae", "v"], "--vqvae belongs to a checkpoint"),
         (["--seed", 2**64], "--seed must lie in"),
         (["--seed", -1], "--seed"),

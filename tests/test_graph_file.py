@@ -9,9 +9,9 @@ import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from small_models import small_config, vivid_model
 
-from actvar.bundle.contract import BODY_OPERATORS, OPERATORS
 from actvar.bundle.graph_file import external_tensors
 from actvar.bundle.manifest import read_manifest
+from actvar.bundle.operators import IN_BODIES, IN_DECODERS, IN_SCALES
 from actvar.config import Activation, SmallDecoderConfig
 from actvar.errors import BundleError
 from actvar.export.onnx_export import export_bundle
@@ -202,37 +202,68 @@ def nested(graph: bytes) -> bytes:
 # ---- what a graph is made of
 
 
-def test_every_export_is_made_of_the_operators_that_are_known_and_all_of_those_are_used(tmp_path: Path):
-    """In every precision that ONNX Runtime draws with; a list that is longer than need be would let others in."""
-    config = small_config(activation=Activation(4, (4,), (0.5,), (0.5,)))
-    small = replace(config, small_decoder=SmallDecoderConfig(8, 1))
-    in_graphs: set[str] = set()
-    in_bodies: set[str] = set()
+def uses(nodes: Iterable[NodeProto], into: set[tuple[str, str, str]]) -> None:
+    """What nodes, and those in their branches, are told: operator, attribute, value; no value where it is left out."""
+    for each in nodes:
+        name = f"{each.domain}.{each.op_type}".removeprefix(".")
+        into |= {(name, "inputs", str(len(each.input))), (name, "outputs", str(len(each.output)))}
+        into |= {(name, attribute, "") for attribute in {"axis", "start", "end"} - {a.name for a in each.attribute}}
+        for attribute in each.attribute:
+            into.add((name, attribute.name, told(attribute)))
+            if attribute.type == AttributeProto.GRAPH:
+                uses(attribute.g.node, into)
 
-    def collect(nodes: Iterable[NodeProto], into: set[str]) -> None:
-        for node in nodes:
-            into.add(f"{node.domain}.{node.op_type}".removeprefix("."))
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.GRAPH:
-                    collect(attribute.g.node, into)
 
-    for exported, precision in [(config, each) for each in ("fp32", "fp16", "int8", "fp16-weights")] + [
-        (small, "fp32")
-    ]:
-        folder = tmp_path / f"{precision}-{bool(exported.small_decoder)}"
-        export_bundle(vivid_model(exported), folder, precision, "a test", debug=precision == "fp32")
+def told(attribute: AttributeProto) -> str:
+    """A value as the tables have it."""
+    if attribute.ref_attr_name:
+        return "own"
+    kinds = {
+        AttributeProto.INT: lambda: str(attribute.i),
+        AttributeProto.INTS: lambda: ":".join(map(str, attribute.ints)),
+        AttributeProto.STRING: lambda: repr(attribute.s.decode()),
+    }
+    return kinds.get(attribute.type, lambda: AttributeProto.AttributeType.Name(attribute.type).lower())()
+
+
+def test_every_export_is_made_of_the_nodes_that_are_known_and_all_of_those_are_used(tmp_path: Path):
+    """In every precision that ONNX Runtime draws with; a table that is longer than need be would let others in."""
+    some = Activation(4, (4,), (0.5,), (0.5,))
+    config = small_config(activation=some)
+    static = Activation(4, (3, 4), (0.5, 0.5), (0.5, 0.5), "fixed", "static")
+    others = [
+        replace(config, small_decoder=SmallDecoderConfig(8, 1)),
+        small_config(activation=static),
+        small_config(activation=some, shared_adaln=True),
+        replace(config, guided_scales=2),
+        small_config(),
+    ]
+    used: dict[str, set[tuple[str, str, str]]] = {"scales": set(), "decoder": set(), "bodies": set()}
+    cases = [
+        *((config, each) for each in ("fp32", "fp16", "int8", "fp16-weights")),
+        *((o, "fp32") for o in others),
+    ]
+    for number, (exported, precision) in enumerate(cases):
+        folder = tmp_path / str(number)
+        export_bundle(vivid_model(exported), folder, precision, "a test", debug=not number)
         for path in folder.glob("*.onnx"):
             external_tensors(path, "weights.bin")
             whole = onnx.load(path, load_external_data=False)
-            collect(whole.graph.node, in_graphs)
+            uses(whole.graph.node, used["decoder" if path.stem == "decoder" else "scales"])
             for function in whole.functions:
-                collect(function.node, in_bodies)
-    assert in_graphs == OPERATORS
-    assert in_bodies == BODY_OPERATORS
+                uses(function.node, used["bodies"])
+    for kind, rules in (("scales", IN_SCALES), ("decoder", IN_DECODERS), ("bodies", IN_BODIES)):
+        for name, rule in rules.items():
+            counts = {"inputs": rule.inputs, "outputs": rule.outputs}
+            for what, allowed in {**counts, **rule.attributes}.items():
+                unused = {
+                    value for value in allowed - {"+", "count", "outputs", ""} if (name, what, value) not in used[kind]
+                }
+                assert not unused, f"no export of {kind} writes {name} with {what} {unused}"
 
 
-def node(kind: str, domain: str = "", **attributes: object) -> NodeProto:
-    return helper.make_node(kind, ["x"], ["y"], domain=domain, **attributes)
+def node(kind: str, domain: str = "", inputs: str = "x", outputs: str = "y", **attributes: object) -> NodeProto:
+    return helper.make_node(kind, inputs.split(), outputs.split(), domain=domain, **attributes)
 
 
 def body(name: str, *nodes: NodeProto) -> ModelProto:
@@ -242,7 +273,8 @@ def body(name: str, *nodes: NodeProto) -> ModelProto:
 
 
 def in_a_branch(inner: NodeProto) -> ModelProto:
-    return model(nodes=(node("If", then_branch=helper.make_graph([inner], "then", [], [])),))
+    branch = helper.make_graph([inner], "branch", [], [])
+    return model(nodes=(node("If", then_branch=branch, else_branch=branch),))
 
 
 @pytest.mark.parametrize(
@@ -286,3 +318,56 @@ def test_a_constant_that_takes_all_memory_is_refused(tmp_path: Path, constant: T
     """By its own dimensions, or as the shape of what a graph makes by it."""
     with pytest.raises(BundleError, match=r"it holds (a|the) constant"):
         read(tmp_path, model(constant))
+
+
+SPLIT = node("Split", outputs="y z", axis=1, num_outputs=2)
+WRONG_NODES = {
+    "more parts than there are": node("Split", outputs="y z w", axis=1, num_outputs=2),
+    "no number of parts": node("Split", outputs="y z", axis=1),
+    "an axis from the end": node("Split", outputs="y z", axis=-1, num_outputs=2),
+    "another type": node("Split", outputs="y z", axis=1.0, num_outputs=2),
+    "an attribute more": node("Add", inputs="x x", axis=0),
+    "an input less": node("Add"),
+    "an input that is left out": NodeProto(op_type="Add", input=["x", ""], output=["y"]),
+    "an overload": NodeProto(op_type="Add", input=["x", "x"], output=["y"], overload="other"),
+    "a reference in no body": NodeProto(
+        op_type="Softmax", input=["x"], output=["y"], attribute=[AttributeProto(name="axis", type=2, ref_attr_name="a")]
+    ),
+    "a size that is none": node("ActVarTokenSelect", "actvar", keep=0, plugin_namespace="actvar", plugin_version="1"),
+    "what only a decoder has": node("InstanceNormalization", inputs="x s b", epsilon=1e-6),
+    "an axis that nobody wrote down": node("ReduceSum", inputs="x y", keepdims=1),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_NODES.values(), ids=WRONG_NODES)
+def test_a_node_that_no_export_writes_is_refused(tmp_path: Path, wrong: NodeProto):
+    """ONNX Runtime ends its process, without a word that could be caught, for several of these."""
+    assert not read(tmp_path, model(nodes=(SPLIT,)))
+    with pytest.raises(
+        BundleError, match=r"no export writes|no export uses|no export gives it|exports write a constant"
+    ):
+        read(tmp_path, model(nodes=(wrong,)))
+
+
+def test_a_body_counts_its_batch_from_the_start(tmp_path: Path):
+    """ONNX Runtime 1.32 reads outside of its memory for one that is counted from the end."""
+    right = node("GatherND", inputs="x i", batch_dims=1)
+    assert not read(tmp_path, body("ActVarTokenGather", right))
+    with pytest.raises(BundleError, match="GatherND with batch_dims '-2', which no export writes"):
+        read(tmp_path, body("ActVarTokenGather", node("GatherND", inputs="x i", batch_dims=-2)))
+
+
+@pytest.mark.parametrize("ends", [(0, -1), (-1, 1 << 20), (-1,)])
+def test_a_decoder_crops_one_pixel_and_no_more(tmp_path: Path, ends: tuple[int, ...]):
+    """What is empty ends the process of ONNX Runtime 1.32 in the norm behind it."""
+    crop = node("Slice", inputs="x starts ends axes")
+    whole = {"starts": (1, 1), "ends": (-1, -1), "axes": (2, 3)}
+    path = tmp_path / "decoder.onnx"
+    for values in (whole, {**whole, "ends": ends}, {"starts": (1, 1), "axes": (2, 3)}):
+        constants = [helper.make_tensor(name, TensorProto.INT64, [len(each)], each) for name, each in values.items()]
+        path.write_bytes(model(*constants, nodes=(crop,)).SerializeToString())
+        if values == whole:
+            assert not external_tensors(path, "weights.bin")
+        else:
+            with pytest.raises(BundleError, match="Slice that reads 'ends', where exports write a constant"):
+                external_tensors(path, "weights.bin")

@@ -138,8 +138,8 @@ def heavy_loads(tree: dict[str, Module]) -> list[str]:
     return [chain for needed in needs for package, chain in needed.items() if package not in allowed]
 
 
-BINDING = "actvar.plugins.torch"
-"""Bears PyTorch's name on purpose, as nothing in plugins/ is run as a file."""
+BINDINGS = {"actvar.plugins.torch", "actvar.serve.ray"}
+"""Bear another package's name on purpose, as nothing in their rooms is run as a file."""
 
 
 def hiding_names(tree: dict[str, Module]) -> list[str]:
@@ -149,7 +149,7 @@ def hiding_names(tree: dict[str, Module]) -> list[str]:
     return [
         str(module.path)
         for module in tree.values()
-        if module.name.rpartition(".")[2] in taken and module.name != BINDING
+        if module.name.rpartition(".")[2] in taken and module.name not in BINDINGS
     ]
 
 

@@ -124,8 +124,8 @@ def test_what_a_message_repeats_is_obeyed_by_no_terminal():
     [
         (("train", "mini", "--device", "foo"), "--device must be cpu, cuda or cuda:0 and up, got 'foo'"),
         (("train", "vqvae", "--device", "cuda:99"), "no cuda:99. Take another --device"),
-        (("parity", "--precision", "bf16"), "--precision bf16 is for --backend tensorrt"),
-        (("generate", "--class", 1, "--precision", "bf16"), "--precision bf16 is for --backend tensorrt"),
+        (("parity", "--precision", "bf16"), "ONNX Runtime does not draw in bf16"),
+        (("generate", "--class", 1, "--precision", "bf16"), "ONNX Runtime does not draw in bf16"),
     ],
 )
 def test_what_cannot_be_here_is_refused_before_any_work(words, said, tmp_path):

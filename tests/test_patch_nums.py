@@ -14,7 +14,7 @@ from small_training import write_tokens
 from actvar import Pipeline
 from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
-from actvar.checkpoint.model import load_model
+from actvar.checkpoint.model import load_checkpoint, load_model
 from actvar.checkpoint.own import save_model
 from actvar.cli.options import integers
 from actvar.errors import ArgumentError, UsageError
@@ -107,7 +107,7 @@ def test_evaluate_takes_them(command: Command):
 
 def test_both_stages_take_those_of_the_teacher(command: Command):
     """The student's file tells its own."""
-    teacher = load_model(Path("custom.pth"), Path("vae.pth"), schedule=ScaleSchedule(MAPS))
+    teacher = load_checkpoint(Checkpoint(Path("custom.pth"), Path("vae.pth"), schedule=ScaleSchedule(MAPS)))
     write_tokens(Path("tokens"), teacher)
     of_teacher = ("--teacher", "custom.pth", *GIVEN, written(MAPS), "--tokens-dir", "tokens", "--batch-size", 4)
     code, _, err = command("train", "stage1", *of_teacher, "--out", "one", "--steps", 1)

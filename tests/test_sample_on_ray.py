@@ -41,20 +41,21 @@ def arguments(bundle: Path) -> list[str]:
     return ["--model", str(bundle), "--threads", "1", "--count", str(COUNT), "--shard-size", str(SHARD)]
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
     """Two nodes of two CPUs each: with one a job hangs."""
     switch_off()
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs Ray: pip install 'actvar-trt[ray]'")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 of its own: among other work it would hardly run
-    started = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}, shutdown_at_exit=True
-    )
-    try:
-        started.add_node(num_cpus=2)
-        yield started
-    finally:
-        started.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # 15 of its own: among other work it would hardly run
+        started = cluster_utils.Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}, shutdown_at_exit=True
+        )
+        try:
+            started.add_node(num_cpus=2)
+            yield started
+        finally:
+            started.shutdown()
 
 
 def raylet_of(node: Any) -> int:
@@ -75,6 +76,21 @@ def records(folder: Path) -> list[Path]:
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_drawn_on_ray(
+    bundle: Path, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The pieces that it keeps, and the file for the ADM suite, are those of one process."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", bundle, "--threads", 1, "--count", 30, "--seed", 3]
+    evaluate = in_process(monkeypatch, capsys, "evaluate", *options)
+    for where, ray in (("on-ray", ["--ray", cluster.address, "--workers", 2]), ("alone", [])):
+        code, _, err = evaluate(*ray, "--out", where, "--npz", f"{where}.npz")
+        assert code == 0, err
+    assert tree(Path("on-ray")) == tree(Path("alone"))
+    assert Path("on-ray.npz").read_bytes() == Path("alone.npz").read_bytes()
 
 
 @pytest.mark.slow

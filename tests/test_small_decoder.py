@@ -15,7 +15,8 @@ from small_models import SMALL_VQVAE, small_config, vivid_model
 from small_training import TEACHER, logged, random_store, write_teacher, write_tokens
 
 from actvar.bundle.manifest import read_manifest
-from actvar.checkpoint.model import load_model, open_model
+from actvar.checkpoint.files import Checkpoint
+from actvar.checkpoint.model import load_checkpoint, load_model, open_checkpoint
 from actvar.checkpoint.own import save_model
 from actvar.config import ModelConfig, SmallDecoderConfig, VQVAEConfig
 from actvar.distill.decoder import DecoderSettings, perceptual_loss, pixel_loss, train_decoder
@@ -176,7 +177,7 @@ def test_a_model_draws_with_it_where_it_was_asked_for(tmp_path: Path):
     """By default the full decoder draws, and the small one stays where it is."""
     both = vivid_model(BOTH)
     file = saved(both, tmp_path / "both.safetensors")
-    full, small = load_model(file), load_model(file, decoder="small")
+    full, small = load_model(file), load_checkpoint(Checkpoint(file, decoder="small"))
     assert full.config == TEACHER and full.small_decoder is None and small.config == BOTH
     drawn, also = (generate(model, [1], model.config.sampling) for model in (full, small))
     assert all(torch.equal(a, b) for a, b in zip(drawn.f_hats, also.f_hats, strict=True))
@@ -191,8 +192,8 @@ def test_it_comes_from_the_file_of_the_vqvae(tmp_path: Path):
     both = vivid_model(BOTH)
     file = saved(both, tmp_path / "both.safetensors")
     alone = saved(both, tmp_path / "alone.safetensors", with_vqvae=False)
-    assert open_model(alone, file).config == TEACHER
-    model = load_model(alone, file, decoder="small")
+    assert open_checkpoint(Checkpoint(alone, file)).config == TEACHER
+    model = load_checkpoint(Checkpoint(alone, file, decoder="small"))
     assert model.config == BOTH and model.small_decoder is not None
     for name, value in both.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
@@ -201,7 +202,7 @@ def test_it_comes_from_the_file_of_the_vqvae(tmp_path: Path):
 def test_where_there_is_none_it_cannot_be_asked_for(tmp_path: Path):
     file = saved(vivid_model(TEACHER), tmp_path / "full.safetensors")
     with pytest.raises(CheckpointError, match=r"holds no small decoder\. Make one: actvar-trt train decoder"):
-        load_model(file, decoder="small")
+        load_checkpoint(Checkpoint(file, decoder="small"))
 
 
 def test_the_command_writes_a_model_with_both(
@@ -216,7 +217,7 @@ def test_the_command_writes_a_model_with_both(
             "--depth", 1, "--steps", 3, "--batch-size", 4)  # fmt: skip
     code, out, _ = train(*line)
     assert code == 0 and "Wrote run/actvar.safetensors. Next: actvar-trt export --decoder small" in out
-    made = load_model(Path("run/actvar.safetensors"), decoder="small")
+    made = load_checkpoint(Checkpoint(Path("run/actvar.safetensors"), decoder="small"))
     assert made.config == BOTH
     for name, value in teacher.state_dict().items():
         assert torch.equal(made.state_dict()[name], value), name
@@ -239,7 +240,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-2), ("bf16", 1e-2), ("int8", 0.1)])
 def test_the_exported_one_gives_the_eager_picture(bundles: Path, precision: str, tolerance: float):
-    model = load_model(bundles / "both.safetensors", decoder="small")
+    model = load_checkpoint(Checkpoint(bundles / "both.safetensors", decoder="small"))
     drawn = generate(model, [0, 3], model.config.sampling, seed=5)
     found = run(str(bundles / precision / "decoder.onnx"), {"f_hat": drawn.f_hats[-1].numpy()})["image"]
     expected = drawn.pictures_B3HW.numpy()
@@ -263,7 +264,7 @@ def test_its_graph_is_of_plain_operators_and_its_bundle_holds_no_other(bundles: 
 def test_weights_are_bound_to_a_bundle_with_the_decoder_that_it_has(bundles: Path, tmp_path: Path):
     other = saved(vivid_model(ROOMY, seed=1), tmp_path / "other.safetensors")
     bound = bind(bundles / "fp32", other, target=tmp_path / "bound")
-    model = load_model(other, decoder="small")
+    model = load_checkpoint(Checkpoint(other, decoder="small"))
     assert bound.model == ROOMY
     f_hat = torch.randn(1, 6, 3, 3)
     found = run(str(tmp_path / "bound" / "decoder.onnx"), {"f_hat": f_hat.numpy()})["image"]

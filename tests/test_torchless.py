@@ -15,7 +15,8 @@ from small_checkpoints import SPARSE, tiny_var, tiny_vqvae
 from small_models import small_config, vivid_model
 
 from actvar.bundle.manifest import read_manifest
-from actvar.checkpoint.model import load_model, open_model
+from actvar.checkpoint.files import Checkpoint
+from actvar.checkpoint.model import load_model, open_checkpoint
 from actvar.checkpoint.own import save_model
 from actvar.errors import CheckpointError
 from actvar.export.onnx_export import export_bundle
@@ -118,7 +119,7 @@ def test_what_does_need_pytorch_says_so_and_what_does_not(tmp_path: Path):
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path):
     """Half of one checkpoint and half of another would draw something; a mapped file that is cut short kills."""
     (path,) = own(tmp_path)
-    stored = open_model(path)
+    stored = open_checkpoint(Checkpoint(path))
     name = "var.head.weight"
     expected = load_model(path).read(name)
     np.testing.assert_array_equal(stored.read(name), expected)

@@ -1,23 +1,11 @@
-"""`actvar-trt triton`, behind a real Triton server on a CPU: its pictures are `generate`'s, whatever shares a batch.
-
-The server is the one in PyPI's wheel of nvidia-pytriton, of which nothing else is used or installed.
-"""
+"""`actvar-trt triton`, behind a real Triton server on a CPU: its pictures are `generate`'s, whatever shares a batch."""
 
 import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import sysconfig
-import time
 import urllib.error
-import urllib.request
-import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +14,12 @@ import numpy as np
 import pytest
 from command_line import in_process
 from small_models import small_config, vivid_model
+from triton_server import running, unpacked, with_client
 
 from actvar.export.onnx_export import export_bundle
 from actvar.runtime.pictures import Order
 from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
-
-WHEEL = "nvidia-pytriton==0.7.0"
-WHEELS_VARIABLE = "ACTVAR_TRITON_WHEELS"
-"""A folder that holds the wheel, where it is not to be fetched."""
-READY = 180  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -52,98 +36,7 @@ def source(bundle: Path) -> GraphSource:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The server's folder, out of the wheel."""
-    folder = tmp_path_factory.mktemp("triton")
-    library = Path(sysconfig.get_config_var("LIBDIR")) / str(sysconfig.get_config_var("INSTSONAME"))
-    if not library.name.startswith("libpython") or not library.is_file():
-        pytest.skip("Triton's stub loads Python as a library, and this one was built without")
-    where = os.environ.get(WHEELS_VARIABLE)
-    source = ["--no-index", "--find-links", where] if where else ["--timeout", "20", "--retries", "1"]
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL, "-d", str(folder), *source]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        pytest.skip(f"{WHEEL} is not to be had here: {done.stderr.strip().splitlines()[-1:]}")
-    with zipfile.ZipFile(wheels[0]) as archive:
-        archive.extractall(folder)
-    wheels[0].unlink()
-    triton = folder / "pytriton" / "tritonserver"
-    stub = (
-        triton / "python_backend_stubs" / f"{sys.version_info[0]}.{sys.version_info[1]}" / "triton_python_backend_stub"
-    )
-    if not stub.is_file():
-        pytest.skip(f"{WHEEL} has no stub for this Python")
-    shutil.copy(stub, triton / "backends" / "python")
-    for program in (triton / "bin" / "tritonserver", triton / "backends" / "python" / stub.name):
-        program.chmod(0o755)
-    return triton
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-class Server:
-    """A server that runs, asked over HTTP as its protocol says (KServe's, version 2)."""
-
-    def __init__(self, port: int, process: subprocess.Popen):
-        self._url, self.process = f"http://127.0.0.1:{port}/v2", process
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"{self._url}/{path}", timeout=60) as answer:
-            return answer.read()
-
-    def draw(self, **inputs: list[Any]) -> np.ndarray:
-        """Pictures [B, H, W, 3] of inputs that have a value for each."""
-        types = {"class_id": "INT64", "seed": "UINT64", "number": "UINT64", "top_k": "INT32"}
-        body = {
-            "inputs": [
-                {"name": name, "shape": [len(values), 1], "datatype": types.get(name, "FP32"), "data": values}
-                for name, values in inputs.items()
-            ]
-        }
-        request = urllib.request.Request(
-            f"{self._url}/models/actvar/infer", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            [output] = json.loads(answer.read())["outputs"]
-        return np.array(output["data"], np.uint8).reshape(output["shape"])
-
-    def batches(self) -> tuple[int, int]:
-        """Pictures that were asked for, and the batches that they were drawn in."""
-        [model] = json.loads(self.get("models/actvar/stats"))["model_stats"]
-        return model["inference_count"], model["execution_count"]
-
-
-@contextmanager
-def running(triton: Path, repository: Path, log: Path) -> Iterator[Server]:
-    port = free_port()
-    library = Path(sysconfig.get_config_var("LIBDIR"))
-    command = [triton / "bin" / "tritonserver", "--model-repository", repository, "--backend-directory"]
-    command += [triton / "backends", "--http-address", "127.0.0.1", "--http-port", str(port)]
-    command += ["--allow-grpc", "false", "--allow-metrics", "false"]
-    libraries = f"{library}:{triton.parent.parent / 'nvidia_pytriton.libs'}"
-    environment = {**os.environ, "LD_LIBRARY_PATH": libraries, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [*map(str, command)], env=environment, stdout=file, stderr=file, start_new_session=True
-        )
-    found, end = Server(port, process), time.monotonic() + READY
-    try:
-        while True:
-            assert process.poll() is None and time.monotonic() < end, log.read_text(errors="replace")[-6000:]
-            try:
-                found.get("health/ready")
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield found
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    return unpacked(tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture
@@ -192,6 +85,39 @@ def test_the_servers_pictures_are_those_of_generate(
         assert "Traceback" not in log.read_text(errors="replace")
     with running(server, repository, log) as triton:  # it was killed, not ended
         np.testing.assert_array_equal(triton.draw(class_id=[asked[7][0]], seed=[asked[7][1]], number=[21]), drawn[7])
+
+
+ASK = """
+import json, sys
+import numpy as np
+import tritonclient.http as http
+
+def given(name, value, kind):
+    found = http.InferInput(name, [1, 1], kind)
+    found.set_data_from_numpy(np.array([[value]], {"INT64": np.int64, "UINT64": np.uint64}[kind]))
+    return found
+
+client = http.InferenceServerClient(sys.argv[1], concurrency=20)
+kinds = {"class_id": "INT64", "seed": "UINT64", "number": "UINT64"}
+asked = [[given(name, value, kinds[name]) for name, value in one.items()] for one in json.loads(sys.argv[2])]
+answers = [client.async_infer("actvar", inputs) for inputs in asked]
+np.save(sys.argv[3], np.concatenate([answer.get_result().as_numpy("picture") for answer in answers]))
+"""
+
+
+@pytest.mark.slow
+def test_nvidias_own_client_is_given_the_same(server: Path, source: GraphSource, repository: Path, tmp_path: Path):
+    """Twenty requests at once by tritonclient, in its binary form, each with a seed of its own."""
+    client, drawn = with_client(tmp_path / "client"), tmp_path / "drawn.npy"
+    asked = [{"class_id": i % source.model.num_classes, "seed": 2**63 + i, "number": 3 * i} for i in range(20)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(client), os.environ.get("PYTHONPATH", "")])}
+    with running(server, repository, tmp_path / "log.txt") as triton:
+        words = [sys.executable, "-c", ASK, triton.place, json.dumps(asked), str(drawn)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for picture, one in zip(np.load(drawn), asked, strict=True):
+        [wanted] = source.draw([Order(one["class_id"], one["number"])], source.model.sampling, one["seed"])
+        np.testing.assert_array_equal(picture, wanted.pixels_HW3)
 
 
 def test_a_repository_says_what_it_is_of(repository: Path, bundle: Path):

@@ -35,23 +35,6 @@ SCALE_INPUT = "scale"
 
 MAX_SCALES = 64
 
-_IN_GRAPHS = """
-Add And Cast Clip Concat ConstantOfShape Conv CumSum DepthToSpace DequantizeLinear Div Equal Expand Gather
-GatherElements Gelu Gemm Identity If InstanceNormalization LayerNormalization Less LessOrEqual MatMul Max Min Mul
-Neg NonZero QLinearConv QuantizeLinear Range ReduceL2 ReduceMax ReduceMin ReduceSum Relu Reshape ScatterElements
-ScatterND Shape Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where actvar.ActVarRoutedFFN
-actvar.ActVarTokenGather actvar.ActVarTokenScatter actvar.ActVarTokenSelect com.microsoft.MatMulIntegerToFloat
-"""
-OPERATORS = frozenset(_IN_GRAPHS.split())
-"""What the graphs of a bundle are made of, each with its domain; whatever else stands in one, no exporter wrote."""
-
-_IN_BODIES = """
-Cast CastLike Concat Constant Expand Gather GatherND Gelu Gemm MatMul NonZero Range Reshape Scan ScatterElements
-ScatterND Shape Squeeze TopK Transpose Unsqueeze
-"""
-BODY_OPERATORS = frozenset(_IN_BODIES.split())
-"""What the bodies of our own operators are made of: `Scan`, whose length is a tensor's, and no loop that data ends."""
-
 Dimension = int | str
 Shape = tuple[Dimension, ...]
 

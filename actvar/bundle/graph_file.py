@@ -3,10 +3,10 @@
 Three reasons to look. All graphs of a bundle are to share one mapping of the weights, so it must be known where each
 tensor lies. A graph's writer chose the file names in it: ONNX Runtime 1.32 refuses one that leads out of the folder,
 but 1.23 reads it, and crashes on a name that stands for an address in memory. And whoever writes a graph could write
-one that never ends or takes all memory: so only operators that the exporter writes pass, none of which loops until data
-says so, and numbers that shapes are made of are bounded.
+one that never ends, takes all memory or ends the engine's process: so only nodes that the exporter could have written
+pass (`operators.py`), and numbers that shapes are made of are bounded.
 
-Knows of Protocol Buffers' wire form what is needed to reach the tensors, and of ONNX the field numbers on the way.
+Knows of ONNX the field numbers on the way to tensors and nodes.
 Where the form allows two readings (a field given twice), all are looked at.
 """
 
@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from actvar.bundle.contract import BODY_OPERATORS, OPERATORS
 from actvar.bundle.manifest import EXPORT_AGAIN
+from actvar.bundle.operators import IN_BODIES, IN_DECODERS, IN_SCALES, MOST, check_node
+from actvar.bundle.wire import fields, numbers, signed
 from actvar.errors import BundleError, DamagedError, counted
 
 # From message and field number to the message that the field holds, on every way from a model to a tensor (onnx.proto).
@@ -35,12 +36,10 @@ _INITIALIZER = (7, 5)  # the way to a weight of the graph itself
 _FUNCTION = 25  # the way to the bodies of our own operators
 _DIMS, _TYPE, _NAME, _EXTERNAL = 1, 2, 8, 13  # fields of Tensor
 _INT64, _INT64_DATA, _RAW_DATA = 7, 7, 9  # a type, and two more fields
-_OPERATOR, _DOMAIN = 4, 7  # fields of Node
 _KEY, _VALUE = 1, 2  # fields of an external tensor's entries
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 64
-_MOST = 1 << 24  # of a whole number in a graph: a size, a place or a count
+_DECODER = "decoder"  # the graph with rules of its own
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,15 @@ def external_tensors(path: Path, weights: str) -> list[ExternalTensor]:
         parts = list(_parts(memoryview(path.read_bytes()), "Model", ()))
         tensors = [(way, part) for way, kind, part in parts if kind == "Tensor"]
         found = [_read(tensor, way, weights) for way, tensor in tensors if _is_external(tensor)]
+        constants: dict[str, list[list[int]]] = {}
         for _, tensor in tensors:
             if not _is_external(tensor):
-                _check_constant(tensor)
+                name, values = _constant(tensor, may_be_empty=path.stem != _DECODER)
+                constants.setdefault(name, []).append(values)
+        own = IN_DECODERS if path.stem == _DECODER else IN_SCALES
         for way, kind, part in parts:
             if kind == "Node":
-                _check_operator(part, BODY_OPERATORS if way[0] == _FUNCTION else OPERATORS)
+                check_node(part, IN_BODIES if way[0] == _FUNCTION else own, lambda name: constants.get(name, []))
         return found
     except (IndexError, ValueError) as error:
         raise DamagedError(f"{path} is not a graph that can be used: {error}. {EXPORT_AGAIN}") from None
@@ -90,7 +92,7 @@ def _parts(message: memoryview, kind: str, way: tuple[int, ...]) -> Iterator[tup
     """Every node and every tensor in a message and below it, with the fields that led there."""
     if len(way) > _MAX_DEPTH:
         raise ValueError("it is nested too deeply")
-    for number, value in _fields(message):
+    for number, value in fields(message):
         held = _WAYS[kind].get(number)
         if held is None or isinstance(value, int):
             continue
@@ -100,61 +102,47 @@ def _parts(message: memoryview, kind: str, way: tuple[int, ...]) -> Iterator[tup
             yield from _parts(value, held, (*way, number))
 
 
-def _check_operator(node: memoryview, known: frozenset[str]) -> None:
-    """Make sure that a node is one of the exporter's; of a field that is given twice, either could count."""
-    texts = [
-        (number, bytes(value).decode())
-        for number, value in _fields(node)
-        if not isinstance(value, int) and number in (_OPERATOR, _DOMAIN)
-    ]
-    domains = [text for number, text in texts if number == _DOMAIN] or [""]
-    for name in (text for number, text in texts if number == _OPERATOR):
-        for domain in domains:
-            full = f"{domain}.{name}" if domain else name
-            if full not in known:
-                raise ValueError(f"it holds the operator {full[:80]!r}, which no export writes there")
-
-
-def _check_constant(tensor: memoryview) -> None:
-    """Make sure that a constant has its values in the file, and that a shape made of it stays in bounds."""
-    values, raw, count, dtype = list[int](), b"", 1, 0
-    for number, value in _fields(tensor):
+def _constant(tensor: memoryview, may_be_empty: bool) -> tuple[str, list[int]]:
+    """Name and whole numbers of a constant that has its values in the file, and of which a shape stays in bounds."""
+    name, values, raw, count, dtype = "", list[int](), b"", 1, 0
+    for number, value in fields(tensor):
         if number == _DIMS:
-            for size in [value] if isinstance(value, int) else _varints(value):
+            for size in numbers(value):
                 count *= size
         elif number == _TYPE and isinstance(value, int):
             dtype = value
         elif number == _INT64_DATA:
-            values += [value] if isinstance(value, int) else _varints(value)
+            values += numbers(value)
         elif number == _RAW_DATA and not isinstance(value, int):
             raw += bytes(value)
+        elif number == _NAME and not isinstance(value, int):
+            name = bytes(value).decode()
+    if not count and not may_be_empty:
+        raise ValueError("it holds a constant without a value, which no export writes there")
     if count > len(tensor):
         raise ValueError(f"it holds a constant of {counted(count, 'value')} in {len(tensor)} bytes")
-    if dtype == _INT64:
-        sizes = [*map(_signed, values), *np.frombuffer(raw, np.int64).tolist()]
-        if wrong := next((size for size in sizes if abs(size) > _MOST), None):
-            raise ValueError(f"it holds the constant {wrong}, by which no export shapes a tensor")
-
-
-def _signed(value: int) -> int:
-    """What a number of 64 bits stands for."""
-    return value - (1 << 64) if value >= 1 << 63 else value
+    if dtype != _INT64:
+        return name, []
+    sizes = [*map(signed, values), *np.frombuffer(raw, np.int64).tolist()]
+    if wrong := next((size for size in sizes if abs(size) > MOST), None):
+        raise ValueError(f"it holds the constant {wrong}, by which no export shapes a tensor")
+    return name, sizes
 
 
 def _is_external(tensor: memoryview) -> bool:
-    return any(number == _EXTERNAL for number, _ in _fields(tensor))
+    return any(number == _EXTERNAL for number, _ in fields(tensor))
 
 
 def _read(tensor: memoryview, way: tuple[int, ...], weights: str) -> ExternalTensor:
-    name, dtype, shape, where = "", "", [], {}
-    for number, value in _fields(tensor):
+    name, dtype, shape, where = "", "", list[int](), dict[str, str]()
+    for number, value in fields(tensor):
         if number == _EXTERNAL and not isinstance(value, int):
             key, text = _entry(value)
             if key in where:
                 raise ValueError(f"a tensor has two entries {key!r}")
             where[key] = text
         elif number == _DIMS:
-            shape += [value] if isinstance(value, int) else list(_varints(value))
+            shape += numbers(value)
         elif number == _TYPE and isinstance(value, int):
             dtype = _TYPES.get(value, "")
         elif number == _NAME and not isinstance(value, int):
@@ -164,61 +152,15 @@ def _read(tensor: memoryview, way: tuple[int, ...], weights: str) -> ExternalTen
     if way != _INITIALIZER or not dtype or not where.keys() >= {"offset", "length"}:
         raise ValueError(f"the tensor {name[:80]!r} is described in a way that no export uses")
     found = ExternalTensor(name, dtype, tuple(shape), int(where["offset"]))
-    if found.offset < 0 or found.length != int(where["length"]):
+    if 0 in shape or found.offset < 0 or found.length != int(where["length"]):
         raise ValueError(f"the tensor {name[:80]!r} of {found.length} bytes is said to have {where['length'][:20]}")
     return found
 
 
 def _entry(message: memoryview) -> tuple[str, str]:
     """Key and value of an entry; of a field that is given twice the last counts, which is refused here."""
-    texts = [(number, bytes(value).decode()) for number, value in _fields(message) if not isinstance(value, int)]
+    texts = [(number, bytes(value).decode()) for number, value in fields(message) if not isinstance(value, int)]
     if sorted(number for number, _ in texts) != [_KEY, _VALUE]:
         raise ValueError("a tensor's entry is not one key and one value")
     by_number = dict(texts)
     return by_number[_KEY], by_number[_VALUE]
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and content of a message's fields; those of a fixed width are passed over."""
-    place, end = 0, len(message)
-    while place < end:
-        tag, place = _varint(message, place)
-        form = tag & 7
-        if form == _BYTES:
-            length, place = _varint(message, place)
-            if length > end - place:
-                raise ValueError("it is cut short")
-            yield tag >> 3, message[place : place + length]
-            place += length
-        elif form == _VARINT:
-            value, place = _varint(message, place)
-            yield tag >> 3, value
-        elif form in (_FIXED32, _FIXED64):
-            place += 4 if form == _FIXED32 else 8
-        else:
-            raise ValueError(f"it has a field of the form {form}")
-    if place != end:
-        raise ValueError("it is cut short")
-
-
-def _varints(message: memoryview) -> Iterator[int]:
-    """Numbers that are packed one behind the other."""
-    place = 0
-    while place < len(message):
-        value, place = _varint(message, place)
-        yield value
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number of variable length, and the place behind it."""
-    value = shift = 0
-    while shift < 64:
-        if place >= len(message):
-            raise ValueError("it is cut short")
-        byte = message[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-    raise ValueError("it has a number of more than 64 bits")

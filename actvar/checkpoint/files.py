@@ -18,16 +18,27 @@ SHIPPED_MODELS = ("actvar-mini", "actvar-mini-guidance-free", "var-mini")
 class Checkpoint:
     """A model's file, and that of its VQVAE where the first does not hold one.
 
-    `schedule` are the token maps, for a file that does not tell them. `decoder` says which of its decoders draws.
+    Attributes:
+        path: `.safetensors`, the `.index.json` of several, or `.pth`; what it holds is told by its content. Of an
+            official one that holds the weights and a moving average of them (`ema`, `model_ema`, …), the average is
+            read; `actvar.checkpoint.networks` lists the wrappings.
+        vqvae: the file that holds the VQVAE, where the first holds none: `vae_ch160v4096z32.pth` for official files,
+            another checkpoint of ours for ours.
+        schedule: the token maps of an official file that does not tell them (no `lvl_1L`); without it the standard
+            ones, or var_d36's, whichever has as many tokens.
+        decoder: "small" takes the small decoder that the checkpoint holds beside its VQVAE, too, and the model draws
+            with it; "full" leaves it where it is.
+        guidance_until: the last scale that is guided, from 1; the model's own if left out.
     """
 
     path: Path
     vqvae: Path | None = None
     schedule: ScaleSchedule | None = None
     decoder: Decoder = "full"
+    guidance_until: int | None = None
 
     def digest(self) -> str:
-        """SHA-256 over what the files hold, the token maps if they are given, and the decoder if it is the small one.
+        """SHA-256 over what the files hold, and over what else is said of the model.
 
         Raises:
             CheckpointError: one is missing or cannot be read.
@@ -42,6 +53,8 @@ class Checkpoint:
             digest.update(repr(self.schedule.patch_nums).encode())
         if self.decoder != "full":
             digest.update(self.decoder.encode())
+        if self.guidance_until is not None:
+            digest.update(f"guided until {self.guidance_until}".encode())
         return digest.hexdigest()
 
 

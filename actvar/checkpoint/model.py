@@ -18,7 +18,7 @@ from actvar.checkpoint.official import derive_vqvae, read_official, require_same
 from actvar.checkpoint.own_file import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
-from actvar.config import Activation, Decoder, ModelConfig
+from actvar.config import Activation, ModelConfig
 from actvar.errors import ArgumentError, CheckpointError, UsageError, counted, needs, shown
 from actvar.parameters import is_scorer, parameter_shapes
 from actvar.provenance import pasteable
@@ -73,29 +73,13 @@ class StoredModel:
         return model.requires_grad_(False)
 
 
-def open_model(
-    path: Path,
-    vqvae: Path | None = None,
-    activation: Activation | None = None,
-    schedule: ScaleSchedule | None = None,
-    guidance_until: int | None = None,
-    decoder: Decoder = "full",
-) -> StoredModel:
+def open_checkpoint(checkpoint: Checkpoint, activation: Activation | None = None) -> StoredModel:
     """Open a checkpoint: ours, official VAR's, or a self-trained official one. No values are read.
 
     Args:
-        path: `.safetensors`, the `.index.json` of several, or `.pth`; what it holds is told by its content. Of an
-            official one that holds the weights and a moving average of them (`ema`, `model_ema`, …), the average is
-            read; `actvar.checkpoint.networks` lists the wrappings.
-        vqvae: the file that holds the VQVAE, where the first holds none: `vae_ch160v4096z32.pth` for official files,
-            another checkpoint of ours for ours.
+        checkpoint: its files, and what else is said of the model.
         activation: makes an ActVAR of a dense checkpoint; its router and selector are drawn anew, small and always the
             same. Of an ActVAR it replaces scales and rates; the number of experts and the choices must stay.
-        schedule: the token maps of an official file that does not tell them (no `lvl_1L`); without it the standard
-            ones, or var_d36's, whichever has as many tokens.
-        guidance_until: the last scale that is guided, from 1; the model's own if left out.
-        decoder: "small" takes the small decoder that the checkpoint holds beside its VQVAE, too, and the model draws
-            with it; "full" leaves it where it is.
 
     Raises:
         CheckpointError: a file is missing, unreadable, hostile, incomplete, or does not fit; or it holds no small
@@ -103,13 +87,14 @@ def open_model(
         UsageError: the activation does not fit the model, or the file tells other token maps.
         ArgumentError: guidance cannot end at that scale of the model; a UsageError, too.
     """
+    path, vqvae, schedule = checkpoint.path, checkpoint.vqvae, checkpoint.schedule
     file = open_tensor_file(path)
     if is_own(file):
         config, weights = read_own(file, vqvae, schedule)
     else:
         config, *both = read_official(file, vqvae, schedule)
         weights = dict(zip(("var", "vqvae"), both, strict=True))
-    if decoder == "full":
+    if checkpoint.decoder == "full":
         config = replace(config, small_decoder=None)
     elif config.small_decoder is None:
         make = pasteable("train", "decoder", "--model", path, "--tokens-dir", "TOKENS", "--out", "FOLDER")
@@ -118,7 +103,7 @@ def open_model(
     if activation:
         config = _activated(config, activation, path)
     try:
-        config = config.guided_until(guidance_until)
+        config = config.guided_until(checkpoint.guidance_until)
     except ValueError as error:
         raise ArgumentError(f"{shown(path)} cannot be guided so: {error}.") from None
     of_var = _expected(config, "var")
@@ -132,21 +117,19 @@ def open_model(
     return StoredModel(config, fresh, weights)
 
 
-def load_model(
-    path: Path,
-    vqvae: Path | None = None,
-    activation: Activation | None = None,
-    schedule: ScaleSchedule | None = None,
-    guidance_until: int | None = None,
-    decoder: Decoder = "full",
-) -> "ActVAR":
+def load_checkpoint(checkpoint: Checkpoint, activation: Activation | None = None) -> "ActVAR":
     """Read a checkpoint into memory.
 
-    Args and errors are those of `open_model`; a value that is not finite is refused, too.
+    Args and errors are those of `open_checkpoint`; a value that is not finite is refused, too.
 
     Returns: fp32, on the CPU, in evaluation mode, without gradients.
     """
-    return open_model(path, vqvae, activation, schedule, guidance_until, decoder).load()
+    return open_checkpoint(checkpoint, activation).load()
+
+
+def load_model(path: Path, vqvae: Path | None = None, activation: Activation | None = None) -> "ActVAR":
+    """`load_checkpoint` of one or two files of which nothing else is said."""
+    return load_checkpoint(Checkpoint(path, vqvae), activation)
 
 
 def _expected(config: ModelConfig, network: str) -> dict[str, tuple[int, ...]]:
@@ -162,21 +145,6 @@ def _fresh_scorers(config: ModelConfig) -> dict[str, np.ndarray]:
         from actvar.models.actvar import empty_model
         from actvar.models.var import fresh_scorers
     return {name: values.numpy() for name, values in fresh_scorers(empty_model(config).var).items()}
-
-
-def open_checkpoint(
-    checkpoint: Checkpoint, activation: Activation | None = None, guidance_until: int | None = None
-) -> StoredModel:
-    """`open_model` of what a person named together."""
-    named = checkpoint
-    return open_model(named.path, named.vqvae, activation, named.schedule, guidance_until, named.decoder)
-
-
-def load_checkpoint(
-    checkpoint: Checkpoint, activation: Activation | None = None, guidance_until: int | None = None
-) -> "ActVAR":
-    """`load_model` of what a person named together."""
-    return open_checkpoint(checkpoint, activation, guidance_until).load()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 import torch
 
-from actvar.checkpoint.model import load_model
+from actvar.checkpoint.files import Checkpoint
+from actvar.checkpoint.model import load_checkpoint, load_model
 from actvar.checkpoint.own import save_model
 from actvar.config import SmallDecoderConfig
 from actvar.data.tokens import TokenStore, open_token_store
@@ -28,7 +29,7 @@ def load_teacher(path: Path, vqvae: Path | None, schedule: ScaleSchedule | None 
     Raises:
         CheckpointError: it holds none.
     """
-    teacher = load_model(path, vqvae, schedule=schedule)
+    teacher = load_checkpoint(Checkpoint(path, vqvae, schedule))
     if teacher.config.activation:
         raise CheckpointError(f"--teacher {path} is an ActVAR. Name the dense VAR that it was made of.")
     return teacher

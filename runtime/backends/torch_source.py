@@ -71,20 +71,19 @@ class TorchSource:
                 yield Picture(order, drawn.pixels_BHW3[i], token_ids, tuple(each[i] for each in drawn.partials))
 
 
-def load(checkpoint: Checkpoint, threads: int = 0, guidance_until: int | None = None) -> ActVAR:
+def load(checkpoint: Checkpoint, threads: int = 0) -> ActVAR:
     """The network of a checkpoint, on the CPU.
 
     Args:
         checkpoint: the model.
         threads: for PyTorch in this whole process; 0 leaves its own choice.
-        guidance_until: the last scale that is guided; the model's own if left out.
 
     Raises:
         CheckpointError: the files cannot be used.
     """
     if threads:
         torch.set_num_threads(threads)
-    return load_checkpoint(checkpoint, guidance_until=guidance_until)
+    return load_checkpoint(checkpoint)
 
 
 def eager_source(network: ActVAR) -> TorchSource:
