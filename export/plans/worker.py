@@ -26,7 +26,7 @@ from actvar.export.operators.lowering import Lowered, lower
 from actvar.export.operators.sparse import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from actvar.export.plans.engine_library import capabilities, load_engine
 from actvar.files import FileEntry, locked, read_verified, written_whole
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARE_STEP = 0.01
