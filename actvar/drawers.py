@@ -4,7 +4,7 @@ Letters in shapes: B pictures, S tokens of all scales, E code width, H height an
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -14,16 +14,22 @@ from torch import Tensor
 from actvar.config import ModelConfig, Sampling
 from actvar.errors import ActVARError
 from actvar.generation import generate
+from actvar.image import to_numbers
 from actvar.models.actvar import ActVAR
+from actvar.models.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
 class ToDraw:
-    """A picture: its class, or the number after the last for none, and the seed and number of its random numbers."""
+    """A picture: its class, or the number after the last for none, and the seed and number of its random numbers.
+
+    `given` are codes of every scale that take the places of drawn ones, [L] int64, with `DRAWN` where there is none.
+    """
 
     class_id: int
     seed: int
     number: int
+    given: tuple[np.ndarray, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +69,9 @@ class Drawer(Protocol):
             ActVARError: the model gave values that are not numbers.
         """
 
+    def encode(self, pixels_HW3: np.ndarray) -> np.ndarray:
+        """The codes of all scales of a picture of the model's size, uint8 [H, W, 3] -> [S] int64."""
+
 
 @dataclass(frozen=True)
 class EagerModel:
@@ -98,18 +107,29 @@ class EagerModel:
             if after_scale:
                 after_scale(si, self._pixels(f_hat_BEHH))
 
-        made = generate(self.network, [picture.class_id], sampling, picture.seed, [picture.number], tell)
+        given = [codes_L[None] for codes_L in picture.given]
+        made = generate(self.network, [picture.class_id], sampling, picture.seed, [picture.number], tell, given)
         token_ids_BS = torch.cat(made.token_ids, dim=1).cpu().numpy()
         partials = tuple(map(self._pixels, made.f_hats)) if with_partials else ()
         return Drawn(checked(pixels(made.pictures_B3HW)), token_ids_BS, partials)
+
+    def encode(self, pixels_HW3: np.ndarray) -> np.ndarray:
+        """See `Drawer`."""
+        return encoded(self.network.vqvae, pixels_HW3)
 
     @torch.no_grad()
     def _pixels(self, f_hat_BEHH: Tensor) -> np.ndarray:
         return checked(pixels((self.network.decode(f_hat_BEHH) + 1) / 2))
 
 
+def encoded(vqvae: VQVAE, pixels_HW3: np.ndarray) -> np.ndarray:
+    """See `Drawer.encode`."""
+    picture_13HW = torch.from_numpy(to_numbers(pixels_HW3[None]))
+    return vqvae.encode(picture_13HW * 2 - 1)[0].numpy()
+
+
 def pixels(pictures_B3HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures in [0, 1] as uint8 [B, H, W, 3], as `actvar.runtime.image.to_bytes` has it; and if all are numbers."""
+    """Pictures in [0, 1] as uint8 [B, H, W, 3], as `actvar.image.to_bytes` has it; and if all are numbers."""
     scaled_B3HW = pictures_B3HW.clamp(0, 1) * 255
     return scaled_B3HW.to(torch.uint8).permute(0, 2, 3, 1), pictures_B3HW.isfinite().all()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from actvar.config import ModelConfig, Sampling
 from actvar.models.actvar import ActVAR
 from actvar.models.kv_cache import KVCache
-from actvar.sampling import guide, sample
+from actvar.sampling import guide, or_given, sample
 from actvar.uniforms import token_uniforms
 
 
@@ -41,6 +41,7 @@ def generate(
     seed: int = 0,
     picture_numbers: Sequence[int] = (),
     on_scale_end: Callable[[int, Tensor], None] | None = None,
+    given: Sequence[np.ndarray] = (),
 ) -> Generation:
     """Draw one picture for each class, scale by scale (VAR, Sec. 3.2; ActVAR, Sec. 3.4).
 
@@ -51,6 +52,7 @@ def generate(
         seed: with the picture's number it decides all its random numbers.
         picture_numbers: B numbers; 0 to B-1 if left out.
         on_scale_end: is given the index of each scale and f_hat after it, [B, E, H, H], before the next begins.
+        given: of every scale codes that are not drawn, [B, L] int64, and `DRAWN` where one is; all are, if left out.
     """
     var, quantizer, schedule = model.var, model.vqvae.quantize, model.config.schedule
     numbers = picture_numbers or range(len(class_ids))
@@ -69,6 +71,8 @@ def generate(
         uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers])).to(device)
         logits_BLV = guide(logits_RLV, sampling.cfg * schedule.cfg_ramp(si)) if groups == 2 else logits_RLV
         ids_BL = sample(logits_BLV, uniform_BL, sampling.top_k, sampling.top_p)
+        if given:
+            ids_BL = or_given(ids_BL, torch.from_numpy(given[si]).to(device))
         f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL, si)
         ids.append(ids_BL)
         f_hats.append(f_hat_BEHH)

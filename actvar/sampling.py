@@ -8,6 +8,7 @@ Letters in shapes: B pictures, R = 2B rows (conditional, then unconditional), L 
 import torch
 from torch import Tensor
 
+from actvar.bundle.contract import DRAWN
 from actvar.config import SORTED_CODES
 from actvar.models.selection import best_first
 
@@ -44,3 +45,8 @@ def sample(logits_BLV: Tensor, uniform_BL: Tensor, top_k: int | Tensor, top_p: f
     last_BL = (kept_BLS & (rank_S < top_k)).sum(-1) - 1
     place_BL = below_BLS.sum(-1).minimum(last_BL)
     return order_BLS.gather(-1, place_BL.unsqueeze(-1)).squeeze(-1)
+
+
+def or_given(drawn_BL: Tensor, given_BL: Tensor) -> Tensor:
+    """The drawn codes, but for those in whose place one is given: `DRAWN` is none."""
+    return torch.where(given_BL == DRAWN, drawn_BL, given_BL)

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnxruntime
 
-from actvar.bundle.contract import MASKED_SCALES, SCALE_INPUT, SCALES, scale_name
+from actvar.bundle.contract import DRAWN, MASKED_SCALES, SCALE_INPUT, SCALES, scale_name
 from actvar.bundle.manifest import read_manifest
 from actvar.config import ModelConfig
 from actvar.flops import scale_work
@@ -44,9 +44,8 @@ def scale_inputs(session: onnxruntime.InferenceSession, model: ModelConfig, si: 
     """What a graph reads for one picture at scale index si: random numbers, and the model's own cuts."""
     sampling, random = model.sampling, np.random.default_rng(si)
     sizes = {"B": 1, "G": model.row_groups(si), "L": model.schedule.tokens[si], "P": model.cached_tokens[si]}
-    given = {name: np.asarray(getattr(sampling, name)) for name in ("cfg", "top_k", "top_p")} | {
-        SCALE_INPUT: np.array(si)
-    }
+    given = {name: np.asarray(getattr(sampling, name)) for name in ("cfg", "top_k", "top_p")}
+    given |= {SCALE_INPUT: np.array(si), "given": np.full((1, sizes["L"]), DRAWN)}
     inputs = {}
     for tensor in session.get_inputs():
         dtype = np.int64 if tensor.type == "tensor(int64)" else np.float32

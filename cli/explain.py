@@ -29,9 +29,9 @@ from actvar.explain.choices import Choices, load
 from actvar.explain.figures import chosen_figure, experts_figure, tokens_figure
 from actvar.explain.page import page, png
 from actvar.explain.plots import batch_figure
+from actvar.image import to_bytes
 from actvar.plotting import where_possible
 from actvar.provenance import typed
-from actvar.runtime.image import to_bytes
 from actvar.runtime.pictures import Order
 
 EXAMPLES = """Examples:

@@ -26,6 +26,7 @@ from actvar.cli.options import (
     decoder_option,
     graph_precision_option,
     out_option,
+    output_option,
 )
 from actvar.cli.output import replaced_bundle, say_replaced
 from actvar.config import Decoder
@@ -70,6 +71,9 @@ def export(
             "full",
         ),
     ] = "full",
+    no_encoder: Annotated[
+        bool, output_option("--no-encoder", help="Leave out the VQVAE's encoder, by which `edit` reads pictures.")
+    ] = False,
     out: Annotated[
         Path | None,
         out_option("The bundle's folder; a bundle that is there is replaced.", show_default="bundles/ and the model"),
@@ -113,7 +117,7 @@ def export(
         network, source = random_model(config), f"random weights, preset {size.name}"
         say(f"Random weights: {size.name} is exported for size and speed, and draws nothing that means anything.")
     with progress_bar(f"Exporting to {target}") as progress:
-        manifest = export_bundle(network, target, wanted, source, progress)
+        manifest = export_bundle(network, target, wanted, source, progress, encoder=not no_encoder)
     size_mb = sum(file.bytes for file in manifest.files) / 1e6
     typer.echo(f"{target}: {counted(len(manifest.graphs), 'graph')}, {size_mb:.0f} MB, {wanted}, {source}")
     say_replaced(target, replaces)

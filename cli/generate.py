@@ -1,8 +1,6 @@
 """`actvar-trt generate`: classes in, PNG files out."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +17,13 @@ from actvar.cli.options import (
     out_option,
     output_option,
 )
-from actvar.cli.output import Destination, destination, make_folder, picture_stem, sheet_stem
+from actvar.cli.output import Destination, destination, make_folder, picture_stem, sheet_stem, tallied
 from actvar.cli.sheet import sheet
 from actvar.cli.source import Engine, Guidance
 from actvar.config import ModelConfig
-from actvar.console import progress_bar, say, tell
+from actvar.console import tell
 from actvar.errors import counted
-from actvar.runtime.image import png
+from actvar.image import png
 from actvar.runtime.pictures import Order, Picture
 
 EXAMPLES = """Examples:
@@ -80,44 +78,13 @@ def generate(
     class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))
     make_folder(where)
-    with _tallied(len(class_ids) * count, grid) as tallied:
-        pictures = tallied(source.draw(orders, sampling, seed, show_scales))
+    with tallied(len(class_ids) * count, grid) as counting:
+        pictures = counting(source.draw(orders, sampling, seed, show_scales))
         if grid:
             _write_sheet(pictures, where, name, source.model, class_ids, count, show_scales, seed)
         else:
             for picture in pictures:
                 _write(picture, where, name, source.model, seed)
-
-
-@contextmanager
-def _tallied(total: int, for_a_sheet: bool) -> Iterator[Callable[[Iterator[Picture]], Iterator[Picture]]]:
-    """Gives what counts pictures on their way, with a bar where there are several.
-
-    A picture counts when the next one is asked for: it is on the disk by then. However the block ends, it is told how
-    many of several that was.
-    """
-    done, started = 0, time.perf_counter()
-    try:
-        with progress_bar("Drawing", announced=False, pieces=total) as progress:
-
-            def tallied(pictures: Iterator[Picture]) -> Iterator[Picture]:
-                nonlocal done
-                if total > 1:
-                    progress(0)
-                for picture in pictures:
-                    yield picture
-                    done += 1
-                    if total > 1:
-                        progress(done)
-
-            yield tallied
-    finally:
-        seconds = time.perf_counter() - started
-        if done == total:
-            say(f"{counted(done, 'picture')} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
-        elif total > 1:
-            how = "drawn, and no sheet of them," if for_a_sheet else "written"
-            say(f"{done} of {counted(total, 'picture')} {how} in {seconds:.1f} s.")
 
 
 def _write(picture: Picture, where: Destination, named: str, model: ModelConfig, seed: int) -> None:

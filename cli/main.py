@@ -22,6 +22,7 @@ from actvar.cli import (
     build,
     classes,
     doctor,
+    edit,
     encode,
     evaluate,
     explain,
@@ -75,6 +76,7 @@ def _app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_options)
     _add(app, "Draw", generate.generate, generate.EXAMPLES)
+    _add(app, "Draw", edit.edit, edit.EXAMPLES)
     _add(app, "Draw", sample.sample, sample.EXAMPLES)
     _add(app, "Draw", explain.explain, explain.EXAMPLES)
     _add(app, "Draw", classes.classes, classes.EXAMPLES)

@@ -1,22 +1,24 @@
 """Where results go: `--out` as a file or a folder, the names of pictures, and what becomes of what is there.
 
-Knows paths; what pictures look like as files is `actvar.runtime.image`'s.
+Knows paths; what pictures look like as files is `actvar.image`'s.
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from actvar.classes import NONE, class_names
 from actvar.config import ModelConfig
-from actvar.console import say
-from actvar.errors import ActVARError, BundleError, UsageError
+from actvar.console import progress_bar, say
+from actvar.errors import ActVARError, BundleError, UsageError, counted
 from actvar.export.bundle_folder import replaces_bundle
 from actvar.reports import write_report
-from actvar.runtime.pictures import Order
+from actvar.runtime.pictures import Order, Picture
 
 _MOST_NUMBERS = 4  # of classes, in a file's name
 
@@ -177,3 +179,34 @@ def make_folder(where: Destination) -> None:
         raise ActVARError(
             f"--out {where.folder} cannot be made: {error.strerror or error}. Name another place."
         ) from None
+
+
+@contextmanager
+def tallied(total: int, for_a_sheet: bool = False) -> Iterator[Callable[[Iterator[Picture]], Iterator[Picture]]]:
+    """Gives what counts pictures on their way, with a bar where there are several.
+
+    A picture counts when the next one is asked for: it is on the disk by then. However the block ends, it is told how
+    many of several that was.
+    """
+    done, started = 0, time.perf_counter()
+    try:
+        with progress_bar("Drawing", announced=False, pieces=total) as progress:
+
+            def counting(pictures: Iterator[Picture]) -> Iterator[Picture]:
+                nonlocal done
+                if total > 1:
+                    progress(0)
+                for picture in pictures:
+                    yield picture
+                    done += 1
+                    if total > 1:
+                        progress(done)
+
+            yield counting
+    finally:
+        seconds = time.perf_counter() - started
+        if done == total:
+            say(f"{counted(done, 'picture')} in {seconds:.1f} s, {done / seconds:.3f} pictures per second.")
+        elif total > 1:
+            how = "drawn, and no sheet of them," if for_a_sheet else "written"
+            say(f"{done} of {counted(total, 'picture')} {how} in {seconds:.1f} s.")

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from actvar.bundle.contract import ENCODER
 from actvar.bundle.manifest import (
     EXPORT_AGAIN,
     PLANS_FOLDER,
@@ -197,7 +198,7 @@ def _bind(
     target: Path | None,
     progress: Progress | None,
 ) -> Manifest:
-    file = WeightsFile.of(config, manifest.precision)
+    file = WeightsFile.of(config, manifest.precision, encoder=ENCODER in manifest.graphs)
     if replace(manifest.weights, sha256=None) != WeightsSpec(file.layout.bytes, None, file.layout.tensors):
         raise BundleError(f"{bundle} lays its weights out in a way that this version does not write. {EXPORT_AGAIN}")
     bundle, target = bundle.resolve(), (target or bundle.resolve()).absolute()

@@ -15,15 +15,19 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-from actvar.arguments import one_of, require_place, whole_number
+from actvar.arguments import held_labels, one_of, require_place, whole_number
 from actvar.bundle.contract import PRECISIONS, Precision
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
 from actvar.checkpoint.files import Checkpoint
+from actvar.classes import NONE
 from actvar.config import Decoder, ModelConfig
 from actvar.console import say, wanted_bar
+from actvar.editing.area import Rectangle
+from actvar.editing.edit import Edit
+from actvar.editing.square import AnyPicture
 from actvar.errors import ArgumentError, BundleError, DamagedError, needs
 from actvar.export.bundle_cache import cached_bundle, discard
 from actvar.export.saved_model import save_bundle, save_network
@@ -119,6 +123,44 @@ class Pipeline(api.Pipeline):
         pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
         pipe.checkpoint = named.checkpoint
         return pipe
+
+    def edit(
+        self,
+        image: AnyPicture,
+        mask: "Rectangle | AnyPicture",
+        class_labels: api.ClassLabels = NONE,
+        guidance_scale: float | None = None,
+        *,
+        paste: bool = False,
+        num_images_per_label: int = 1,
+        output_type: api.OutputType = "pil",
+        **drawing: Any,
+    ) -> api.PipelineOutput:
+        """Draw a part of a picture anew, as official VAR does it (docs/editing.md).
+
+        Args:
+            image: a file, its bytes, PIL's picture, or numpy's, uint8 [H, W, 3]. What is not of the model's size is
+                resized and its middle cut out, as the VQVAE's training did it.
+            mask: `Replace(x0, y0, x1, y1)` or `Keep(...)` of `actvar.editing.area`, in shares of the side; or a picture
+                as large as the first, white or transparent where it is drawn anew; or numpy's bools.
+            class_labels: what is drawn there; no class if left out, so that the picture around it decides alone.
+            paste: put the pixels that are kept back as they were, with a soft seam; else they are what the VQVAE makes
+                of their codes.
+            drawing: the other arguments of a call.
+
+        Raises:
+            ArgumentError: an argument does not fit the model or the other, and nothing was drawn; it is a ValueError.
+            BundleError: the bundle has no encoder.
+            ActVARError: the engine failed.
+        """
+        edit, labels = Edit.of(self.model, image, mask), list(held_labels(self.model, class_labels))
+        whole_number("num_images_per_label", num_images_per_label, 1)
+        more = {**drawing, "num_images_per_label": num_images_per_label, "output_type": output_type}
+        given = edit.given(self.source.encode(edit.pixels_HH3))
+        pictures = self.stream(labels, guidance_scale, given=given, **more)
+        if paste:
+            pictures = (replace(picture, image=edit.pasted_on(picture.image)) for picture in pictures)
+        return self._all(pictures, labels, num_images_per_label, output_type)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the model as a folder that `from_pretrained` opens, here or on the Hub, and draws the same bytes with.

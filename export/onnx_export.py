@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from actvar import __version__
-from actvar.bundle.contract import MASKED_SCALES, PRECISIONS, SCALES, graph_names
+from actvar.bundle.contract import ENCODER, MASKED_SCALES, PRECISIONS, SCALES, graph_names
 from actvar.bundle.manifest import WEIGHTS_FILE, GraphSpec, Manifest, ScalesSpec, write_manifest
 from actvar.checkpoint.model import StoredModel
 from actvar.config import DYNAMIC, ModelConfig
@@ -42,6 +42,7 @@ def export_bundle(
     source: str,
     progress: Progress | None = None,
     debug: bool = False,
+    encoder: bool = True,
 ) -> Manifest:
     """Write a model's bundle.
 
@@ -55,6 +56,7 @@ def export_bundle(
         source: where the weights come from, in words, for the manifest.
         progress: told the share that is done, 0 to 1.
         debug: let scale graphs give what `graphs/scale.py` names, too.
+        encoder: whether it has the encoder, without which no picture can be edited.
 
     Raises:
         ActVARError: for int8 PyTorch or ONNX Runtime is missing.
@@ -73,11 +75,16 @@ def export_bundle(
         model = model.load() if isinstance(model, StoredModel) else model
         decoder = int8_decoder(model, lambda share: report(_DRAWING_SHARE * share))
         progress = lambda share: report(_DRAWING_SHARE + (1 - _DRAWING_SHARE) * share)  # noqa: E731
-    return _export(model.config, model.read, folder, precision, source, progress, debug, decoder)
+    return _export(model.config, model.read, folder, precision, source, progress, debug, decoder, encoder)
 
 
 def export_graphs(
-    config: ModelConfig, folder: Path, precision: str, source: str, progress: Progress | None = None
+    config: ModelConfig,
+    folder: Path,
+    precision: str,
+    source: str,
+    progress: Progress | None = None,
+    encoder: bool = True,
 ) -> Manifest:
     """Write the bundle of a model that has no weights yet; `actvar.export.binder` gives it some.
 
@@ -92,7 +99,7 @@ def export_graphs(
             "Graphs in int8 are made for the weights that they have. Export a checkpoint: "
             "actvar-trt export --model CHECKPOINT --precision int8"
         )
-    return _export(config, None, folder, precision, source, progress)
+    return _export(config, None, folder, precision, source, progress, encoder=encoder)
 
 
 def program_versions() -> dict[str, str]:
@@ -109,20 +116,21 @@ def _export(
     progress: Progress | None,
     debug: bool = False,
     decoder: "Int8Decoder | None" = None,
+    encoder: bool = True,
 ) -> Manifest:
     if precision not in PRECISIONS:
         raise UsageError(f"The precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     report = progress or (lambda share: None)
     weights_share = _WEIGHTS_SHARE if read else 0.0
     with folder_written_whole(folder) as unfinished:
-        file = WeightsFile.of(config, precision, decoder.weights if decoder else None)
+        file = WeightsFile.of(config, precision, decoder.weights if decoder else None, encoder)
         path = unfinished / WEIGHTS_FILE
         if read:
             weights = file.write(path, read, lambda share: report(share * weights_share))
         else:
             weights = file.layout
             _reserve(path, weights.bytes)
-        names = (*graph_names(config), *_of_all_scales(config, precision))
+        names = (*graph_names(config), *((ENCODER,) if encoder else ()), *_of_all_scales(config, precision))
         graphs: dict[str, GraphSpec] = {}
         scales: dict[str, ScalesSpec] = {}
         for done, name in enumerate(names, 1):

@@ -18,7 +18,6 @@ Letters in shapes: N pictures, H height and W width of a picture.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import starmap
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -205,7 +204,13 @@ class Pipeline:
             output_type=output_type,
             callback_on_scale_end=callback_on_scale_end,
         )
-        total = sum(1 for _ in numbered_classes(self.model, labels, num_images_per_label))
+        return self._all(pictures, labels, num_images_per_label, output_type)
+
+    def _all(
+        self, pictures: Iterator[DrawnPicture], labels: Iterable[int | str], count: int, output_type: OutputType
+    ) -> PipelineOutput:
+        """The pictures of a stream together, with a bar as they come."""
+        total = sum(1 for _ in numbered_classes(self.model, labels, count))
         drawn: list[DrawnPicture] = []
         with wanted_bar("Drawing", self.progress_bar and total > 1, announced=False, pieces=total) as show:
             show(0)
@@ -233,6 +238,7 @@ class Pipeline:
         output_type: OutputType = "pil",
         callback_on_scale_end: Callback | None = None,
         batch_size: int | None = None,
+        given: tuple[np.ndarray, ...] = (),
     ) -> Iterator[DrawnPicture]:
         """Draw the same pictures one by one, each as soon as it is there; nothing is kept of those that were taken.
 
@@ -241,6 +247,7 @@ class Pipeline:
 
         Args:
             batch_size: pictures that are drawn at a time; the pipeline's own if left out.
+            given: codes that take the places of drawn ones, of every scale [L] int64, and -1 for a token that is drawn.
 
         The other arguments, and the errors, are those of a call.
         """
@@ -255,7 +262,7 @@ class Pipeline:
             source = replace(source, batch_size=size) if isinstance(source, GraphSource) else source
         drawn_with = chosen_seed(seed, generator)
         told = _teller(model, drawn_with, output_type, callback_on_scale_end) if callback_on_scale_end else None
-        orders = starmap(Order, numbered_classes(model, labels, count))
+        orders = (Order(*numbered, given=given) for numbered in numbered_classes(model, labels, count))
         pictures = source.draw(orders, sampling, drawn_with, on_scale_end=told)
         return self._given(pictures, model, drawn_with, output_type)
 

@@ -4,12 +4,13 @@ Letters in shapes: B pictures, H height and W width of a picture, L tokens of a 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import RLock
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from actvar.bundle.contract import DRAWN
 from actvar.config import ModelConfig, Sampling
 from actvar.errors import UsageError
 
@@ -18,11 +19,16 @@ from actvar.errors import UsageError
 class Order:
     """A picture to draw: its class, and its number, which with the seed decides all its random numbers.
 
-    The class after a model's last is none.
+    The class after a model's last is none. `given` are codes of every scale that are not drawn (`given_at`), if any.
     """
 
     class_id: int
     number: int
+    given: tuple[np.ndarray, ...] = field(default=(), kw_only=True, compare=False, repr=False)
+
+    def given_at(self, si: int, tokens: int) -> np.ndarray:
+        """The codes of scale index si that are given, [L] int64, with `DRAWN` where one is to be drawn."""
+        return self.given[si] if self.given else np.full(tokens, DRAWN)
 
     def seed_in(self, drawn_with: int) -> int:
         """The seed that its random numbers come from: that of all that is drawn with it."""
@@ -89,6 +95,11 @@ def require_orders(model: ModelConfig, orders: Iterable[Order], seed: int) -> No
             raise UsageError(f"A picture's number must lie in 0..2^64-1, got {order.number}.")
         if not 0 <= order.seed_in(seed) < 2**64:
             raise UsageError(f"The seed must lie in 0..2^64-1, got {order.seed_in(seed)}.")
+        shapes, codes = [codes_L.shape for codes_L in order.given], model.vqvae.vocab_size
+        if order.given and shapes != [(tokens,) for tokens in model.schedule.tokens]:
+            raise UsageError(f"Codes must be given for every scale, {model.schedule.tokens} of them, got {shapes}.")
+        if any((codes_L < DRAWN).any() or (codes_L >= codes).any() for codes_L in order.given):
+            raise UsageError(f"A given code must lie in 0..{codes - 1} for this model, or be {DRAWN} to be drawn.")
 
 
 class PictureSource(Protocol):
@@ -119,6 +130,13 @@ class PictureSource(Protocol):
 
         Raises:
             UsageError: an order or the seed is not for this model; nothing of its batch is drawn then.
+        """
+
+    def encode(self, pixels_HW3: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The codes of a picture of the model's own size, uint8 [H, W, 3]: of every scale, [L] int64.
+
+        Raises:
+            BundleError: there is no encoder, or it cannot be run.
         """
 
 

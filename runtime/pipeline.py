@@ -13,11 +13,12 @@ from itertools import islice
 
 import numpy as np
 
-from actvar.bundle.contract import scale_name
+from actvar.bundle.contract import ENCODER, scale_name
 from actvar.bundle.manifest import Manifest
 from actvar.config import ModelConfig, Sampling
+from actvar.errors import BundleError
+from actvar.image import to_bytes, to_numbers
 from actvar.runtime.backends.protocol import Engine, GraphRunner, Launched, Tensor
-from actvar.runtime.image import to_bytes
 from actvar.runtime.pictures import OnScaleEnd, Order, Picture, ScaleEnd, require_orders
 from actvar.uniforms import token_uniforms
 
@@ -62,6 +63,16 @@ class GraphSource:
         while under_way:
             yield from self._pictures(*under_way.popleft())
 
+    def encode(self, pixels_HW3: np.ndarray) -> tuple[np.ndarray, ...]:
+        """See `PictureSource`."""
+        if ENCODER not in self.engine.manifest.graphs:
+            raise BundleError(
+                "This bundle has no encoder, so it can edit no picture. Export it again, and without --no-encoder."
+            )
+        given = {"picture": to_numbers(pixels_HW3[None])}
+        made = self.engine.launch(ENCODER, lambda graphs, given: graphs.run(ENCODER, given), given, 1).result()
+        return tuple(np.split(made["token_ids"][0], self.model.schedule.starts[1:]))
+
     def _inputs(self, orders: Sequence[Order], sampling: Sampling, seed: int) -> dict[str, np.ndarray]:
         """What a chain is given, in the types in which the graphs read it."""
         schedule, side = self.model.schedule, self.model.schedule.side
@@ -74,9 +85,9 @@ class GraphSource:
         dtypes = {t.name: t.dtype for graph in self.engine.manifest.graphs.values() for t in graph.inputs}
         typed = {name: array.astype(dtypes[name]) for name, array in arrays.items() if name in dtypes}  # cfg may not be
         for si, tokens in enumerate(schedule.tokens):
-            typed[_uniform(si)] = np.stack(
-                [token_uniforms(order.seed_in(seed), order.number, si, tokens) for order in orders]
-            )
+            drawn_by = [token_uniforms(order.seed_in(seed), order.number, si, tokens) for order in orders]
+            typed[_uniform(si)] = np.stack(drawn_by)
+            typed[_given(si)] = np.array([order.given_at(si, tokens) for order in orders], np.int64)
         return typed
 
     def _pictures(self, orders: Sequence[Order], launched: Launched) -> Iterator[Picture]:
@@ -115,7 +126,8 @@ class _PictureChain:
         for si in range(last + 1):
             if si:
                 held["past_kv"] = cache.past
-            made = self._run(graphs, scale_name(si), {**held, "uniform": given[_uniform(si)]})
+            drawing = {"uniform": given[_uniform(si)], "given": given[_given(si)]}
+            made = self._run(graphs, scale_name(si), {**held, **drawing})
             results[_tokens(si)] = made["token_ids"]
             held["f_hat"] = made["next_f_hat"]
             if si < last:
@@ -137,6 +149,10 @@ class _PictureChain:
 
 def _uniform(si: int) -> str:
     return f"{scale_name(si)}/uniform"
+
+
+def _given(si: int) -> str:
+    return f"{scale_name(si)}/given"
 
 
 def _tokens(si: int) -> str:

@@ -22,14 +22,17 @@ from actvar.serve.bodies import (
     MAX_PICTURES,
     ClassAnswer,
     ClassesAnswer,
+    EditRequest,
     GenerationAnswer,
     GenerationRequest,
     ModelAnswer,
     ModelsAnswer,
 )
+from actvar.serve.edits import Retoucher
 from actvar.serve.generations import Studio, sent, unless
 from actvar.serve.limits import BODY_SECONDS, BodyLimits, KeyRequired
 from actvar.serve.metrics import CONTENT_TYPE, Metrics
+from actvar.serve.multipart import form_fields
 from actvar.serve.reference import reference
 from actvar.serve.refusals import ErrorAnswer, Refusal, answer_errors, refusal_of_body
 from actvar.telemetry import switch_off
@@ -102,6 +105,7 @@ def create_app(
 
 
 def _add_drawing(app: FastAPI, studio: Studio, metrics: Metrics) -> None:
+    retoucher = Retoucher(studio)
     schema = {"$ref": "#/components/schemas/GenerationRequest"}
     stream = {"text/event-stream": {"schema": {"type": "string"}}}
 
@@ -125,11 +129,44 @@ def _add_drawing(app: FastAPI, studio: Studio, metrics: Metrics) -> None:
         metrics.request_answered(time.perf_counter() - started)
         return Response(answer.model_dump_json(), media_type="application/json")
 
+    @app.post(
+        "/v1/images/edits",
+        summary="Draw a part of a picture anew",
+        tags=["pictures"],
+        response_model=GenerationAnswer,
+        responses=_ERRORS,
+        openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _form()}}}},
+    )
+    async def edits(request: Request) -> Response:
+        """Read, prepare, draw, answer."""
+        started = time.perf_counter()
+        fields = form_fields(request.headers.get("content-type", ""), await request.body())
+        answer = await retoucher.answer(fields, lambda: _left(request))
+        if answer is None:
+            return Response(status_code=499)
+        metrics.request_answered(time.perf_counter() - started)
+        return Response(answer.model_dump_json(), media_type="application/json")
+
     _document(app, GenerationRequest)
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         return HTMLResponse(reference(app.openapi(), str(request.base_url).rstrip("/")))
+
+
+def _form() -> dict[str, Any]:
+    """The fields of a form for edits, as OpenAPI has them."""
+    schema = EditRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    files = {
+        "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP, of any size."},
+        "mask": {
+            "type": "string",
+            "format": "binary",
+            "description": "As large as the image; transparent or, if it is opaque, white is drawn anew. If it is left "
+            "out, and replace and keep are, the image's own transparent part is.",
+        },
+    }
+    return {**schema, "properties": {**files, **schema["properties"]}, "required": ["image"]}
 
 
 async def _read(request: Request) -> GenerationRequest:

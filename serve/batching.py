@@ -150,8 +150,12 @@ class Drawer:
         """Start the thread, which draws a picture at first to see that the engine works."""
         self._thread.start()
 
-    def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Take on the pictures of a request, all or none.
+    def encode(self, pixels_HW3: np.ndarray) -> tuple[np.ndarray, ...]:
+        """See `PictureSource`. It takes its turn with what is drawn."""
+        return self._source.encode(pixels_HW3)
+
+    def require_room(self, count: int) -> None:
+        """Make sure that a request of so many pictures would be taken on now.
 
         Raises:
             QueueFull: there is no room for them.
@@ -161,13 +165,18 @@ class Drawer:
             if self.trouble:
                 raise NotDrawing(self.trouble, math.ceil(RETRY_SECONDS))
             room = self._max_queue - len(self._waiting)
-            if len(tickets) > room:
-                seconds = math.ceil((len(tickets) - room) * self._picture_seconds)
+            if count > room:
+                seconds = math.ceil((count - room) * self._picture_seconds)
                 waiting = counted(len(self._waiting), "picture")
                 raise QueueFull(
                     f"{waiting} in the queue, and at most {self._max_queue} may wait. Ask again later.",
                     max(1, seconds),
                 )
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Take on the pictures of a request, all or none; errors are those of `require_room`."""
+        with self._changed:
+            self.require_room(len(tickets))
             self._waiting.extend(tickets)
             self._changed.notify_all()
 

@@ -51,6 +51,25 @@ class GenerationRequest(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="Draw from codes with this mass.")
 
 
+class EditRequest(GenerationRequest):
+    """A form: a picture of which a part is drawn anew, and OpenAI's fields; `replace`, `keep` and `paste` are ours.
+
+    A form has texts alone, so that types are not strict.
+    """
+
+    model_config = ConfigDict(strict=False, extra="forbid", json_schema_extra={})
+
+    prompt: Annotated[str, Field(min_length=1, max_length=_MAX_PROMPT)] = Field(
+        "none", description="The class that is drawn; none if left out: what is kept decides alone."
+    )
+    stream: bool | None = Field(None, description="Not yet: edits are answered whole.")
+    replace: str | None = Field(
+        None, max_length=_MAX_PROMPT, description="X0,Y0,X1,Y1 in shares of the side: drawn anew."
+    )
+    keep: str | None = Field(None, max_length=_MAX_PROMPT, description="The same: kept, and all around drawn anew.")
+    paste: bool = Field(False, description="Put the pixels that are kept back as they were, with a soft seam.")
+
+
 class PictureAnswer(BaseModel):
     """A picture, and what reproduces it: on the command line as --class, --seed, and a --count above its number."""
 

@@ -10,7 +10,7 @@ import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from actvar.arguments import chosen_sampling
 from actvar.classes import choose_classes, class_label
 from actvar.config import ModelConfig, Sampling
 from actvar.errors import ArgumentError, UsageError, counted
-from actvar.runtime.image import png
+from actvar.image import png
 from actvar.runtime.pictures import SeededOrder
 from actvar.serve.batching import CannotDraw, Drawer, Refused, Ticket
 from actvar.serve.bodies import CompletedEvent, GenerationAnswer, GenerationRequest, PartialEvent, PictureAnswer
@@ -40,11 +40,12 @@ class Generation:
     seed: int
     number: int
     count: int
+    given: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def orders(self) -> list[SeededOrder]:
         """Its pictures."""
-        return [SeededOrder(self.class_id, self.number + i, self.seed) for i in range(self.count)]
+        return [SeededOrder(self.class_id, self.number + i, self.seed, given=self.given) for i in range(self.count)]
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,34 @@ class Studio:
         Raises:
             Refusal: there are none.
         """
-        wanted = await run_in_threadpool(self.generation, asked)
+        return await self.drawn(await run_in_threadpool(self.generation, asked), left)
+
+    def require_room(self, count: int) -> None:
+        """Make sure that so many pictures may wait, before any work for them.
+
+        Raises:
+            Refusal: they may not.
+        """
+        try:
+            self.drawer.require_room(count)
+        except Refused as error:
+            raise refusal_of(error) from error
+
+    async def drawn(
+        self,
+        wanted: Generation,
+        left: Callable[[], Awaitable[None]],
+        finish: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> GenerationAnswer | None:
+        """See `answer`; `finish` is what the pixels of each picture go through at last."""
         tickets = [Ticket(order, wanted.sampling) for order in wanted.orders]
         async with self._taken(tickets):
             drawn = asyncio.gather(*(asyncio.wrap_future(ticket.picture) for ticket in tickets))
             pictures = await unless(left, drawn)
         if pictures is None:
             return None
+        if finish:
+            pictures = [await run_in_threadpool(finish, pixels_HW3) for pixels_HW3 in pictures]
         data = [
             PictureAnswer(b64_json=await encoded(pixels_HW3), **_what(wanted, ticket.order))
             for pixels_HW3, ticket in zip(pictures, tickets, strict=True)

@@ -16,6 +16,8 @@ from actvar.serve.refusals import Refusal
 
 MAX_BODY = 64 * 1024
 """Bytes."""
+LONG_BODIES = {"/v1/images/edits": 16 << 20}
+"""Bytes, where pictures are sent."""
 BODY_SECONDS = 10.0
 """In which a body must have arrived."""
 OPEN_TO_ALL = ("/healthz", "/readyz")
@@ -64,19 +66,21 @@ class BodyLimits:
             await self._app(scope, again, send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        too_long = Refusal(413, f"A body may have {self._max_body} bytes, and this one has more.", code="body_too_long")
+        most = LONG_BODIES.get(scope["path"], self._max_body)
+        too_long = Refusal(413, f"A body may have {most} bytes, and this one has more.", code="body_too_long")
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length[:20]) > self._max_body:
+        if not length.isdigit() or int(length[:20]) > most:
             raise too_long
-        body, more = b"", True
+        body, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-            if len(body) > self._max_body:
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > most:
                 raise too_long
-        return body
+        return bytes(body)
 
 
 class KeyRequired:

@@ -27,7 +27,7 @@ from actvar.bundle.json_form import FormReader, content_hash, write_json
 from actvar.errors import ActVARError, needs
 from actvar.evaluation.picture_run import NumberedRun, Piece, RunSpec, file_state
 from actvar.files import FileEntry, hash_file, read_verified, written_whole
-from actvar.runtime.image import png
+from actvar.image import png
 
 FORMAT, VERSION = "actvar-samples", 1
 RECORD_FORMAT, MANIFEST_FORMAT = "actvar-sample-shard", "actvar-sample-manifest"

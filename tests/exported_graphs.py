@@ -54,14 +54,14 @@ class Graph:
     def inputs(self, batch: int) -> dict[str, np.ndarray]:
         """Something for each input, of its type and shape."""
         rng, found = np.random.default_rng(7), {}
-        known = {"cfg": 2.0, "top_k": 30, "top_p": 0.9, "class_ids": np.arange(batch)}
+        known = {"cfg": 2.0, "top_k": 30, "top_p": 0.9, "class_ids": np.arange(batch), "given": np.array(-1)}
         for value in self.model.graph.input:
             dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             dims = [batch if d.dim_param == "B" else d.dim_value for d in value.type.tensor_type.shape.dim]
             drawn = rng.random(dims) if value.name == "uniform" else rng.standard_normal(dims)
             if value.name == "past_kv":
                 drawn /= np.linalg.norm(drawn, axis=-1, keepdims=True)  # keys are of unit length
-            found[value.name] = np.array(known.get(value.name, drawn), dtype)
+            found[value.name] = np.array(np.broadcast_to(known.get(value.name, drawn), dims), dtype)
         return found
 
 

@@ -326,6 +326,22 @@ def draw(probability_V: np.ndarray, uniform: float) -> tuple[int, float]:
     return found, margin
 
 
+def is_kept(mask_SS: np.ndarray, side: int, y: int, x: int) -> bool:
+    """Whether a token of a scale's map stays: what the mask is at its centre, between its four neighbours, is over 1/2.
+
+    The mask has 1 where the picture stays. A map of up to 3 tokens stays as a whole.
+    """
+    if side * side <= 3:
+        return True
+    step, value = len(mask_SS) / side, 0.0
+    row, column = (max((place + 0.5) * step - 0.5, 0) for place in (y, x))
+    for i in (math.floor(row), math.floor(row) + 1):
+        for j in (math.floor(column), math.floor(column) + 1):
+            share = max(1 - abs(row - i), 0) * max(1 - abs(column - j), 0)
+            value += share * mask_SS[min(i, len(mask_SS) - 1), min(j, len(mask_SS) - 1)]
+    return value > 0.5
+
+
 @dataclass
 class Drawn:
     """A picture in [0, 1], its tokens, f_hat and guided logits by scale, and the narrowest margin of all draws."""
@@ -346,8 +362,13 @@ def generate(
     top_k: int,
     top_p: float,
     groups: int,
+    own_ids: Sequence[Sequence[int]] = (),
+    mask_SS: np.ndarray | None = None,
 ) -> Drawn:
-    """Draw one picture. `state` has `var.*` and `vqvae.*`; `uniforms` one array for each scale."""
+    """Draw one picture. `state` has `var.*` and `vqvae.*`; `uniforms` one array for each scale.
+
+    With a mask, edit one: where it keeps, the codes of every scale are the picture's own.
+    """
     var, vqvae = part(state, "var."), part(state, "vqvae.")
     no_class = len(var["class_emb.weight"]) - 1
     rows = [Row(var, patch_nums, class_id), Row(var, patch_nums, no_class)]
@@ -361,6 +382,10 @@ def generate(
         drawn = [draw(distribution(z, top_k, top_p), u) for z, u in zip(logits_LV, uniforms[si], strict=True)]
         ids.append([code for code, _ in drawn])
         margin = min(margin, min(m for _, m in drawn))
+        if mask_SS is not None:
+            for place in range(p * p):
+                if is_kept(mask_SS, p, place // p, place % p):
+                    ids[si][place] = own_ids[si][place]
         f_hat = f_hat + contribution(vqvae, patch_nums, si, ids[-1])
         f_hats.append(f_hat)
         all_logits.append(logits_LV)

@@ -9,7 +9,9 @@ import reference_var as reference
 import torch
 from small_models import small_config, vivid_model
 
+from actvar.bundle.contract import DRAWN
 from actvar.config import Sampling, VQVAEConfig
+from actvar.editing.area import Keep, Rectangle, Replace, kept_by_rectangle, kept_tokens
 from actvar.generation import generate
 from actvar.models.actvar import ActVAR
 from actvar.models.quantizer import MultiScaleQuantizer
@@ -178,6 +180,29 @@ def test_sampling_agrees_token_by_token(top_k, top_p):
     assert_agrees(guided_BLV[0], guided_LV)
     found = sample(guided_BLV, torch.from_numpy(uniforms_L).float()[None], top_k, top_p)
     assert found[0].tolist() == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("class_id", "area"),
+    [(5, Replace(0.2, 0.2, 0.8, 0.8)), (5, Keep(0.2, 0, 0.8, 0.8)), (3, Replace(0, 0.4, 0.6, 1))],
+    ids=["in-painting", "out-painting", "another class"],
+)
+def test_editing_agrees(class_id: int, area: Rectangle):
+    """As official VAR's notebook does it: everything is drawn, and what the mask keeps is put back at every scale."""
+    model, patch_nums = vivid_model(small_config((1, 2, 3, 5))), (1, 2, 3, 5)
+    schedule, random = model.config.schedule, np.random.default_rng(8)
+    own = [random.integers(48, size=tokens) for tokens in schedule.tokens]
+    uniforms = [token_uniforms(11, 0, si, tokens) for si, tokens in enumerate(schedule.tokens)]
+    kept_SS = np.zeros((5, 5))
+    kept_SS[round(area.y0 * 5) : round(area.y1 * 5), round(area.x0 * 5) : round(area.x1 * 5)] = 1
+    kept_SS = kept_SS if isinstance(area, Keep) else 1 - kept_SS
+    expected = reference.generate(state_of(model), patch_nums, class_id, uniforms, 1.5, 20, 0.9, 8, own, kept_SS)
+    assert expected.margin > 5e-5  # of the seed
+    edit = zip(kept_tokens(kept_by_rectangle(area, 5), schedule), own, strict=True)
+    given = [np.where(kept_L, codes_L, DRAWN)[None] for kept_L, codes_L in edit]
+    found = generate(model, [class_id], Sampling(1.5, 20, 0.9), seed=11, picture_numbers=[0], given=given)
+    assert [ids[0].tolist() for ids in found.token_ids] == expected.ids
+    assert_agrees(found.f_hats[-1][0], expected.f_hats[-1])
 
 
 def test_a_whole_picture_agrees():

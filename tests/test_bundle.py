@@ -28,7 +28,7 @@ from actvar.errors import BundleError
 from actvar.files import FileEntry, hash_file
 
 MODEL = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
-TYPES = {"class_ids": "int64", "token_ids": "int64", "top_k": "int64"}
+TYPES = {"class_ids": "int64", "token_ids": "int64", "top_k": "int64", "given": "int64"}
 
 
 @pytest.fixture
@@ -124,7 +124,8 @@ def test_the_contract_chains():
         ("format", "zip"),
         ("version", 2),
         ("version", 5),
-        ("version", 7),
+        ("version", 6),
+        ("version", 8),
         ("precision", "fp8"),
         ("source", 3),
         ("source", "two\nlines"),

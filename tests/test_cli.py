@@ -418,7 +418,7 @@ def test_a_missing_package_of_our_own_is_a_bug_and_shows_itself():
 def test_an_export_can_be_inspected_and_drawn_with(command: Command, checkpoint: Path):
     """Rates of a checkpoint may be changed on the way; one rate stands for all scales."""
     run = command("export", "--model", checkpoint, "--out", "made", "--token-rates", "0.5", "--expert-rates", "0.5,1")
-    assert run.code == 0 and run.out.startswith("made: 6 graphs")
+    assert run.code == 0 and run.out.startswith("made: 7 graphs")
     assert read_manifest(Path("made")).model.activation == Activation(16, (3, 4), (0.5, 0.5), (0.5, 1.0))
     shown = command("inspect", "made").out
     for words in (

@@ -23,6 +23,7 @@ WORKS = [
     f"classes --model {MODEL}",
     "flops --preset mini",
     f"generate --model {MODEL} --class 1 --out out/picture.png",
+    f"edit out/picture.png --model {MODEL} --replace 0,0,0.5,1 --out out/edited.png",
     f"sample --model {MODEL} --count 3 --out out/samples",
     f"explain --model {MODEL} --class 1 --out out/explained",
     f"export --model {MODEL} --precision int8 --out out/int8",
@@ -46,6 +47,7 @@ WORKS = [
 """In this order: some read what those before them have written."""
 REFUSED = {
     f"generate --model {MODEL} --class 1": "cannot be written",
+    f"edit out/picture.png --model {MODEL} --replace 0,0,0.5,1": "cannot be written",
     f"export --model {MODEL}": "Read-only file system",
     "study --report": "Read-only file system",
     "bench kernels": "no GPU can be used",

@@ -14,7 +14,7 @@ import pytest
 from plugin_build import plugin_library_path
 from small_models import small_config
 
-from actvar.bundle.contract import EXPERTS_OPERATOR, graph_names
+from actvar.bundle.contract import ENCODER, EXPERTS_OPERATOR, graph_names
 from actvar.bundle.manifest import Manifest, read_manifest, write_manifest
 from actvar.bundle.plans import (
     Gpu,
@@ -42,7 +42,7 @@ from actvar.runtime.machine import CACHE_VARIABLE
 pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
 
 MODEL = small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25)))
-GRAPHS = graph_names(MODEL)
+GRAPHS = (*graph_names(MODEL), ENCODER)
 ACTIVE = ("scale_03", "scale_04")
 OPTIONS = PlanOptions((1, 2, 4))
 TOKEN_OPERATORS = ("ActVarTokenSelect", "ActVarTokenGather", "ActVarTokenScatter")
@@ -183,21 +183,21 @@ def test_static_experts_have_no_plugin_beside_those_that_move_tokens(tmp_path, t
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_the_mini_models_graphs_become_plans(tmp_path, precision, target):
-    """All twelve of ActVAR-mini."""
+    """All thirteen of ActVAR-mini."""
     config = replace(PRESETS["mini"], activation=Activation())
     manifest = export_graphs(config, tmp_path / "mini", precision, "a test")
     plans = build_plans(tmp_path / "mini", target, PlanOptions(), jobs=2)
-    assert len(plans.plans) == 12
+    assert len(plans.plans) == 13
     check_layers(tmp_path / "mini", manifest, plans)
 
 
 @pytest.mark.slow
 def test_the_graphs_of_d16_become_plans(tmp_path, target):
-    """All twelve at full size, in the memory that a small machine has."""
+    """All thirteen at full size, in the memory that a small machine has."""
     config = replace(PRESETS["d16"], activation=Activation())
     manifest = export_graphs(config, tmp_path / "d16", "fp16", "a test")
     plans = build_plans(tmp_path / "d16", target, PlanOptions(), jobs=2)
-    assert len(plans.plans) == 12
+    assert len(plans.plans) == 13
     check_layers(tmp_path / "d16", manifest, plans)
     assert sum(plan.entry.bytes for plan in plans.plans.values()) < 400e6
     assert max(plan.peak_bytes for plan in plans.plans.values()) < 2e9

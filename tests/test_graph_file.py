@@ -11,7 +11,7 @@ from small_models import small_config, vivid_model
 
 from actvar.bundle.graph_file import external_tensors
 from actvar.bundle.manifest import read_manifest
-from actvar.bundle.operators import IN_BODIES, IN_DECODERS, IN_SCALES
+from actvar.bundle.operators import IN_BODIES, IN_DECODERS, IN_ENCODERS, IN_SCALES
 from actvar.config import Activation, SmallDecoderConfig
 from actvar.errors import BundleError
 from actvar.export.onnx_export import export_bundle
@@ -238,7 +238,7 @@ def test_every_export_is_made_of_the_nodes_that_are_known_and_all_of_those_are_u
         replace(config, guided_scales=2),
         small_config(),
     ]
-    used: dict[str, set[tuple[str, str, str]]] = {"scales": set(), "decoder": set(), "bodies": set()}
+    used: dict[str, set[tuple[str, str, str]]] = {kind: set() for kind in ("scales", "decoder", "encoder", "bodies")}
     cases = [
         *((config, each) for each in ("fp32", "fp16", "int8", "fp16-weights")),
         *((o, "fp32") for o in others),
@@ -249,10 +249,11 @@ def test_every_export_is_made_of_the_nodes_that_are_known_and_all_of_those_are_u
         for path in folder.glob("*.onnx"):
             external_tensors(path, "weights.bin")
             whole = onnx.load(path, load_external_data=False)
-            uses(whole.graph.node, used["decoder" if path.stem == "decoder" else "scales"])
+            uses(whole.graph.node, used[path.stem if path.stem in ("decoder", "encoder") else "scales"])
             for function in whole.functions:
                 uses(function.node, used["bodies"])
-    for kind, rules in (("scales", IN_SCALES), ("decoder", IN_DECODERS), ("bodies", IN_BODIES)):
+    tables = {"scales": IN_SCALES, "decoder": IN_DECODERS, "encoder": IN_ENCODERS, "bodies": IN_BODIES}
+    for kind, rules in tables.items():
         for name, rule in rules.items():
             counts = {"inputs": rule.inputs, "outputs": rule.outputs}
             for what, allowed in {**counts, **rule.attributes}.items():

@@ -10,8 +10,8 @@ from PIL import Image
 
 from actvar.cli.sheet import SHEET_GAP, sheet
 from actvar.errors import ActVARError
+from actvar.image import png, to_bytes
 from actvar.reports import write_report
-from actvar.runtime.image import png, to_bytes
 
 
 def test_numbers_become_bytes_as_official_var_makes_them():

@@ -66,7 +66,7 @@ def test_commands_are_in_groups(command: Command):
     """In the order in which a newcomer needs them."""
     out = command("--help")[1]
     groups = {
-        "Draw": ("generate", "sample", "explain", "classes", "doctor"),
+        "Draw": ("generate", "edit", "sample", "explain", "classes", "doctor"),
         "Deploy": ("export", "build", "bind", "inspect", "parity", "serve", "triton"),
         "Train": ("encode", "train"),
         "Measure": ("evaluate", "flops", "study", "bench"),
@@ -234,7 +234,7 @@ def test_a_pipe_gets_whole_lines_and_nothing_but_text(command: Command, models: 
     assert len(out.splitlines()) <= len(folded.splitlines())
     if what == "inspect":
         [line] = (line for line in out.splitlines() if line.strip().startswith("bundle "))
-        assert f"{models}/bundle: all 9 files are what its manifest says" in line
+        assert f"{models}/bundle: all 10 files are what its manifest says" in line
 
 
 @pytest.mark.parametrize("what", SHOWN)

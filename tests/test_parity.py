@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from polygraphy.comparator import IterationResult
 from small_models import small_config, vivid_model
 
-from actvar.bundle.contract import MASKED_SCALES, SCALES, graph_names
+from actvar.bundle.contract import ENCODER, MASKED_SCALES, SCALES, graph_names
 from actvar.bundle.manifest import read_manifest, write_manifest
 from actvar.checkpoint.model import load_model
 from actvar.checkpoint.own import save_model
@@ -105,6 +105,8 @@ def test_graphs_and_chain_of_a_right_bundle_are_within_tolerance(report):
     assert report.passed, report.verdict
     assert report.first_flip is None
     tokens = {key: difference for key, difference in report.found.items() if key[1].endswith("token_ids")}
+    of_encoder = tokens.pop((ENCODER, "token_ids"))
+    assert of_encoder.equal == of_encoder.choices == 3 * MINI.schedule.total
     assert len(tokens) == 20  # of ten graphs, and of ten scales of the chain
     for (graph, output), difference in tokens.items():
         scale = int((output if graph == CHAIN else graph)[6:8])

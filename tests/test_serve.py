@@ -26,9 +26,9 @@ from served import DRAW, Served, files, refused, serving, until
 from actvar.config import Activation
 from actvar.errors import EngineError
 from actvar.export.onnx_export import export_bundle
+from actvar.image import png
 from actvar.runtime.api import Pipeline
 from actvar.runtime.backends.buffered import BufferedEngine
-from actvar.runtime.image import png
 from actvar.runtime.pipeline import GraphSource
 from actvar.serve import batching
 from actvar.serve.bodies import GenerationRequest

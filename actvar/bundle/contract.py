@@ -33,6 +33,12 @@ EXPERTS_OPERATOR = "ActVarRoutedFFN"
 SCALE_INPUT = "scale"
 """What the graph of all scales reads besides what the scales read: the scale's index, from 0."""
 
+ENCODER = "encoder"
+"""The graph that makes codes of a picture, for editing. A bundle may do without; drawing never runs it."""
+
+DRAWN = -1
+"""What stands in a scale's input `given` for a token that is to be drawn."""
+
 MAX_SCALES = 64
 
 Dimension = int | str
@@ -58,7 +64,7 @@ def scale_name(si: int) -> str:
 
 
 def graph_names(model: ModelConfig) -> tuple[str, ...]:
-    """The graphs of a model's bundle, in the order in which they run."""
+    """The graphs that draw, in the order in which they run; a bundle has them all, and mostly `ENCODER` behind them."""
     return ("condition", *(scale_name(si) for si in range(len(model.schedule))), "decoder")
 
 
@@ -78,7 +84,8 @@ def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str
     A graph leaves out inputs that it has no use for, and may give back more. `past_kv` is the whole KV cache: a scale
     reads the part that the scales before it have filled, so that the cache is allocated once and never moved.
     `next_f_hat` is f_hat with this scale's tokens added: in ONNX an output cannot bear an input's name. `cfg` is the
-    strength at the last scale; the ramp up to it is the graph's, and a scale that is not guided has no `cfg`.
+    strength at the last scale; the ramp up to it is the graph's, and a scale that is not guided has no `cfg`. `given`
+    holds codes that take the places of drawn ones, and `DRAWN` where there is none.
     """
     width, depth, code, side = model.width, model.depth, model.vqvae.z_channels, model.schedule.side
     groups = model.row_groups(0)
@@ -87,17 +94,21 @@ def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str
         "head_modulation": (groups, "B", 2, width),
     }
     f_hat: dict[str, Shape] = {"f_hat": ("B", code, side, side)}
+    picture: Shape = ("B", 3, model.picture_size, model.picture_size)
     if graph == "condition":
         return {"class_ids": ("B",)}, {**modulation, "start": (groups, "B", 1, width)}
     if graph == "decoder":
-        return f_hat, {"image": ("B", 3, model.picture_size, model.picture_size)}
+        return f_hat, {"image": picture}
+    if graph == ENCODER:
+        return {"picture": picture}, {"token_ids": ("B", model.schedule.total)}
 
     si = graph_names(model).index(graph) - 1
     tokens = model.schedule.tokens
     own_groups, rest = model.row_groups(si), (model.heads, model.kept_tokens(si), HEAD_WIDTH)
     first: dict[str, Shape] = {"start": (groups, "B", 1, width)} if si == 0 else {"tokens_in": ("B", tokens[si], code)}
     guidance: dict[str, Shape] = {"cfg": ()} if own_groups == 2 else {}
-    drawing: dict[str, Shape] = {"uniform": ("B", tokens[si]), **guidance, "top_k": (), "top_p": ()}
+    drawn: dict[str, Shape] = {"uniform": ("B", tokens[si]), "given": ("B", tokens[si])}
+    drawing: dict[str, Shape] = {**drawn, **guidance, "top_k": (), "top_p": ()}
     room = (model.heads, model.cached_tokens[-1], HEAD_WIDTH)
     past: dict[str, Shape] = {"past_kv": (depth, 2, groups, "B", *room)} if si else {}
     inputs = {**first, **f_hat, **modulation, **drawing, **past}

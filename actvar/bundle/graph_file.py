@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from actvar.bundle.contract import ENCODER
 from actvar.bundle.manifest import EXPORT_AGAIN
-from actvar.bundle.operators import IN_BODIES, IN_DECODERS, IN_SCALES, MOST, check_node
+from actvar.bundle.operators import IN_BODIES, IN_DECODERS, IN_ENCODERS, IN_SCALES, MOST, check_node
 from actvar.bundle.wire import fields, numbers, signed
 from actvar.errors import BundleError, DamagedError, counted
 
@@ -39,7 +40,7 @@ _INT64, _INT64_DATA, _RAW_DATA = 7, 7, 9  # a type, and two more fields
 _KEY, _VALUE = 1, 2  # fields of an external tensor's entries
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 _MAX_DEPTH = 64
-_DECODER = "decoder"  # the graph with rules of its own
+_OWN_RULES = {"decoder": IN_DECODERS, ENCODER: IN_ENCODERS}  # of graphs by their files' names
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def external_tensors(path: Path, weights: str) -> list[ExternalTensor]:
         constants: dict[str, list[list[int]]] = {}
         for _, tensor in tensors:
             if not _is_external(tensor):
-                name, values = _constant(tensor, may_be_empty=path.stem != _DECODER)
+                name, values = _constant(tensor, may_be_empty=path.stem not in _OWN_RULES)
                 constants.setdefault(name, []).append(values)
-        own = IN_DECODERS if path.stem == _DECODER else IN_SCALES
+        own = _OWN_RULES.get(path.stem, IN_SCALES)
         for way, kind, part in parts:
             if kind == "Node":
                 check_node(part, IN_BODIES if way[0] == _FUNCTION else own, lambda name: constants.get(name, []))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from actvar.bundle.contract import (
+    ENCODER,
     ITEM_BYTES,
     MASKED_SCALES,
     MAX_SCALES,
@@ -40,7 +41,7 @@ from actvar.errors import BundleError, DamagedError
 from actvar.files import FileEntry, read_verified, require_size
 from actvar.provenance import pasteable
 
-FORMAT, VERSION = "actvar-bundle", 6
+FORMAT, VERSION = "actvar-bundle", 7
 MANIFEST_FILE, WEIGHTS_FILE, PLANS_FOLDER = "manifest.json", "weights.bin", "plans"
 MAX_SIZE = 1 << 24  # of one dimension, and of any number of the model's configuration
 MAX_RANK = 8
@@ -246,8 +247,10 @@ class _ManifestReader(FormReader):
         names = "format version model precision source versions weights graphs scales sha256"
         _, _, model, precision, source, versions, weights, graphs, scales, _ = self.fields("the manifest", data, names)
         config = self.model(model)
-        if not isinstance(graphs, dict) or tuple(graphs) != graph_names(config):
-            raise self.refuse("graphs", f"an object of {', '.join(graph_names(config))}", graphs and list(graphs))
+        drawing = graph_names(config)
+        if not isinstance(graphs, dict) or tuple(graphs) not in (drawing, (*drawing, ENCODER)):
+            wanted = f"an object of {', '.join(drawing)}, and {ENCODER} if it is to edit"
+            raise self.refuse("graphs", wanted, graphs and list(graphs))
         stored = self.weights(weights)
         manifest = Manifest(
             config,

@@ -94,6 +94,27 @@ Split 1 3 axis=1 num_outputs=outputs
 Transpose 1 1 perm=0:2:1
 """
 
+_IN_ENCODERS = """
+Add 2 1
+Cast 1 1 to=1|10
+Concat + 1 axis=1
+Conv 3 1 pads=0:0:0:0|1:1:1:1|0:0:1:1 strides=2:2|
+Gather 2 1 axis=0
+Gemm 2 1 transB=1
+InstanceNormalization 3 1 epsilon=float
+MatMul 2 1
+Mul 2 1
+ReduceSum 2 1 keepdims=0 @1=-1
+Reshape 2 1
+Shape 1 1
+Sigmoid 1 1
+Softmax 1 1 axis=-1
+Split 1 3 axis=1 num_outputs=outputs
+Sub 2 1
+TopK 2 2 axis=-1 @1=1
+Transpose 1 1 perm=0:2:1
+"""
+
 _IN_BODIES = """
 Cast 1 1 to=1
 CastLike 2 1
@@ -154,9 +175,11 @@ def _rules(table: str) -> Rules:
     return rules
 
 
-IN_SCALES, IN_DECODERS, IN_BODIES = map(_rules, (_IN_SCALES, _IN_DECODERS, _IN_BODIES))
-"""What may stand in `condition` and the graphs of scales, in a decoder, and in the bodies of our own operators. There
-is `Scan`, whose length is a tensor's, and no loop that data ends; and nothing in a decoder gives an empty tensor."""
+IN_SCALES, IN_DECODERS, IN_ENCODERS = map(_rules, (_IN_SCALES, _IN_DECODERS, _IN_ENCODERS))
+IN_BODIES = _rules(_IN_BODIES)
+"""What may stand in `condition` and the graphs of scales, in a decoder, in the encoder, and in the bodies of our own
+operators. There is `Scan`, whose length is a tensor's, and no loop that data ends; and nothing in a decoder or in the
+encoder gives an empty tensor."""
 
 
 def check_node(node: memoryview, rules: Rules, constants: Constants) -> None:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actvar.bundle.contract import MAX_SCALES, graph_names
+from actvar.bundle.contract import MAX_SCALES
 from actvar.bundle.json_form import SHA256, FormReader, write_json
 from actvar.bundle.manifest import MANIFEST_FILE, PLANS_FOLDER, Manifest, entry_to_json
 from actvar.errors import BundleError, counted
@@ -44,11 +44,11 @@ MAX_AUX_STREAMS = 64
 PLUGIN_CHOICES = ("all", "tokens", "none")
 BUILD_AGAIN = "Build the plans again with `actvar-trt build --model BUNDLE`."
 
-_GRAPH = re.compile(r"condition|decoder|scale_[0-9]{2}")
+_GRAPH = re.compile(r"condition|decoder|encoder|scale_[0-9]{2}")
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]")
 _DAMAGED = 100  # before all other faults of folders: the damaged one may be the one that was meant
 _COUNT = 1 << 24  # of layers, or of anything else that is counted
-_MAX_PLANS = MAX_SCALES + 2
+_MAX_PLANS = MAX_SCALES + 3
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _fault(
     folder: Path, plans: PlanManifest, manifest: Manifest, engine: str, version: str, gpu: Gpu, pictures: int
 ) -> tuple[int, str] | None:
     """Why a folder's plans cannot be used, with the number of hurdles that they took before."""
-    target, wanted = plans.target, graph_names(manifest.model)
+    target, wanted = plans.target, tuple(manifest.graphs)
     stale = [name for name, spec in plans.plans.items() if spec.graph_sha256 != _graph_hash(manifest, name)]
     missing = [name for name in wanted if name not in plans.plans]
     low, _, high = plans.options.batch

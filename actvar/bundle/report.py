@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from actvar.bundle.contract import scale_name
+from actvar.bundle.contract import ENCODER, scale_name
 from actvar.bundle.manifest import Manifest, read_manifest, verify
 from actvar.bundle.plans import BUILD_AGAIN, PlanManifest, plan_folders, read_plans
 from actvar.config import ModelConfig, SmallDecoderConfig
@@ -56,6 +56,7 @@ class BundleReport:
             ("pictures", f"{model.picture_size}×{model.picture_size} by patch_nums {_row(model.schedule.patch_nums)}"),
             ("activation", _activation(model)),
             *([("decoder", _small(model.small_decoder))] if model.small_decoder else []),
+            ("edits", "pictures, by its encoder" if ENCODER in manifest.graphs else "nothing: it has no encoder"),
             ("guided", _guided(model)),
             ("sampling", _sampling(model)),
             ("precision", manifest.precision),

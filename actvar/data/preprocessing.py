@@ -45,10 +45,19 @@ class Preprocessing:
             UnusablePictureError: the bytes are no whole picture of a known format and of a bounded size.
         """
         with opened_picture(data) as image:
-            width, height = self._resized(*image.size)
-            image = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+            self._resized(*image.size)  # before anything is decoded
+            square = self.fitted(image.convert("RGB"), number)
+        return np.asarray(square)
+
+    def fitted(self, image: Image.Image, number: int, by: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+        """A picture that is open, resized by this filter and cut out.
+
+        Raises:
+            UnusablePictureError: it is too large, or too long and narrow.
+        """
+        width, height = self._resized(*image.size)
         left, top = self._corner(width - self.size, height - self.size, number)
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+        return image.resize((width, height), by).crop((left, top, left + self.size, top + self.size))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height whose shorter is `short_side`; torchvision, too, cuts the longer to a whole number."""

@@ -78,13 +78,18 @@ class MultiScaleQuantizer(nn.Module):
         return distance_BLV.argmin(-1)
 
     @torch.no_grad()
-    def encode(self, f_BEHH: Tensor) -> Tensor:
-        """Greedy residual quantisation of an encoder's map: [B, E, H, H] -> token ids of all scales, [B, total]."""
+    def encode(self, f_BEHH: Tensor, taken_BT: Tensor | None = None) -> Tensor:
+        """Greedy residual quantisation of an encoder's map: [B, E, H, H] -> token ids of all scales, [B, total].
+
+        `taken_BT` are those whose contributions are taken off the map before the next scale is looked at, [B, total];
+        the nearest ones, if left out.
+        """
         rest_BEHH = f_BEHH.float().clone()
         ids = []
-        for si in range(len(self.schedule)):
+        for si, (start, tokens) in enumerate(zip(self.schedule.starts, self.schedule.tokens, strict=True)):
             ids_BL = self.nearest(self.tokens_in(rest_BEHH, si))
-            rest_BEHH -= self.contribution(ids_BL, si)
+            taken_BL = ids_BL if taken_BT is None else taken_BT[:, start : start + tokens]
+            rest_BEHH -= self.contribution(taken_BL, si)
             ids.append(ids_BL)
         return torch.cat(ids, dim=1)
 

@@ -188,9 +188,9 @@ class VQVAE(nn.Module):
         self.post_quant_conv = _conv3(config.z_channels, config.z_channels)
 
     @torch.no_grad()
-    def encode(self, pictures_B3HW: Tensor) -> Tensor:
-        """Pictures in [-1, 1] to the token ids of all scales, [B, total] int64."""
-        return self.quantize.encode(self.quant_conv(self.encoder(pictures_B3HW)))
+    def encode(self, pictures_B3HW: Tensor, taken_BT: Tensor | None = None) -> Tensor:
+        """Pictures in [-1, 1] to the token ids of all scales, [B, total] int64; see `MultiScaleQuantizer.encode`."""
+        return self.quantize.encode(self.quant_conv(self.encoder(pictures_B3HW)), taken_BT)
 
     def decode(self, f_hat_BEHH: Tensor) -> Tensor:
         """f_hat to pictures in [-1, 1]."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from actvar.bundle.contract import DRAWN
 from actvar.config import HEAD_WIDTH, ModelConfig, Sampling
-from actvar.drawers import AfterScale, Drawn, ToDraw, checked
+from actvar.drawers import AfterScale, Drawn, ToDraw, checked, encoded
 from actvar.models.actvar import ActVAR
 from actvar.recorded.operators import SparseOperators
 from actvar.recorded.recorders import Recorder, Step
@@ -56,6 +57,7 @@ class RecordedModel:
         values = config.depth * 2 * rows * config.heads * cached_tokens(config) * HEAD_WIDTH
         self._kv = torch.empty(values, dtype=COMPUTED_IN[precision], device=device)
         self._recorded: dict[int, _Recorded] = {}
+        self._vqvae = network.vqvae  # of which the weights above have no encoder
 
     @torch.no_grad()
     def draw(
@@ -85,6 +87,10 @@ class RecordedModel:
         token_ids_BS = places.token_ids_BS.cpu().numpy()[:count].copy()
         return Drawn(pixels_BHW3, token_ids_BS, tuple(partials) if with_partials else ())
 
+    def encode(self, pixels_HW3: np.ndarray) -> np.ndarray:
+        """See `Drawer`; by the network, where that is."""
+        return encoded(self._vqvae, pixels_HW3)
+
     def steps_of(self, pictures: int) -> tuple[Step, ...]:
         """The recorded steps of a batch size, a power of two or the largest: condition, scales, decoder."""
         return self._of_size(pictures).steps
@@ -108,6 +114,8 @@ class RecordedModel:
             for each in batch
         ]
         places.uniforms_BS.copy_(torch.from_numpy(np.stack(uniforms_BS)))
+        given_BS = [np.concatenate(each.given or [np.full(sum(tokens), DRAWN)]) for each in batch]
+        places.given_BS.copy_(torch.from_numpy(np.array(given_BS, np.int64)))
         for name in ("cfg", "top_k", "top_p"):
             getattr(places, name).fill_(getattr(sampling, name))
 

@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actvar.bundle.contract import DRAWN
 from actvar.config import DYNAMIC, FIXED, HEAD_WIDTH, STATIC, ModelConfig
 from actvar.drawers import pixels
 from actvar.models.block import modulated_norm
 from actvar.parameters import MODULATIONS
 from actvar.recorded.operators import SparseOperators, ffn
 from actvar.recorded.weights import COMPUTED_IN, BlockWeights, Precision, Weights
-from actvar.sampling import sample
+from actvar.sampling import or_given, sample
 
 
 def cached_tokens(config: ModelConfig) -> int:
@@ -35,13 +36,14 @@ def cached_tokens(config: ModelConfig) -> int:
 class Places:
     """What the steps of a batch read and write, made once.
 
-    Those of all scales stand side by side along S, their tokens together. `classes_R`, `uniforms_BS` and the three
-    settings are the host's to fill; tokens, pixels and `is_finite` are for it to read. The others pass from step to
-    step.
+    Those of all scales stand side by side along S, their tokens together. `classes_R`, `uniforms_BS`, `given_BS` and
+    the three settings are the host's to fill; tokens, pixels and `is_finite` are for it to read. The others pass from
+    step to step.
     """
 
     classes_R: Tensor
     uniforms_BS: Tensor
+    given_BS: Tensor
     cfg: Tensor
     top_k: Tensor
     top_p: Tensor
@@ -73,6 +75,7 @@ class Places:
         return cls(
             classes_R=fresh(rows, dtype=torch.int64),
             uniforms_BS=fresh(pictures, schedule.total),
+            given_BS=fresh(pictures, schedule.total, dtype=torch.int64) + DRAWN,
             cfg=fresh(),
             top_k=fresh(dtype=torch.int64) + 1,
             top_p=fresh() + 1,
@@ -133,7 +136,8 @@ class Steps:
             drawn_from_BLC = conditional + (conditional - unconditional) * strength
         logits_BLV = weights.head(drawn_from_BLC)
         of_scale = slice(start := self.config.schedule.starts[si], start + self.config.schedule.tokens[si])
-        ids_BL = sample(logits_BLV, places.uniforms_BS[:, of_scale], places.top_k, places.top_p)
+        drawn_BL = sample(logits_BLV, places.uniforms_BS[:, of_scale], places.top_k, places.top_p)
+        ids_BL = or_given(drawn_BL, places.given_BS[:, of_scale])
         places.token_ids_BS[:, of_scale].copy_(ids_BL)
         places.f_hat_BEHH.add_(weights.quantizer.contribution(ids_BL, si))
 

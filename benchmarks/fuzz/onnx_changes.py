@@ -4,7 +4,7 @@ import random
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from actvar.bundle.operators import IN_BODIES, IN_DECODERS, IN_SCALES
+from actvar.bundle.operators import IN_BODIES, IN_DECODERS, IN_ENCODERS, IN_SCALES
 
 _SIZES = (0, 1, 2, 3, 255, 1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 31, 1 << 40, (1 << 63) - 1, -1, -2, -(1 << 40))
 _OTHERS = ("Loop", "Scan", "If", "Resize", "Tile", "Optional", "SequenceMap", "RandomNormal", "Einsum", "Pad", "Nope")
@@ -30,7 +30,9 @@ def other_node(model: ModelProto, rng: random.Random) -> None:
     elif kind == 2:
         node.name = rng.choice(_NAMES)
     else:
-        domain, _, node.op_type = rng.choice(sorted({*IN_SCALES, *IN_DECODERS, *IN_BODIES})).rpartition(".")
+        domain, _, node.op_type = rng.choice(sorted({*IN_SCALES, *IN_DECODERS, *IN_ENCODERS, *IN_BODIES})).rpartition(
+            "."
+        )
         node.domain = domain
 
 

@@ -19,10 +19,10 @@ from actvar.benchmarks.gpu.timings import official, seconds_of, spread
 from actvar.config import PRESETS, STATIC, Activation, ModelConfig
 from actvar.drawers import ToDraw
 from actvar.models.actvar import ActVAR, without_values
+from actvar.plugins.torch.choice import operators_for
 from actvar.recorded.model import RecordedModel
 from actvar.recorded.recorders import CudaGraphs, Recorder
 from actvar.recorded.weights import Precision
-from actvar.runtime.backends.torch_source import operators_for
 
 _FORMS: dict[str, Activation | None] = {
     "dense": None,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from actvar.runtime.image import png
+from actvar.image import png
 from actvar.runtime.pictures import PictureSource, SeededOrder
 
 DRAW = "/v1/images/generations"

@@ -26,8 +26,8 @@ from actvar.checkpoint.model import load_model
 from actvar.config import ModelConfig
 from actvar.errors import ActVARError
 from actvar.generation import generate
+from actvar.image import to_bytes
 from actvar.runtime.backends.protocol import Device
-from actvar.runtime.image import to_bytes
 
 _COMPILED_VARIANTS = 1024  # torch.compile gives a function up after 8, and every scale is one
 

@@ -1,4 +1,4 @@
-"""The graphs of a bundle: condition, one for each scale, decoder, and those that run every scale (docs/bundle.md).
+"""The graphs of a bundle: condition, each scale, decoder, encoder, and those that run every scale (docs/bundle.md).
 
 Knows what goes in and out of each, in the shapes of `actvar.bundle.contract`, and how the KV cache passes. No weights
 and no model: a graph names tensors of the weights file, whatever they hold.
@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 
 from onnx import TensorProto, helper
 
-from actvar.bundle.contract import SCALE_INPUT, Dimension, Shape, contract, graph_names, kv_parts
+from actvar.bundle.contract import ENCODER, SCALE_INPUT, Dimension, Shape, contract, graph_names, kv_parts
 from actvar.bundle.manifest import StoredTensor
 from actvar.config import DYNAMIC, HEAD_WIDTH, ModelConfig
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.decoder import DecoderWriter
+from actvar.export.graphs.encoder import EncoderWriter, quantize
 from actvar.export.graphs.layers import linear
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS, ScaleWriter
 from actvar.export.graphs.sizes import AllScales, OneScale, Sizes
@@ -24,14 +25,14 @@ from actvar.export.graphs.small_decoder import SmallDecoderWriter
 from actvar.export.graphs.transformer import Cache
 from actvar.export.graphs.weights_file import BLOCK_TYPES, DECODER_TYPES, positions_name
 
-_INTEGERS = (SCALE_INPUT, "class_ids", "token_ids", "top_k", KEPT, EXPERTS)
+_INTEGERS = (SCALE_INPUT, "class_ids", "given", "token_ids", "top_k", KEPT, EXPERTS)
 _ATTENTION = ("past_kv", "new_kv")  # in the precision of the blocks; all other tensors between graphs are fp32
 
 
 def build_graph(
     name: str, config: ModelConfig, weights: Mapping[str, StoredTensor], precision: str, debug: bool = False
 ) -> GraphBuilder:
-    """One of `graph_names(config)`.
+    """One of `graph_names(config)`, or the encoder.
 
     Args:
         name: of the graph.
@@ -41,7 +42,7 @@ def build_graph(
         debug: let scale graphs give what `scale.LOGITS` and the others name, too.
     """
     blocks = BLOCK_TYPES[precision]
-    b = GraphBuilder(name, weights, DECODER_TYPES[precision] if name == "decoder" else blocks)
+    b = GraphBuilder(name, weights, DECODER_TYPES[precision] if name in ("decoder", ENCODER) else blocks)
     inputs, outputs = contract(config, name)
     _declare(b.input, inputs, blocks)
     if name == "condition":
@@ -51,6 +52,8 @@ def build_graph(
             SmallDecoderWriter(b, config.small_decoder, len(config.vqvae.ch_mult) - 1).decode("f_hat")
         else:
             DecoderWriter(b, config.vqvae, config.schedule.side).decode("f_hat")
+    elif name == ENCODER:
+        quantize(b, config, EncoderWriter(b, config.vqvae, config.schedule.side).encode("picture"))
     else:
         si = graph_names(config).index(name) - 1
         sizes = OneScale(b, config, si)
@@ -92,7 +95,7 @@ def build_scales(
     own: Dimension = groups if len(every) == 1 else "G"
     inputs: dict[str, Shape] = {SCALE_INPUT: (), "start": (own, "B", 1, width), "tokens_in": ("B", "L", codes)}
     inputs |= {"f_hat": f_hat, "modulation": (config.depth, groups, "B", 6, width)}
-    inputs |= {"head_modulation": (groups, "B", 2, width), "uniform": ("B", "L")}
+    inputs |= {"head_modulation": (groups, "B", 2, width), "uniform": ("B", "L"), "given": ("B", "L")}
     inputs |= {"cfg": (), "top_k": (), "top_p": ()} if config.is_guided else {"top_k": (), "top_p": ()}
     inputs |= {past: (own, "B", config.heads, "P", HEAD_WIDTH) for past, _ in cache}
     _declare(b.input, inputs)

@@ -32,7 +32,7 @@ def guided(b: GraphBuilder, ramp: str, normed_RLC: str, cfg: str) -> str:
 
 
 def sample(b: GraphBuilder, logits_BLV: str, vocab_size: int, uniform_BL: str, top_k: str, top_p: str) -> str:
-    """`token_ids` [B, L] int64: the inverse CDF of the top-k, then top-p distribution at the uniforms."""
+    """Drawn codes [B, L] int64: the inverse CDF of the top-k, then top-p distribution at the uniforms."""
     count = min(SORTED_CODES, vocab_size)
     last_axis = b.ints(-1)
     with b.scope("sampling"):
@@ -54,7 +54,14 @@ def sample(b: GraphBuilder, logits_BLV: str, vocab_size: int, uniform_BL: str, t
         last_BL1 = b.op("Sub", _count(b, usable_BLS), b.constant("one_int32", np.array(1, np.int32)), name="last")
         place_BL1 = b.op("Min", _count(b, below_BLS), last_BL1, name="place")
         ids_BL1 = b.op("GatherElements", order_BLS, place_BL1, axis=-1, name="chosen")
-        return b.op("Squeeze", ids_BL1, last_axis, output="token_ids")
+        return b.op("Squeeze", ids_BL1, last_axis, name="drawn")
+
+
+def or_given(b: GraphBuilder, drawn_BL: str, given_BL: str) -> str:
+    """`token_ids` [B, L] int64: the drawn codes, but for those in whose place one is given, which is no `DRAWN`."""
+    with b.scope("sampling"):
+        is_drawn_BL = b.op("Less", given_BL, b.int_scalar(0), name="is_drawn")
+        return b.op("Where", is_drawn_BL, drawn_BL, given_BL, output="token_ids")
 
 
 @dataclass(frozen=True)
@@ -69,18 +76,24 @@ def add_tokens(
     b: GraphBuilder, token_ids_BL: str, f_hat_BEHH: str, shape_BEpp: str, up: Resize | None, phi: Phi
 ) -> str:
     """`next_f_hat` [B, E, H, H]: f_hat + phi(up(codes)); `shape_BEpp` is how codes are arranged to a map."""
+    added_BEHH = contribution(b, token_ids_BL, shape_BEpp, up, phi)
+    with b.scope("quantizer"):
+        return b.op("Add", f_hat_BEHH, added_BEHH, output="next_f_hat")
+
+
+def contribution(b: GraphBuilder, token_ids_BL: str, shape_BEpp: str, up: Resize | None, phi: Phi) -> str:
+    """What the tokens of a scale add to f_hat, [B, E, H, H]."""
     with b.scope("quantizer"):
         codes_BLE = b.op("Gather", b.weight("vqvae.quantize.embedding.weight"), token_ids_BL, axis=0, name="codes")
         codes_BEL = b.op("Transpose", codes_BLE, perm=[0, 2, 1])
-        codes_BEHH = _resized(b, b.op("Reshape", codes_BEL, shape_BEpp, name="map"), up, "bicubic")
-        added_BEHH = b.op("Conv", codes_BEHH, *phi, pads=[1, 1, 1, 1], name="phi")
-        return b.op("Add", f_hat_BEHH, added_BEHH, output="next_f_hat")
+        codes_BEHH = resized(b, b.op("Reshape", codes_BEL, shape_BEpp, name="map"), up, "bicubic")
+        return b.op("Conv", codes_BEHH, *phi, pads=[1, 1, 1, 1], name="phi")
 
 
 def next_tokens_in(b: GraphBuilder, f_hat_BEHH: str, down: Resize | None, shape_BEL: str) -> str:
     """`next_tokens_in` [B, L', E]: f_hat averaged to the map of the next scale, whose tokens `shape_BEL` counts."""
     with b.scope("quantizer"):
-        map_BEpp = _resized(b, f_hat_BEHH, down, "area")
+        map_BEpp = resized(b, f_hat_BEHH, down, "area")
         map_BEL = b.op("Reshape", map_BEpp, shape_BEL, name="tokens")
         return b.op("Transpose", map_BEL, perm=[0, 2, 1], output="next_tokens_in")
 
@@ -115,7 +128,7 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a)
 
 
-def _resized(b: GraphBuilder, x: str, by: Resize | None, name: str) -> str:
+def resized(b: GraphBuilder, x: str, by: Resize | None, name: str) -> str:
     """[..., before, before] -> [..., after, after]."""
     return b.op("MatMul", b.op("MatMul", by.rows, x, name=f"{name}_rows"), by.columns, name=name) if by else x
 

@@ -14,7 +14,7 @@ import numpy as np
 from actvar.config import FIXED, ModelConfig
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.layers import best_places, linear, modulated_norm
-from actvar.export.graphs.sampler import add_tokens, guided, next_tokens_in, sample
+from actvar.export.graphs.sampler import add_tokens, guided, next_tokens_in, or_given, sample
 from actvar.export.graphs.sizes import Flag, Size, Sizes
 from actvar.export.graphs.transformer import BlockWriter, Cache, WrittenBlock
 
@@ -100,7 +100,8 @@ class ScaleWriter:
             logits_MV = linear(b, b.reshape(drawn_from_BLC, -1, width), "var.head", "head")
             shape_BLV = sizes.shape("logits", -1, sizes.tokens, codes)
             logits_BLV = b.op("Reshape", logits_MV, shape_BLV, output=LOGITS if self.debug else "")
-        token_ids_BL = sample(b, logits_BLV, codes, "uniform", "top_k", "top_p")
+        drawn_BL = sample(b, logits_BLV, codes, "uniform", "top_k", "top_p")
+        token_ids_BL = or_given(b, drawn_BL, "given")
         phi, up = sizes.phi(), sizes.up()
         shape_BEpp = sizes.shape("map", -1, self.config.vqvae.z_channels, sizes.side, sizes.side)
         return add_tokens(b, token_ids_BL, "f_hat", shape_BEpp, up, phi)

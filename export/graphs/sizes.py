@@ -87,6 +87,10 @@ class Sizes(ABC):
         """From H to the next scale's p."""
         return self._resize("area", [(self._schedule.side, p) for p in self._next_sides])
 
+    def residual_down(self) -> Resize | None:
+        """From H to p, as the quantizer's encoder goes."""
+        return self._resize("area", [(self._schedule.side, p) for p in self._schedule.patch_nums])
+
     @abstractmethod
     def shape(self, name: str, *sizes: Size) -> str:
         """A shape as `Reshape` reads it, for which the name stands; -1 may be one of the sizes."""

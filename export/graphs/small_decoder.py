@@ -8,7 +8,8 @@ Letters in shapes: B pictures, E code width, C channels, H side of a map.
 from dataclasses import dataclass
 
 from actvar.config import SmallDecoderConfig
-from actvar.export.graphs.decoder import ConvolutionWriter
+from actvar.export.graphs.convolutions import ConvolutionWriter
+from actvar.export.graphs.decoder import image, upsample
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class SmallDecoderWriter(ConvolutionWriter):
         for i in range(self.doublings):
             for j in range(self.config.depth):
                 h_BCHH = self._block(h_BCHH, f"{weights}.up.{i}.blocks.{j}")
-            h_BCHH = self._upsample(h_BCHH, f"{weights}.up.{i}.upsample")
-        return self._image(self._conv(self._block(h_BCHH, f"{weights}.last"), f"{weights}.conv_out"))
+            h_BCHH = upsample(self.b, h_BCHH, f"{weights}.up.{i}.upsample")
+        return image(self.b, self._conv(self._block(h_BCHH, f"{weights}.last"), f"{weights}.conv_out"))
 
     def _block(self, x_BCHH: str, weights: str) -> str:
         h_BCHH = self._relu(self._conv(x_BCHH, f"{weights}.conv1"))

@@ -45,12 +45,13 @@ ALIGNMENT = 4096
 SUBPIXEL_CONV = "subpixel_conv"
 """What an upsampling layer's convolution is called here: it is not the checkpoint's; see `subpixel_weight`."""
 
-# What a precision decides: the matrices of the blocks, and the decoder's convolutions. The rest is small or must be
-# exact, so it is always fp32: embeddings (the residual stream), selector and router, head, codebook and phi (f_hat),
-# norms. Softmax and sampling are computed in fp32, too.
+# What a precision decides: the matrices of the blocks, and the convolutions of decoder and encoder. The rest is small
+# or must be exact, so it is always fp32: embeddings (the residual stream), selector and router, head, codebook and phi
+# (f_hat), norms. Softmax and sampling are computed in fp32, too.
 _BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
+_OF_ENCODER = ("vqvae.encoder.", "vqvae.quant_conv.")
 _OF_DECODER = ("vqvae.post_quant_conv.", "vqvae.decoder.", "small_decoder.")
-_DECODER = re.compile(r"vqvae\.(post_quant_conv|decoder\.(?!.*norm))|small_decoder\.")
+_CONVOLUTIONS = re.compile(r"vqvae\.((post_)?quant_conv|(en|de)coder\.(?!.*norm))|small_decoder\.")
 _UPSAMPLING = re.compile(r"((?:vqvae\.decoder|small_decoder)\..*upsample)\.conv\.(weight|bias)")
 
 BLOCK_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32", "fp16-weights": "float32"}
@@ -58,9 +59,9 @@ BLOCK_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8":
 numbers (`int8.py`), and what goes into them and comes out is fp32, as attention is."""
 
 DECODER_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "float16", "int8": "float32", "fp16-weights": "float32"}
-"""By precision, what the decoder's convolutions and attention compute in. In opset 20 `Conv` has no bfloat16, so those
-of a bf16 bundle are fp16: its activations are bounded by the norms before them, and do not need bfloat16's range as a
-transformer's may."""
+"""By precision, what the convolutions and attention of decoder and encoder compute in. In opset 20 `Conv` has no
+bfloat16, so those of a bf16 bundle are fp16: activations are bounded by the norms before them, and do not need
+bfloat16's range as a transformer's may."""
 
 Read: TypeAlias = Callable[[str], np.ndarray]
 """Gives a tensor of a model, in fp32, by its name in `ActVAR.state_dict()`."""
@@ -96,7 +97,7 @@ class _Recipe:
         if _BLOCKS.match(name):
             computed = BLOCK_TYPES[precision]
             return computed if name.endswith(".bias") else _HELD.get(precision, computed)
-        return DECODER_TYPES[precision] if _DECODER.match(name) else "float32"
+        return DECODER_TYPES[precision] if _CONVOLUTIONS.match(name) else "float32"
 
     def compute(self, read: Read) -> np.ndarray:
         return self.make(*map(read, self.sources))
@@ -198,7 +199,13 @@ class WeightsFile:
     _recipes: Mapping[str, _AnyRecipe]
 
     @classmethod
-    def of(cls, config: ModelConfig, precision: str, decoder: Mapping[str, np.ndarray] | None = None) -> "WeightsFile":
+    def of(
+        cls,
+        config: ModelConfig,
+        precision: str,
+        decoder: Mapping[str, np.ndarray] | None = None,
+        encoder: bool = True,
+    ) -> "WeightsFile":
         """The file of a bundle of this precision: tensors in the order in which the graphs read them.
 
         It costs no memory: the layout is that of a model of names and shapes alone.
@@ -207,6 +214,7 @@ class WeightsFile:
             config: the model's.
             precision: of `actvar.bundle.contract.PRECISIONS`.
             decoder: what stands in the place of the decoder's own tensors, if it is another decoder.
+            encoder: whether the VQVAE's encoder is in it.
         """
         shapes = parameter_shapes(config)
         recipes: dict[str, _AnyRecipe] = dict(_recipes(config, shapes, precision))
@@ -215,6 +223,9 @@ class WeightsFile:
         if decoder:
             recipes = {name: recipe for name, recipe in recipes.items() if not name.startswith(_OF_DECODER)}
             recipes |= {name: _Given(tensor) for name, tensor in decoder.items()}
+        if encoder:
+            of_encoder = [name for name in shapes if name.startswith(_OF_ENCODER)]
+            recipes |= _kept(*of_encoder)
         stored, position = {}, 0
         for name, recipe in recipes.items():
             stored[name] = StoredTensor(recipe.dtype(name, precision), recipe.shape(shapes), position)

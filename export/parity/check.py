@@ -14,10 +14,17 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.comparator import Comparator, RunResults
 from polygraphy.logger import G_LOGGER
 
-from actvar.bundle.contract import graph_names, scale_name
+from actvar.bundle.contract import ENCODER, scale_name
 from actvar.bundle.manifest import Manifest
 from actvar.export.graphs.scale import HIDDEN
-from actvar.export.parity.compare import CHAIN_TOLERANCES, GRAPH_TOLERANCES, Difference, OutputCompareFunc, Tolerance
+from actvar.export.parity.compare import (
+    CHAIN_TOLERANCES,
+    ENCODER_TOLERANCES,
+    GRAPH_TOLERANCES,
+    Difference,
+    OutputCompareFunc,
+    Tolerance,
+)
 from actvar.export.parity.recording import record
 from actvar.export.parity.report import CHAIN, ParityReport
 from actvar.export.parity.runners import (
@@ -60,7 +67,7 @@ def check_parity(
     found: dict[tuple[str, str], Difference] = {}
     numbers = range(pictures)
     batches = [numbers[start : start + graphs.batch_size] for start in numbers[:: graphs.batch_size]]
-    compared_per_batch = len(graph_names(model.config)) + 1
+    compared_per_batch = len(graphs.engine.manifest.graphs) + 1
     for place, batch in enumerate(batches):
         class_ids = [number * model.config.num_classes // pictures for number in batch]
         for done, (graph, differences) in enumerate(compare_batch(model, graphs, class_ids, batch, seed), 1):
@@ -87,6 +94,8 @@ def compare_batch(
     """
     manifest, sampling = graphs.engine.manifest, model.config.sampling
     for name, recording in record(model, class_ids, sampling, seed, numbers):
+        if name not in manifest.graphs:
+            continue
         compare = OutputCompareFunc(_tolerances(manifest, name), numbers)
         drawn = _run(EngineGraphRunner(graphs.engine, name), recording.inputs)
         (outputs,) = drawn[GRAPHS]
@@ -101,6 +110,8 @@ def compare_batch(
 
 def _tolerances(manifest: Manifest, graph: str) -> Mapping[str, Tolerance]:
     """Of a graph's outputs. Half precision chooses otherwise: numbers are held to anything at equal choices alone."""
+    if graph == ENCODER:
+        return ENCODER_TOLERANCES[manifest.precision]
     tolerances, spec, model = GRAPH_TOLERANCES[manifest.precision], manifest.graphs[graph], manifest.model
     active = any(graph == scale_name(si) and model.is_active(si) for si in range(len(model.schedule)))
     if manifest.precision == "fp32" or not active or any(tensor.name == HIDDEN for tensor in spec.outputs):

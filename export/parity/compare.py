@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from polygraphy.comparator import BaseCompareFunc, IterationResult
 
+from actvar.bundle.contract import PRECISIONS
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.export.parity.runners import FORCED, FREE, PIXELS, TOKENS
 
@@ -75,6 +76,11 @@ GRAPH_TOLERANCES: dict[str, dict[str, Tolerance]] = {
     },
 }
 """Of one graph that is given the reference's inputs, by precision and output (docs/parity.md)."""
+
+ENCODER_TOLERANCES: dict[str, dict[str, Tolerance]] = {
+    precision: {TOKENS: Tolerance(equal=0.99 if precision in ("fp16", "bf16") else 0.999)} for precision in PRECISIONS
+}
+"""Of the encoder's codes, each the nearest when those of the scales before it are the graph's: near-ties may part."""
 
 CHAIN_TOLERANCES: dict[str, dict[str, Tolerance]] = {
     # 1 of 255: pixels are truncated, so that any rounding before may move them by one.

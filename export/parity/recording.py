@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actvar.bundle.contract import scale_name
+from actvar.bundle.contract import DRAWN, ENCODER, scale_name
 from actvar.config import HEAD_WIDTH, STATIC, ModelConfig, Sampling
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.generation import class_rows, generate
@@ -62,6 +62,7 @@ def record(
         tokens_in_BLE = quantizer.tokens_in(f_hat_BEHH, si)
         uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers]))
         drawing = {"f_hat": f_hat_BEHH, "uniform": uniform_BL, "past_kv": window_D2GBhTd}
+        drawing["given"] = torch.full((batch, tokens), DRAWN)
         inputs = {**fixed, **drawing, **({"tokens_in": tokens_in_BLE} if si else first)}
 
         own, rows = config.row_groups(si), config.row_groups(si) * batch
@@ -78,6 +79,8 @@ def record(
             outputs |= {"new_kv": new_kv_D2GBhKd, "next_tokens_in": quantizer.tokens_in(f_hat_BEHH, si + 1)}
         yield scale_name(si), _recording(inputs, outputs)
     yield "decoder", _recording({"f_hat": f_hat_BEHH}, {"image": made.pictures_B3HW})
+    ids_BT = model.vqvae.encode(made.pictures_B3HW * 2 - 1)
+    yield ENCODER, _recording({"picture": made.pictures_B3HW}, {"token_ids": ids_BT})
 
 
 def stacked(config: ModelConfig, selections: Sequence[Selection]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from torch import Tensor
 
-from actvar.bundle.contract import Shape, graph_names, scale_name
+from actvar.bundle.contract import ENCODER, Shape, graph_names, scale_name
 from actvar.bundle.manifest import GraphSpec
 from actvar.config import HEAD_WIDTH, Sampling
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
@@ -29,7 +29,7 @@ from actvar.models.selection import Selection
 from actvar.models.var import Condition, ScaleTrace
 from actvar.runtime.backends import protocol
 from actvar.runtime.pictures import Order, PictureSource
-from actvar.sampling import guide, sample
+from actvar.sampling import guide, or_given, sample
 
 PYTORCH, GRAPHS = "PyTorch", "graphs"
 TOKENS, PIXELS = "token_ids", "pixels"
@@ -82,7 +82,7 @@ class EagerGraphRunner(_Runner):
 
     Args:
         model: in evaluation mode, on the CPU.
-        graph: one of `graph_names(model.config)`.
+        graph: one of `graph_names(model.config)`, or the encoder.
         spec: the graph's inputs.
         choices: what the other side has chosen: those of `CHOICES` that it gave. What is no possible choice is not
             made, and the numbers depart.
@@ -100,6 +100,8 @@ class EagerGraphRunner(_Runner):
         given = {name: torch.from_numpy(array) for name, array in inputs.items()}
         if self._graph == "condition":
             made = self._condition(given)
+        elif self._graph == ENCODER:
+            made = self._encoder(given["picture"])
         elif self._graph == "decoder":
             made = {"image": (self._model.decode(given["f_hat"]) + 1) / 2}
         else:
@@ -110,6 +112,15 @@ class EagerGraphRunner(_Runner):
         config = self._model.config
         class_ids_R = class_rows(config, given["class_ids"].tolist())
         return in_groups(self._model.var.condition(class_ids_R), config.row_groups(0))
+
+    def _encoder(self, picture_B3HH: Tensor) -> dict[str, Tensor]:
+        """At each scale the nearest codes to what is left of the map when the other side's are taken off."""
+        encode, codes = self._model.vqvae.encode, self._model.config.vqvae.vocab_size
+        ids_BT = encode(picture_B3HH * 2 - 1)
+        taken_BT = self._possible(TOKENS, ids_BT, self._choices.get(TOKENS), codes)
+        if taken_BT is None or taken_BT.equal(ids_BT):
+            return {TOKENS: ids_BT}
+        return {TOKENS: encode(picture_B3HH * 2 - 1, taken_BT), TOKENS + FREE: ids_BT}
 
     def _scale(self, si: int, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         config = self._model.config
@@ -133,14 +144,17 @@ class EagerGraphRunner(_Runner):
         traced = run(forced) if forced else free
         logits_BLV, free_logits_BLV = logits(traced), logits(free)
         limits = given["uniform"], int(given["top_k"]), float(given["top_p"])
-        ids_BL = sample(free_logits_BLV, *limits)
+        ids_BL = or_given(sample(free_logits_BLV, *limits), given["given"])
         drawn_BL = self._possible(TOKENS, ids_BL, self._choices.get(TOKENS), config.vqvae.vocab_size)
         next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL if drawn_BL is None else drawn_BL, si)
         of_rows = {HIDDEN: traced.hidden_DRLC, **stacked(config, traced.best)}
         made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH}
         if KEPT in self._choices or EXPERTS in self._choices:
             of_rows |= {name + FREE: ids for name, ids in stacked(config, free.best).items()}
-            made |= {LOGITS + FREE: free_logits_BLV, TOKENS + FORCED: sample(logits_BLV, *limits)}
+            made |= {
+                LOGITS + FREE: free_logits_BLV,
+                TOKENS + FORCED: or_given(sample(logits_BLV, *limits), given["given"]),
+            }
         made |= of_rows_in_groups(of_rows, groups)
         if si + 1 < len(schedule):
             tokens_in_BLE = quantizer.tokens_in(next_f_hat_BEHH, si + 1)

@@ -17,19 +17,29 @@ import logging
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from threading import Event, Thread
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from actvar.bundle.contract import CPU_PRECISIONS, ITEM_BYTES, MASKED_SCALES, SCALE_INPUT, SCALES, graph_names, kv_parts
+from actvar.bundle.contract import (
+    CPU_PRECISIONS,
+    ENCODER,
+    ITEM_BYTES,
+    MASKED_SCALES,
+    SCALE_INPUT,
+    SCALES,
+    graph_names,
+    kv_parts,
+)
 from actvar.bundle.graph_file import ExternalTensor, external_tensors
 from actvar.bundle.manifest import EXPORT_AGAIN, FOR_A_GPU, WEIGHTS_FILE, Manifest, StoredTensor
 from actvar.config import HEAD_WIDTH
@@ -60,7 +70,8 @@ def load(
     """Load a bundle whose files have been verified.
 
     The sessions are made in the background, in the order in which they run, so that the first graphs work while the
-    last are still being made. On the CPU the process from here on keeps memory that it has freed (`keep_blocks`).
+    last are still being made; the encoder's when it is first run. On the CPU the process from here on keeps memory that
+    it has freed (`keep_blocks`).
 
     Args:
         folder: the bundle.
@@ -84,7 +95,8 @@ def load(
     if manifest.precision in CPU_PRECISIONS and device != "cpu":
         raise BundleError(f"{folder} is in {manifest.precision}, which is for the CPU alone. {FOR_A_GPU}")
     joined = joined_scales(manifest, scales) if device == "cpu" else None
-    names = ("condition", joined, "decoder") if joined else tuple(manifest.graphs)
+    drawing = ("condition", joined, "decoder") if joined else graph_names(manifest.model)
+    names = (*drawing, ENCODER) if ENCODER in manifest.graphs else drawing
     for name in names:
         path = folder / f"{name}.onnx"
         _check_weights(path, external_tensors(path, WEIGHTS_FILE), _weights_of(manifest, name))
@@ -96,14 +108,17 @@ def load(
     else:
         memory = _cuda_memory()
     packed = (joined, "decoder") if manifest.precision == "int8" else (joined,)  # a convolution in int8 loses without
-    given = {name: None if name in packed else dict(weights.of_graph(name)) for name in names}
     makers = ThreadPoolExecutor(_MAKERS, thread_name_prefix="actvar-load")
     # Folded, each session would keep a copy of its own, `condition` of matrices that it reads once for a picture.
-    as_read = set(names) - {joined, "decoder"} if manifest.precision == "fp16-weights" else set()
-    sessions = {
-        name: makers.submit(_make_session, folder, name, given[name], threads, device, name not in as_read)
-        for name in names
-    }
+    as_read = set(drawing) - {joined, "decoder"} if manifest.precision == "fp16-weights" else set()
+
+    def arguments(name: str) -> tuple[Any, ...]:
+        given = None if name in packed else dict(weights.of_graph(name))
+        return folder, name, given, threads, device, name not in as_read
+
+    sessions: dict[str, _Made] = {name: makers.submit(_make_session, *arguments(name)) for name in drawing}
+    if ENCODER in names:
+        sessions[ENCODER] = _WhenAsked(lambda: _make_session(*arguments(ENCODER)))
     makers.shutdown(wait=False)
     return BufferedEngine(manifest, OrtExecutor(sessions, joined, weights, manifest, device), memory)
 
@@ -131,7 +146,7 @@ class OrtExecutor:
 
     def __init__(
         self,
-        sessions: Mapping[str, "Future[Session]"],
+        sessions: Mapping[str, "_Made"],
         joined: str | None,
         weights: "_Weights",
         manifest: Manifest,
@@ -156,10 +171,11 @@ class OrtExecutor:
     def run(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> None:
         """See `Executor`. A run starts when the lane's stream is done, and is waited for.
 
-        On the CPU the decoder, whose maps are the largest of all, is given one picture at a time: a batch of them
-        takes the cores no better, and its memory would grow with it.
+        On the CPU decoder and encoder, whose maps are the largest of all, are given one picture at a time: a batch of
+        them takes the cores no better, and its memory would grow with it.
         """
-        if self._device == "cpu" and graph == "decoder" and (pictures := inputs["f_hat"].shape[0]) > 1:
+        of_maps = {"decoder": "f_hat", ENCODER: "picture"}
+        if self._device == "cpu" and graph in of_maps and (pictures := inputs[of_maps[graph]].shape[0]) > 1:
             for i in range(pictures):
                 self.run(graph, _picture(inputs, i), _picture(outputs, i), lane)
             return
@@ -169,12 +185,12 @@ class OrtExecutor:
         try:
             sweep = self._weights.let_go() if graph == "condition" else nullcontext()
             binding = session.io_binding()
-            for name, buffer in self._apart(inputs, self._groups(graph)):
+            for name, buffer in self._apart(graph, inputs):
                 binding.bind_input(*self._place(name, buffer))
             for name, value in ({} if own else self._unread(graph, inputs)).items():
                 binding.bind_ortvalue_input(name, value)
             unwanted = {} if own or "new_kv" in outputs else self._kv_nobody_reads(inputs["f_hat"].shape[0], lane)
-            for name, buffer in (*self._apart(outputs, self._groups(graph)), *unwanted.items()):
+            for name, buffer in (*self._apart(graph, outputs), *unwanted.items()):
                 binding.bind_output(*self._place(name, buffer))
             with sweep:
                 session.run_with_iobinding(binding)
@@ -184,12 +200,7 @@ class OrtExecutor:
     def forget(self, lane: int) -> None:
         """See `Executor`. Nothing is kept from one run to the next."""
 
-    def _groups(self, graph: str) -> int:
-        """Of the rows of a scale; of any number, where the graph is no scale's."""
-        model = self._manifest.model
-        return model.row_groups(max(graph_names(model).index(graph) - 1, 0))
-
-    def _apart(self, buffers: Buffers, groups: int) -> Iterator[tuple[str, Buffer]]:
+    def _apart(self, graph: str, buffers: Buffers) -> Iterator[tuple[str, Buffer]]:
         """What a session reads or gives; the graph of all scales has a tensor for each part of the KV cache.
 
         After the last guided scale it reads the first group of each part alone, with which the part begins.
@@ -198,7 +209,8 @@ class OrtExecutor:
             if name not in self._kv_parts:
                 yield name, buffer
                 continue
-            parts = self._kv_parts[name]
+            parts, model = self._kv_parts[name], self._manifest.model
+            groups = model.row_groups(graph_names(model).index(graph) - 1)
             for i, part in enumerate(parts):
                 address = buffer.address + i * (buffer.bytes // len(parts))
                 yield part, Buffer(address, buffer.dtype, (groups, *buffer.shape[3:]), buffer.owner)
@@ -235,6 +247,16 @@ class OrtExecutor:
             unread["cfg"] = ()
         arrays = {name: np.zeros(shape, np.float32) for name, shape in unread.items()} | {SCALE_INPUT: np.array(si)}
         return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+
+
+class _WhenAsked:
+    """A session that is made when it is first wanted: most who draw never want it."""
+
+    def __init__(self, make: Callable[[], Session]):
+        self.result = cache(make)
+
+
+_Made: TypeAlias = "Future[Session] | _WhenAsked"
 
 
 def _picture(buffers: Buffers, i: int) -> Buffers:

@@ -16,10 +16,8 @@ from actvar.config import ModelConfig, Sampling
 from actvar.drawers import Drawer, EagerModel, ToDraw
 from actvar.errors import ActVARError, EngineError
 from actvar.models.actvar import ActVAR
-from actvar.plugins.library import kernel_library
-from actvar.plugins.machine_code import runs_on
+from actvar.plugins.torch.choice import operators_for
 from actvar.recorded.model import RecordedModel
-from actvar.recorded.operators import PlainOperators, SparseOperators
 from actvar.recorded.recorders import CudaGraphs
 from actvar.recorded.weights import Precision
 from actvar.runtime.machine import first_gpu
@@ -55,7 +53,7 @@ class TorchSource:
         schedule, waiting = self.model.schedule, iter(orders)
         while batch := tuple(islice(waiting, self.drawer.largest)):
             require_orders(self.model, batch, seed)
-            wanted = [ToDraw(order.class_id, order.seed_in(seed), order.number) for order in batch]
+            wanted = [ToDraw(order.class_id, order.seed_in(seed), order.number, order.given) for order in batch]
 
             def tell(si: int, pixels_BHW3: np.ndarray, batch: tuple[Order, ...] = batch) -> None:
                 assert on_scale_end
@@ -69,6 +67,11 @@ class TorchSource:
             for i, order in enumerate(batch):
                 token_ids = tuple(np.split(drawn.token_ids_BS[i], schedule.starts[1:]))
                 yield Picture(order, drawn.pixels_BHW3[i], token_ids, tuple(each[i] for each in drawn.partials))
+
+    def encode(self, pixels_HW3: np.ndarray) -> tuple[np.ndarray, ...]:
+        """See `PictureSource`; on the CPU, wherever is drawn."""
+        with self._turn:
+            return tuple(np.split(self.drawer.encode(pixels_HW3), self.model.schedule.starts[1:]))
 
 
 def load(checkpoint: Checkpoint, threads: int = 0) -> ActVAR:
@@ -89,16 +92,6 @@ def load(checkpoint: Checkpoint, threads: int = 0) -> ActVAR:
 def eager_source(network: ActVAR) -> TorchSource:
     """The network as it is."""
     return TorchSource(EagerModel(network))
-
-
-def operators_for(config: ModelConfig, capability: str) -> tuple[SparseOperators, str]:
-    """What leaves tokens and experts out on a GPU, and its name: our kernels, where a library has them for this one."""
-    library = kernel_library() if config.activation else None
-    if not library or not runs_on(library, capability):
-        return PlainOperators(), "PyTorch"
-    from actvar.plugins.torch.sparse import LibraryOperators
-
-    return LibraryOperators(capability), library.name
 
 
 def recorded_source(network: ActVAR, precision: Precision, batch_size: int) -> TorchSource:

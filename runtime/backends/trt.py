@@ -156,7 +156,6 @@ class TrtExecutor:
         self._spare: defaultdict[str, list[Any]] = defaultdict(list)  # by graph
         self._manifest, self._library, self._engines = manifest, library, engines
         self._weights, self._batch = weights, batch
-        self._last = list(manifest.graphs)[-1]
         self._compiled = False
 
     @property
@@ -180,7 +179,7 @@ class TrtExecutor:
         _, context = self._bound[lane.number][key]
         if not context.execute_async_v3(lane.stream.handle):
             raise self._failed(graph)
-        if self._compiled and graph == self._last:
+        if self._compiled and graph == "decoder":
             self._compiled = False
             self._library.kernels_were_compiled()
 

@@ -28,6 +28,11 @@ def to_bytes(pictures_B3HW: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scaled_B3HW.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
+def to_numbers(pictures_BHW3: np.ndarray) -> np.ndarray:
+    """[B, H, W, 3] uint8 to [B, 3, H, W] fp32 in [0, 1]."""
+    return np.ascontiguousarray(pictures_BHW3.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+
+
 def png(picture_HW3: np.ndarray) -> bytes:
     """The bytes of a PNG file."""
     file = io.BytesIO()

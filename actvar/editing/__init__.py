@@ -1,0 +1,1 @@
+"""What of a picture is kept, and what is drawn anew."""
