@@ -31,6 +31,9 @@ STAGE1_EXAMPLES = """Examples:
 actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir tokens/train --out
 runs/d16/stage1
 
+actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir tokens/train --out
+runs/static/stage1 --expert-choice static --expert-order data
+
 actvar-trt train stage1 --teacher var_d16.pth --vqvae vae_ch160v4096z32.pth --tokens-dir tokens/train --out runs/half
 --token-rates 0.5 --expert-rates 0.5,0.25 --label-form sharp --alpha 1
 
@@ -89,7 +92,8 @@ def stage1(
 ) -> None:
     """Make an ActVAR of a VAR: train its routers and selectors, all else frozen. Stage 2 follows.
 
-    The same command goes on where it was stopped. Defaults are the paper's.
+    The same command goes on where it was stopped. Defaults are the paper's. To deploy it, take --expert-choice static,
+    which every engine runs as a smaller FFN.
     """
     with needs("train", "to train"):
         from actvar.distill.files import CHECKPOINT, load_teacher
@@ -140,7 +144,8 @@ def stage2(
 ) -> None:
     """Fine-tune an ActVAR after stage 1: experts, attention and the rest; its choices and rates stay as they are.
 
-    The same command goes on where it was stopped. Defaults are the paper's.
+    The same command goes on where it was stopped. Defaults are the paper's. To deploy it, go on with --distil-guidance,
+    which halves the transformer's work.
     """
     with needs("train", "to train"):
         from actvar.distill.files import CHECKPOINT, load_student, load_teacher

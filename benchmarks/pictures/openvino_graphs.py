@@ -22,6 +22,7 @@ import openvino
 
 from actvar.benchmarks.pictures.graph_times import GraphDrawer
 from actvar.benchmarks.pictures.products import fastest, product_inputs, product_model
+from actvar.bundle.contract import graph_names
 from actvar.bundle.manifest import WEIGHTS_FILE, read_manifest
 from actvar.errors import ActVARError
 from actvar.runtime.backends.buffered import BufferedEngine
@@ -50,7 +51,7 @@ def open_openvino(bundle: Path, precision: str, threads: int, batch_size: int) -
     keep_blocks()
     core = openvino.Core()
     options = {"INFERENCE_PRECISION_HINT": _TYPES[precision], "INFERENCE_NUM_THREADS": threads}
-    sessions: dict[str, Future[Any]] = {name: Future() for name in manifest.graphs}
+    sessions: dict[str, Future[Any]] = {name: Future() for name in graph_names(manifest.model)}
     for name, future in sessions.items():
         with TemporaryDirectory(dir=bundle) as scratch:
             future.set_result(_Session(core.compile_model(_adapted(bundle, name, Path(scratch)), "CPU", options)))
