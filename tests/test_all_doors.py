@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 import subprocess
 import sys
@@ -109,17 +108,27 @@ def by_ray_data(bundle: Path, folder: Path) -> Pictures:
     return found
 
 
+SERVE = """
+import sys
+import ray
+from ray import serve
+from actvar.serve.ray import Settings, app
+
+ray.init(address="local", include_dashboard=False, num_cpus=3)
+serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+serve.run(app(Settings(max_replicas=2)), name="pictures", blocking=True)
+"""
+
+
 def by_ray_serve(bundle: Path, folder: Path) -> Pictures:
-    """`serve run` with Serve's own configuration file, for the port; the model comes from the environment."""
+    """What `serve run actvar.serve.ray:app` does, without a dashboard; the environment names the model."""
     pytest.importorskip(
         "ray.serve", reason="needs Ray Serve: pip install 'actvar-trt[ray,serve]'", exc_type=ImportError
     )
-    port, config, log = free_port(), folder / "serve.yaml", folder / "log.txt"
-    app = {"name": "pictures", "import_path": "actvar.serve.ray:app", "args": {"max_replicas": 2}}
-    config.write_text(json.dumps({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [app]}))
+    port, log = free_port(), folder / "log.txt"
     environment = {**os.environ, "ACTVAR_SERVE_MODEL": str(bundle), "RAY_worker_niceness": "0"}
     with log.open("wb") as said:
-        words = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
+        words = [sys.executable, "-c", SERVE, str(port)]
         process = subprocess.Popen(words, env=environment, stdout=said, stderr=said)
     try:
         end = time.monotonic() + READY
