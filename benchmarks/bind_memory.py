@@ -21,7 +21,7 @@ from actvar.provenance import typed
 ALLOWED = 1.3
 LARGE = 1e9
 PEAK = """
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 print(process_memory().peak)
 """
 CHECKPOINT = """

@@ -26,7 +26,7 @@ DRAW_TWO = """
 import sys
 from pathlib import Path
 from actvar.runtime.pictures import Order
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 from actvar.runtime.sources import open_graphs
 
 source = open_graphs(Path(sys.argv[1]), batch_size=1, threads=0)

@@ -26,9 +26,10 @@ from actvar.bundle.manifest import Manifest
 from actvar.config import PRESETS, ModelConfig
 from actvar.console import progress_bar
 from actvar.errors import ActVARError, UsageError, counted
+from actvar.process_memory import ProcessMemory, process_memory
 from actvar.provenance import commit, typed
 from actvar.reports import check_json_option, write_report
-from actvar.runtime.machine import Machine, ProcessMemory, process_memory, this_machine, usable_cores
+from actvar.runtime.machine import Machine, this_machine, usable_cores
 from actvar.runtime.pictures import Order, Picture, PictureSource
 from actvar.runtime.sources import open_graphs
 

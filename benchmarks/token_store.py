@@ -18,7 +18,7 @@ from actvar.data.store_plan import StorePlan, claim_folder
 from actvar.data.token_files import ChunkRecord, write_chunk
 from actvar.data.tokens import open_token_store
 from actvar.errors import counted
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 from actvar.scales import ScaleSchedule
 
 BATCH, BATCHES = 512, 20

@@ -26,8 +26,9 @@ from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.data.tokens import TokenStore
 from actvar.distill.stages import StageSettings, student_of, train_stage1, train_stage2
 from actvar.models.actvar import ActVAR, random_model
+from actvar.process_memory import process_memory
 from actvar.provenance import typed
-from actvar.runtime.machine import process_memory, this_machine
+from actvar.runtime.machine import this_machine
 from actvar.training.loop import run
 from actvar.training.token_batches import TokenBatches
 from actvar.training.update import Update

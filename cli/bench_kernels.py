@@ -6,12 +6,13 @@ from typing import Annotated
 
 import numpy as np
 
-from actvar.benchmarks.kernels.cases import EXPERTS, Cases, Moved, Routed
+from actvar.benchmarks.kernels.cases import Cases, Moved, Routed
 from actvar.benchmarks.kernels.report import KernelReport
 from actvar.cli.options import integers, make_out_folder, model_option, out_option
 from actvar.config import PRESETS
-from actvar.console import progress_bar
+from actvar.console import progress_bar, say
 from actvar.errors import ActVARError, UsageError, needs
+from actvar.export.plans.plugin_choice import EXPERTS, figures_file
 from actvar.files import written_whole
 from actvar.plotting import plot_files
 from actvar.provenance import typed
@@ -66,6 +67,7 @@ def kernels(
     page = show(report.tables())
     plots = plot_files("kernels", report.plot)
     write_reports(out, {JSON_FILE: report.to_json(), "kernels.txt": page, **plots})
+    _leave_for_builds(report)
 
 
 def _measured(cases: Cases, out: Path) -> KernelReport:
@@ -96,6 +98,21 @@ def _measured(cases: Cases, out: Path) -> KernelReport:
         bench.moves(cases.widths)
         bench.routed(cases)
     return report()
+
+
+def _leave_for_builds(report: KernelReport) -> None:
+    """In the cache, where `build --plugins auto` finds what this GPU is faster with."""
+    if report.machine.gpu is None or not report.routed:
+        return
+    file = figures_file(report.machine.gpu)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(file) as content:
+            content.write(report.to_json().encode())
+    except OSError as error:
+        say(f"{file} cannot be written ({error.strerror}), so builds will go by what is expected.")
+    else:
+        say(f"`actvar-trt build` on this GPU goes by these figures: {file}")
 
 
 def _numbers(option: str, text: str, most: int) -> tuple[int, ...]:

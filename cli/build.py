@@ -4,12 +4,13 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from actvar.bundle.contract import scale_name
 from actvar.bundle.manifest import Manifest, read_manifest
-from actvar.bundle.plans import PlanOptions, plan_folder
+from actvar.bundle.plans import PLUGIN_CHOICES, PlanOptions, plan_folder
 from actvar.cli.bundle_to_build import bundle_to_build
 from actvar.cli.model_choice import Hub, Rates, Size, chosen_model
 from actvar.cli.options import (
@@ -81,11 +82,12 @@ def build(
         engine_option(metavar="9,10", show_default="all graphs", help="Build the plans of these scales only."),
     ] = None,
     plugins: Annotated[
-        Literal["all", "tokens", "none"],
+        Literal["auto", "all", "tokens", "none"],
         engine_option(
-            help="Which sparse parts become plugins, where there is a library of them; tokens leaves the FFN out."
+            help="Which sparse parts become plugins, where there is a library of them: tokens leaves the FFN out; auto "
+            "takes what was measured, or is expected, to be faster."
         ),
-    ] = "all",
+    ] = "auto",
     jobs: Annotated[
         int | None,
         engine_option(min=1, max=64, show_default="1, or up to 4 cores without a GPU", help="Plans built at a time."),
@@ -128,6 +130,7 @@ def build(
     with needs("export", "to build plans"):
         from actvar.export.plans.builder import build_plans
         from actvar.export.plans.engine_library import choose_target
+        from actvar.export.plans.plugin_choice import chosen_plugins
 
     lack = target = None
     try:
@@ -139,7 +142,11 @@ def build(
     graphs = _graphs(manifest, scales)
     if target is None:
         raise EngineError(f"{lack} The graphs are there, in {folder}: the same command then goes on with them.")
-    _say_what_becomes_of_sparse_parts(manifest, plugins)
+    choice = None
+    if plugins == "auto":
+        choice = chosen_plugins(manifest.model, target, options.batch[1])
+        options = replace(options, plugins=choice.plugins)
+    _say_what_becomes_of_sparse_parts(manifest, options.plugins, choice.why if choice else "")
     jobs = jobs or (1 if target.device else min(os.cpu_count() or 1, MOST_JOBS))
     started = time.perf_counter()
     title = f"{target.engine} {target.version} builds for {target.device or ', '.join(target.gpus)}"
@@ -160,7 +167,8 @@ def _options(batch_range: str, workspace: int | None, aux_streams: int | None, p
         raise UsageError(f"--batch-range must be three numbers, such as 1:8:64, got {batch_range!r}.")
     low, best, high = map(int, found.groups())
     try:
-        return PlanOptions((low, best, high), workspace, aux_streams, plugins)
+        chosen = PLUGIN_CHOICES[0] if plugins == "auto" else plugins
+        return PlanOptions((low, best, high), workspace, aux_streams, chosen)
     except ValueError as error:
         raise UsageError(f"Plans cannot be built so: {error}.") from None
 
@@ -176,7 +184,7 @@ def _graphs(manifest: Manifest, scales: str | None) -> list[str] | None:
     return [scale_name(scale - 1) for scale in wanted]
 
 
-def _say_what_becomes_of_sparse_parts(manifest: Manifest, plugins: str) -> None:
+def _say_what_becomes_of_sparse_parts(manifest: Manifest, plugins: str, why: str) -> None:
     model = manifest.model
     if not any(model.is_active(si) for si in range(len(model.schedule))):
         return
@@ -192,6 +200,6 @@ def _say_what_becomes_of_sparse_parts(manifest: Manifest, plugins: str) -> None:
     elif library is None:
         say(f"There is no plugin library: sparse parts are {masked}.")
     elif plugins == "tokens":
-        say(f"Tokens are chosen and moved by plugins of {library}; the FFN is {masked}.")
+        say(f"Tokens are chosen and moved by plugins of {library}; the FFN is {masked}{f': {why}' if why else '.'}")
     else:
-        say(f"Sparse parts become plugins of {library}.")
+        say(f"Sparse parts become plugins of {library}{f': {why}' if why else '.'}")

@@ -243,14 +243,16 @@ class _Engine:
         with needs("export", "to build engines for the first time"):
             from actvar.export.plans.builder import build_plans
             from actvar.export.plans.engine_library import choose_target
-        options = PlanOptions()
+            from actvar.export.plans.plugin_choice import chosen_plugins
+        options, target = PlanOptions(), choose_target(None, None)
         low, best, high = options.batch
         try:
             options = replace(options, batch=(low, max(best, min(self.batch_size, high)), max(high, self.batch_size)))
         except ValueError as error:
             raise ArgumentError(f"batch_size {self.batch_size}: {error}.") from None
+        choice = chosen_plugins(read_manifest(folder).model, target, options.batch[1])
         with wanted_bar("Building engines", shown) as progress:
-            build_plans(folder, choose_target(None, None), options, progress=progress)
+            build_plans(folder, target, replace(options, plugins=choice.plugins), progress=progress)
         return self.open(folder)
 
 

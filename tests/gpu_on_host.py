@@ -316,6 +316,10 @@ class HostEngine:
     def get_tensor_location(self, name):
         return "device"
 
+    @property
+    def num_optimization_profiles(self):
+        return 1 if self._trt.rtx else 2  # as `profiles_of` has it
+
     def create_runtime_config(self):
         assert self._trt.rtx
         return HostConfig(self._trt)
@@ -365,8 +369,19 @@ class HostContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._device_memory = (0, 0)
-        self._version = 0  # of its bindings
+        self._version = self.profile = 0  # of its bindings
         self.bindings = 0  # changed so often
+
+    @property
+    def pictures(self):
+        """As its inputs are sized now."""
+        sizes = (zip(self._engine.tensors[n][2], shape, strict=True) for n, shape in self._shapes.items())
+        return next((size for pairs in sizes for letter, size in pairs if letter == "B"), None)
+
+    def set_optimization_profile_async(self, profile, stream):
+        assert not self._shapes and not self._addresses, "a profile comes first"
+        self.profile = profile
+        return 0 <= profile < self._engine.num_optimization_profiles
 
     def set_input_shape(self, name, shape):
         mode, _, declared = self._engine.tensors[name]

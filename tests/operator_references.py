@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from actvar.export.operators.fused import EPSILON
+from actvar.config import NORM_EPS
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:
@@ -58,12 +58,17 @@ def routed_ffn(
 
 
 def gather_norm(
-    x_RLC: np.ndarray, indices_RK: np.ndarray, scale_R1C: np.ndarray, shift_R1C: np.ndarray, to: int
+    x_RLC: np.ndarray,
+    indices_RK: np.ndarray,
+    scale_R1C: np.ndarray,
+    shift_R1C: np.ndarray,
+    to: int,
+    epsilon: float = NORM_EPS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The chosen tokens, RKC, and LayerNorm of them, modulated (AdaLN), of the type `to`, RKC."""
     kept_RKC = gather(x_RLC, indices_RK)
     mean_RK1, variance_RK1 = kept_RKC.mean(-1, keepdims=True), kept_RKC.var(-1, keepdims=True)
-    normed_RKC = (kept_RKC - mean_RK1) / np.sqrt(variance_RK1 + EPSILON) * (1 + scale_R1C) + shift_R1C
+    normed_RKC = (kept_RKC - mean_RK1) / np.sqrt(variance_RK1 + epsilon) * (1 + scale_R1C) + shift_R1C
     return kept_RKC, normed_RKC.astype(helper.tensor_dtype_to_np_dtype(to))
 
 

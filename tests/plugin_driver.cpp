@@ -7,10 +7,14 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../plugins/tensorrt/plugin.h"
 
 extern "C" nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& count);
 extern "C" void setLoggerFinder(nvinfer1::ILoggerFinder* finder);
@@ -20,10 +24,16 @@ namespace {
 using namespace nvinfer1;
 
 std::size_t allocations = 0, workspace_bytes = 0;
+long left = -1;  // allocations that succeed before one fails; negative: all do
 
 class Log : public ILogger, public ILoggerFinder {
 public:
-    void log(Severity, char const* message) noexcept override { text += std::string(message) + "\n"; }
+    void log(Severity, char const* message) noexcept override {
+        long const planted = left;
+        left = -1;  // this is TensorRT's own, and has its memory
+        text += std::string(message) + "\n";
+        left = planted;
+    }
     ILogger* findLogger() override { return this; }
     std::string text;
 };
@@ -50,6 +60,8 @@ Capability* as(IPluginV3& plugin, PluginCapabilityType type) {
 // For this library, plugins included: it is linked so that its own calls come here.
 void* operator new(std::size_t size) {
     ++allocations;
+    if (left == 0) throw std::bad_alloc();
+    if (left > 0) --left;
     if (void* const memory = std::malloc(size > 0 ? size : 1)) return memory;
     throw std::bad_alloc();
 }
@@ -78,7 +90,10 @@ extern "C" int runPlugin(char const* name, int attributes, char const* const* na
         return step;
     };
     std::vector<PluginField> fields;
-    for (int i = 0; i < attributes; ++i) fields.emplace_back(names[i], &values[i], PluginFieldType::kINT32, 1);
+    for (int i = 0; i < attributes; ++i)
+        fields.emplace_back(names[i], &values[i],
+                            std::strcmp(names[i], "epsilon") == 0 ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32,
+                            1);
     PluginFieldCollection const given{static_cast<std::int32_t>(fields.size()), fields.data()};
     IPluginCreatorV3One* const creator = find(name);
     if (creator == nullptr) return finish(1);
@@ -130,4 +145,93 @@ extern "C" int runPlugin(char const* name, int attributes, char const* const* na
                      nullptr) != 0)
         return finish(10);
     return finish(allocations == before ? 0 : 13);
+}
+
+// Calls every function of a plugin whose own parts throw, or whose memory ends after some allocations. Returns how many
+// of the calls have said that they failed; an exception that comes through ends the process.
+namespace {
+
+int thrown = 0;  // 1: a std::exception, 2: something else
+
+std::string throwing_fault(actvar::Sizes const&) {
+    if (thrown == 1) throw std::runtime_error("planted");
+    if (thrown == 2) throw 7;
+    return "";
+}
+
+std::size_t throwing_workspace(actvar::Sizes const& sizes, DataType) {
+    throwing_fault(sizes);
+    return 256;
+}
+
+cudaError_t throwing_launch(actvar::Call const& call) {
+    throwing_fault(call.sizes);
+    return cudaSuccess;
+}
+
+actvar::Operator const kThrowing{
+    "ActVarThrowing",
+    {{"keep", 'K'}},
+    {{"x", "RLC", actvar::Type::kValues}},
+    {{"y", "RKC", actvar::Type::kValues}},
+    throwing_fault,
+    throwing_workspace,
+    throwing_launch,
+};
+
+}  // namespace
+
+// `kind`: 1 and 2 throw as `thrown` says; 3: the memory ends after `after` allocations of each call; 4: shapes that
+// onShapeChange has not seen, whose enqueue returns 10, or 13 if it has allocated.
+extern "C" int plantedFaults(int kind, long after, char* messages, std::size_t size) {
+    setLoggerFinder(&the_log);
+    the_log.text.clear();
+    actvar::Creator creator(kThrowing);
+    std::int32_t keep = 2;
+    PluginField const field("keep", &keep, PluginFieldType::kINT32, 1);
+    PluginFieldCollection const given{1, &field};
+    std::unique_ptr<IPluginV3> const plugin(creator.createPlugin("planted", &given, TensorRTPhase::kBUILD));
+    auto* const build = as<IPluginV3OneBuild>(*plugin, PluginCapabilityType::kBUILD);
+    auto* const run = as<IPluginV3OneRuntime>(*plugin, PluginCapabilityType::kRUNTIME);
+
+    Dims const dims{3, {1, 4, 8}}, kept{3, {1, 2, 8}}, more{3, {2, 4, 8}};
+    PluginTensorDesc const in{dims, DataType::kFLOAT, TensorFormat::kLINEAR, 1.0f};
+    PluginTensorDesc const out{kept, DataType::kFLOAT, TensorFormat::kLINEAR, 1.0f};
+    PluginTensorDesc const other{more, DataType::kFLOAT, TensorFormat::kLINEAR, 1.0f};
+    DynamicPluginTensorDesc const bounds[] = {{in, dims, dims, dims}, {out, kept, kept, kept}};
+    DataType const types[] = {DataType::kFLOAT};
+    DataType found[1];
+    float x[64]{}, y[64]{};
+    void const* const inputs[] = {x};
+    void* const outputs[] = {y};
+
+    if (kind == 4) {
+        if (run->onShapeChange(&in, 1, &out, 1) != 0) return -1;
+        std::size_t const before = allocations;
+        int const code = run->enqueue(&other, &out, inputs, outputs, nullptr, nullptr);
+        return code != 0 ? 10 : allocations == before ? 0 : 13;
+    }
+    if (kind != 3 && run->onShapeChange(&in, 1, &out, 1) != 0) return -1;
+    thrown = kind;
+    std::function<bool()> const calls[] = {
+        [&] { return plugin->clone() == nullptr; },
+        [&] { return creator.createPlugin("again", &given, TensorRTPhase::kRUNTIME) == nullptr; },
+        [&] { return build->getOutputDataTypes(found, 1, types, 2) != 0; },
+        [&] { return !build->supportsFormatCombination(0, bounds, 2, 1); },
+        [&] { return build->configurePlugin(bounds, 1, &bounds[1], 1) != 0; },
+        [&] { return build->getWorkspaceSize(bounds, 1, &bounds[1], 1) == 0; },
+        [&] { return run->setTactic(3) != 0; },
+        [&] { return run->onShapeChange(&in, 1, &out, 1) != 0; },
+        [&] { return run->enqueue(kind == 3 ? &other : &in, &out, inputs, outputs, nullptr, nullptr) != 0; },
+    };
+    int failed = 0;
+    for (auto const& call : calls) {
+        left = kind == 3 ? after : -1;
+        bool const said = call();
+        left = -1;
+        failed += said;
+    }
+    thrown = 0;
+    std::strncpy(messages, the_log.text.c_str(), size - 1);
+    return failed;
 }

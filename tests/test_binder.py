@@ -130,7 +130,7 @@ import sys
 from pathlib import Path
 from actvar.config import PRESETS
 from actvar.export.onnx_export import export_graphs
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 manifest = export_graphs(PRESETS["d36"], Path(sys.argv[1]), "fp32", "test")
 print(manifest.weights.bytes, process_memory().peak)
 """
@@ -534,7 +534,7 @@ def test_a_checkpoint_is_not_held_twice(tmp_path, bound, dtype):
 import sys
 from pathlib import Path
 from actvar.export.binder import bind
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 
 small, small_checkpoint, large, large_checkpoint = map(Path, sys.argv[1:])
 bind(small, small_checkpoint)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from operator_references import REFERENCES
 
 from actvar.config import NORM_EPS
-from actvar.export.operators.fused import ALL_OPERATORS, EPSILON, FUSED
+from actvar.export.operators.fused import ALL_OPERATORS, FUSED
 from actvar.export.operators.lowering import Lowered, lower
 from actvar.export.operators.sparse import DOMAIN, DOMAIN_VERSION, Operator
 from actvar.models.block import modulated_norm
@@ -35,7 +35,9 @@ def exported(tmp_path_factory) -> Exported:
 # ---- what the operators compute
 
 
-def one_node(operator: Operator, inputs: dict[str, np.ndarray], types: list[int], **attributes: int) -> onnx.ModelProto:
+def one_node(
+    operator: Operator, inputs: dict[str, np.ndarray], types: list[int], **attributes: float
+) -> onnx.ModelProto:
     """A model of one node, with its body."""
     node = operator.node(list(inputs), "result_0", "node", *[f"result_{i}" for i in range(1, len(types))], **attributes)
     values = [
@@ -78,7 +80,7 @@ def test_gather_norm_is_the_models_norm_of_the_gathered_tokens(dtype, to, atol):
     eager_kept = token_gather(torch.from_numpy(x), torch.from_numpy(indices))
     eager = modulated_norm(eager_kept, torch.from_numpy(scale), torch.from_numpy(shift)).numpy()
     operator = FUSED["ActVarTokenGatherNorm"]
-    found = results_of(one_node(operator, inputs, [1, to], to=to), inputs)
+    found = results_of(one_node(operator, inputs, [1, to], to=to, epsilon=NORM_EPS), inputs)
     for kept, normed in (*found, REFERENCES[operator.name](*inputs.values(), to=to)):
         np.testing.assert_array_equal(kept, eager_kept.numpy())
         assert normed.dtype == dtype
@@ -100,9 +102,15 @@ def test_scatter_gated_is_the_models_gated_sum_scattered(dtype):
         np.testing.assert_allclose(result, eager, rtol=0, atol=1e-6)
 
 
-def test_the_epsilon_is_the_models():
-    """It is written down twice, once for torch and once for what knows no torch."""
-    assert EPSILON == NORM_EPS
+@pytest.mark.parametrize("epsilon", [1e-6, 0.25])
+def test_the_epsilon_is_the_attribute(epsilon: float):
+    """Under the root, in both bodies."""
+    x, indices, scale, shift = block_inputs()
+    inputs = {"x": x, "indices": indices, "scale": scale, "shift": shift}
+    operator = FUSED["ActVarTokenGatherNorm"]
+    _, wanted = REFERENCES[operator.name](*inputs.values(), to=1, epsilon=epsilon)
+    for _, normed in results_of(one_node(operator, inputs, [1, 1], to=1, epsilon=epsilon), inputs):
+        np.testing.assert_allclose(normed, wanted, rtol=0, atol=3e-6)
 
 
 # ---- what the pass does
@@ -167,7 +175,9 @@ def test_every_sparse_block_is_fused_at_both_ends(exported, precision, to):
 
     gathers = [node for node in fused.model.graph.node if node.op_type == "ActVarTokenGatherNorm"]
     attributes = [{a.name: helper.get_attribute_value(a) for a in node.attribute} for node in gathers]
+    epsilons = [each.pop("epsilon") for each in attributes]
     assert attributes == [{"to": to, "plugin_namespace": b"actvar", "plugin_version": b"1"}] * 4
+    assert epsilons == pytest.approx([NORM_EPS] * 4)
     assert [node.name for node in gathers] == [f"blocks.{i}/selector/gather" for i in range(4)]
 
     def count(lowered: Lowered, kind: str) -> int:
@@ -248,7 +258,6 @@ def _a_second_reader_of_the_sum(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "left"),
     [
-        (_another_epsilon, "ActVarTokenGather"),
         (_a_factor, "ActVarTokenGather"),
         (_a_shown_value, "ActVarTokenGather"),
         (_two_in_place_of_one, "ActVarTokenGather"),
@@ -269,6 +278,15 @@ def test_what_has_another_form_stays_as_it_is(exported, change: Callable, left):
     for output, wanted in expected.items():
         limit = 0 if wanted.dtype.kind == "i" else 1e-5 * max(1, abs(wanted).max())
         np.testing.assert_allclose(results[output], wanted, rtol=0, atol=limit, err_msg=output)
+
+
+def test_a_norm_with_another_epsilon_is_fused_with_it(exported):
+    """The attribute is the norm's own."""
+    model = exported("four experts")["scale_04"].model
+    _another_epsilon(model)
+    nodes = lower(model, FUSED).model.graph.node
+    found = [a.f for node in nodes for a in node.attribute if a.name == "epsilon" and node.domain == DOMAIN]
+    assert found == pytest.approx([NORM_EPS, 1e-5])
 
 
 def test_a_norm_that_is_read_in_two_types_is_fused_in_fp32(exported):

@@ -63,7 +63,7 @@ def driver() -> ctypes.CDLL:
 
 
 def run(
-    name: str, inputs: list[np.ndarray], output: np.ndarray, tactic: int = 0, **attributes: int
+    name: str, inputs: list[np.ndarray], output: np.ndarray, tactic: int = 0, **attributes: float
 ) -> tuple[int, str, np.ndarray]:
     """The step that failed or 0 (13: enqueue allocated), what was logged, and the output, which is poisoned before."""
     step, messages, results = run_all(name, inputs, [output], tactic, **attributes)
@@ -71,7 +71,7 @@ def run(
 
 
 def run_all(
-    name: str, inputs: list[np.ndarray], outputs: Sequence[np.ndarray], tactic: int = 0, **attributes: int
+    name: str, inputs: list[np.ndarray], outputs: Sequence[np.ndarray], tactic: int = 0, **attributes: float
 ) -> tuple[int, str, list[np.ndarray]]:
     """As `run`, of any number of outputs."""
     inputs = [aligned(array) for array in inputs]
@@ -81,7 +81,7 @@ def run_all(
         name.encode(),
         len(attributes),
         (ctypes.c_char_p * max(len(attributes), 1))(*(key.encode() for key in attributes)),
-        (ctypes.c_int32 * max(len(attributes), 1))(*attributes.values()),
+        (ctypes.c_int32 * max(len(attributes), 1))(*map(bits, attributes.values())),
         tactic,
         len(inputs),
         len(results),
@@ -91,6 +91,11 @@ def run_all(
         ctypes.c_size_t(len(messages)),
     )
     return step, messages.value.decode(), results
+
+
+def bits(value: float) -> int:
+    """Of an attribute: a float's are those of an int32."""
+    return value if isinstance(value, int) else int(np.float32(value).view(np.int32))
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -133,12 +138,14 @@ def test_select_gather_and_scatter_are_their_references():
 
 
 @pytest.mark.parametrize(("dtype", "to", "atol"), [(np.float32, 1, 4e-6), (np.float16, 10, 4e-3), (BFLOAT16, 16, 0.04)])
-def test_fused_gather_and_scatter_are_their_references(dtype, to, atol):
+@pytest.mark.parametrize("epsilon", [1e-6, 0.25])
+def test_fused_gather_and_scatter_are_their_references(dtype, to, atol, epsilon):
     """Two outputs, of which one's type is an attribute; and an input whose type no other input has."""
     x, indices = random(3, 50, 12), np.sort(random(3, 50, seed=1).argsort(axis=1)[:, :31], axis=1)
     scale, shift = random(3, 1, 12, seed=2), random(3, 1, 12, seed=3)
-    expected = REFERENCES["ActVarTokenGatherNorm"](x, indices, scale, shift, to=to)
-    step, messages, (kept, normed) = run_all("ActVarTokenGatherNorm", [x, indices, scale, shift], expected, to=to)
+    expected = REFERENCES["ActVarTokenGatherNorm"](x, indices, scale, shift, to=to, epsilon=epsilon)
+    given = {"to": to, "epsilon": epsilon}
+    step, messages, (kept, normed) = run_all("ActVarTokenGatherNorm", [x, indices, scale, shift], expected, **given)
     assert (step, messages) == (0, "")
     np.testing.assert_array_equal(kept, expected[0])
     np.testing.assert_allclose(normed.astype(np.float32), expected[1].astype(np.float32), rtol=0, atol=atol)
@@ -155,7 +162,10 @@ def test_every_operator_of_ours_has_its_plugin_here():
     for name, operator in ALL_OPERATORS.items():
         nothing = np.zeros(1, np.float32)
         step, messages, _ = run_all(
-            name, [], [nothing] * len(operator.outputs), **dict.fromkeys(operator.attributes, 1)
+            name,
+            [],
+            [nothing] * len(operator.outputs),
+            **{each: 1.0 if each in operator.floats else 1 for each in operator.attributes},
         )
         assert step == TYPES_STEP and f"{name}: takes {len(operator.inputs)} inputs, not 0." in messages
 
@@ -186,3 +196,36 @@ def test_faults_end_before_a_kernel_runs():
     assert step == SHAPES_STEP and "has N = 16, and elsewhere it is experts = 8" in messages
     step, messages, _ = run("ActVarRoutedFFN", inputs, inputs[0], 1, experts=16, active=5)
     assert step == TACTIC_STEP and "has no tactic 1" in messages
+
+
+# ---- the border to C++, which may not throw
+
+
+def planted(kind: int, after: int = 0) -> tuple[int, str]:
+    """How many of nine of a plugin's functions said that they failed, and what was logged."""
+    messages = ctypes.create_string_buffer(8192)
+    failed = driver().plantedFaults(kind, ctypes.c_long(after), messages, ctypes.c_size_t(len(messages)))
+    return failed, messages.value.decode()
+
+
+@pytest.mark.parametrize(("kind", "said"), [(1, "planted"), (2, "something was thrown that is no std::exception")])
+def test_whatever_an_operator_throws_ends_at_the_border(kind: int, said: str):
+    """Its checks, its workspace and its launch: each call that meets them fails, with a message, and nothing else does.
+
+    Three others are called wrongly and say so by themselves; a plugin is copied and made without any of them.
+    """
+    failed, messages = planted(kind)
+    assert failed == 7, messages
+    assert messages.count(f"ActVarThrowing: {said}") == 4
+
+
+def test_memory_that_ends_anywhere_ends_no_process():
+    """At the first allocation of each call, and at every later one; with all of it only three calls are wrong."""
+    counts = [planted(3, after)[0] for after in range(12)]
+    assert counts[0] == 9 and counts[-1] == 3 and counts == sorted(counts, reverse=True)
+    assert "std::bad_alloc" in planted(3)[1]
+
+
+def test_an_enqueue_that_allocates_is_seen():
+    """The driver's own check: shapes that onShapeChange was not told are bound in enqueue."""
+    assert planted(4)[0] == 13

@@ -123,7 +123,7 @@ def fused_block(dtype: int, bodies: bool) -> onnx.ModelProto:
     nodes = [
         OPERATORS["ActVarTokenSelect"].node(["scores"], "indices", "select", keep=K),
         ALL_OPERATORS["ActVarTokenGatherNorm"].node(
-            ["rows", "indices", "scale", "shift"], "kept", "gather", "normed", to=dtype
+            ["rows", "indices", "scale", "shift"], "kept", "gather", "normed", to=dtype, epsilon=1e-6
         ),
         OPERATORS["ActVarRoutedFFN"].node(
             ["normed", "logits", "w1", "b1", "w2", "b2"], "change", "ffn", experts=N, active=A
@@ -301,7 +301,7 @@ def test_fused_operators_say_what_is_wrong(rtx, name, changed, to, said):
     gather = name == "ActVarTokenGatherNorm"
     names = ["rows", "indices", *(["scale", "shift"] if gather else ["kept", "gamma", "change"])]
     given = [(n, *changed.get(n, inputs[n][1:])) for n in names]
-    more, attributes = (["normed"], {"to": to}) if gather else ([], {})
+    more, attributes = (["normed"], {"to": to, "epsilon": 1e-6}) if gather else ([], {})
     assert said in refusal(rtx, ALL_OPERATORS[name].node(names, "y", "ours", *more, **attributes), given)
 
 
@@ -309,7 +309,7 @@ def test_gather_norm_refuses_tokens_that_no_block_holds(rtx):
     """Of more than 8,192 values; a model of depth 128 would have them."""
     shapes = {"rows": [R, L, 8200], "indices": [R, K], "scale": [R, 1, 8200], "shift": [R, 1, 8200]}
     given: list[Input] = [(n, INT64 if n == "indices" else FP32, shape) for n, shape in shapes.items()]
-    node = ALL_OPERATORS["ActVarTokenGatherNorm"].node(list(shapes), "y", "ours", "normed", to=1)
+    node = ALL_OPERATORS["ActVarTokenGatherNorm"].node(list(shapes), "y", "ours", "normed", to=1, epsilon=1e-6)
     assert "a token has 8200 values, and at most 8192 are supported" in refusal(rtx, node, given)
 
 
@@ -323,6 +323,20 @@ def test_an_attribute_that_is_no_integer_is_refused(rtx, value):
     if value is not None:
         node.attribute.append(helper.make_attribute("keep", value))
     assert "ActVarTokenSelect needs the attribute keep, one integer." in refusal(rtx, node, [("scores", FP32, [R, L])])
+
+
+@pytest.mark.parametrize("value", [None, 1], ids=["missing", "an integer"])
+def test_an_epsilon_that_is_no_float_is_refused(rtx, value):
+    """As the other way round."""
+    names = ["rows", "indices", "scale", "shift"]
+    node = ALL_OPERATORS["ActVarTokenGatherNorm"].node(names, "y", "ours", "normed", to=1, epsilon=1e-6)
+    kept = [attribute for attribute in node.attribute if attribute.name != "epsilon"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    if value is not None:
+        node.attribute.append(helper.make_attribute("epsilon", value))
+    given = [(n, *({**inputs_of(), "indices": ("indices", INT64, [R, K])})[n][1:]) for n in names]
+    assert "ActVarTokenGatherNorm needs the attribute epsilon, one float." in refusal(rtx, node, given)
 
 
 # ---- the library and its build

@@ -3,7 +3,8 @@
 A CUDA graph cannot be had here. `graphs_on_host.py` records and replays on the CPU, with a graph's limits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -162,6 +163,36 @@ def test_values_that_are_no_numbers_are_refused():
     model.vqvae.decoder.conv_out.bias.fill_(float("nan"))
     with pytest.raises(ActVARError, match="not numbers"):
         recorded(model).draw(FIRST, SAMPLING)
+
+
+def test_a_step_is_run_once_and_then_captured_in_fp32_that_is_fp32(monkeypatch: pytest.MonkeyPatch):
+    """As PyTorch's own CUDA graphs want it: on a stream beside, from one pool, other threads left alone."""
+    events: list[object] = []
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    @contextmanager
+    def graph(which: Graph, pool: object, stream: object, capture_error_mode: str) -> Iterator[None]:
+        events.append((pool, capture_error_mode))
+        yield
+        events.append("captured")
+
+    def stream() -> SimpleNamespace:
+        return SimpleNamespace(wait_stream=lambda other: events.append("waits"))
+
+    stand_ins = {"Stream": stream, "current_stream": stream, "stream": lambda which: nullcontext(), "CUDAGraph": Graph}
+    for name, value in {**stand_ins, "graph": graph, "graph_pool_handle": lambda: "pool"}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [each.allow_tf32 for each in flags]
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    replay = CudaGraphs()(lambda: events.append([each.allow_tf32 for each in flags]))
+    replay()
+    run = [False, False]
+    assert events == ["waits", run, "waits", ("pool", "thread_local"), run, "captured", "replay"]
+    assert torch.backends.cudnn.allow_tf32 and flags[0].allow_tf32 == before[0]
 
 
 # ---- the source

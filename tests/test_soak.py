@@ -15,9 +15,9 @@ from small_models import small_config, vivid_model
 
 from actvar.benchmarks import soak
 from actvar.export.onnx_export import export_bundle
+from actvar.process_memory import ProcessMemory
 from actvar.runtime import pipeline
 from actvar.runtime.backends.buffered import BufferedEngine
-from actvar.runtime.machine import ProcessMemory
 from actvar.runtime.pictures import Order, Picture
 from actvar.runtime.sources import open_graphs
 
@@ -160,7 +160,7 @@ def test_a_bundle_that_is_none_is_refused(run, tmp_path: Path):
 
 TOUCH = """
 import numpy as np
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 looks = [process_memory()]
 block = np.ones(50_000_000, np.uint8)
 looks.append(process_memory())

@@ -85,6 +85,7 @@ def arguments(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
             indices,
             *(random(R, 1, C, device=device, seed=seed) for seed in (5, 6)),
             dtype,
+            1e-6,
         ),
         "token_scatter_gated": (
             x.float(),

@@ -22,16 +22,20 @@ import pytest
 from gpu_on_host import CAPABILITY, HostCuda, HostTensorRT
 from small_models import small_config, vivid_model
 
+from actvar.bundle.contract import TensorSpec, contract, graph_names
 from actvar.bundle.manifest import WEIGHTS_FILE, Manifest, read_manifest
+from actvar.bundle.memory import batch_memory, lanes_that_fit
 from actvar.bundle.plans import MODULES, RTX, TENSORRT, PlanOptions, PlanTarget, read_plans, write_plans
-from actvar.config import MINI, Activation, Sampling
+from actvar.config import MINI, PRESETS, Activation, Sampling
 from actvar.errors import ActVARError, BundleError, EngineError
 from actvar.export.onnx_export import export_bundle
 from actvar.export.operators.lowering import lower
+from actvar.export.plans.worker import BuildJob, profiles_of
 from actvar.files import hash_file
 from actvar.runtime.backends import cuda_memory, device_weights, trt, trt_library
 from actvar.runtime.backends.cuda_memory import CudaMemory
 from actvar.runtime.backends.device_weights import upload_weights
+from actvar.runtime.backends.memory import Block
 from actvar.runtime.backends.trt_library import DTYPES, EngineLibrary
 from actvar.runtime.machine import CACHE_VARIABLE
 from actvar.runtime.pictures import Order, Picture
@@ -89,6 +93,83 @@ def assert_same_pictures(found: list[Picture], wanted: list[Picture]) -> None:
             np.testing.assert_array_equal(tokens, same_tokens)
         assert np.abs(picture.pixels_HW3.astype(int) - same.pixels_HW3).max() <= 1  # bodies round otherwise
         assert len(picture.partials) == len(same.partials)
+
+
+# ---- profiles
+
+
+def test_one_picture_is_drawn_by_its_own_profile(host: HostTensorRT, bundle: Path):
+    """Where the engines have one for it; a context never changes its profile."""
+    wanted = draw(open_graphs(bundle, 1, threads=1), orders=ORDERS[:5])
+    source = open_engines(bundle, 2)
+    assert_same_pictures(draw(source, orders=ORDERS[:5]), wanted)  # two batches of two, and one picture
+    found = {(context.profile, pictures) for context in host.contexts if (pictures := context.pictures)}
+    assert found == ({(0, 1), (0, 2)} if host.rtx else {(0, 1), (1, 2)})
+
+
+def test_tensorrt_alone_has_a_profile_for_the_fewest_pictures():
+    """And only where it is made fastest for another number; every input is in every profile."""
+
+    def profiles(engine: str, batch: tuple[int, int, int]) -> list[dict[str, list]]:
+        shapes = {"x": [(2, pictures, 8) for pictures in batch], "uniform": [(pictures,) for pictures in batch]}
+        return profiles_of(BuildJob(engine, (), "g", 1, "", (), shapes, "p", None, None, "all", None, None))
+
+    apart, whole = profiles(TENSORRT, (1, 8, 64))
+    assert apart == {"x": [(2, 1, 8)] * 3, "uniform": [(1,)] * 3}
+    assert whole == {"x": [(2, 1, 8), (2, 8, 8), (2, 64, 8)], "uniform": [(1,), (8,), (64,)]}
+    assert profiles(RTX, (1, 8, 64)) == [whole] and len(profiles(TENSORRT, (1, 1, 64))) == 1
+
+
+# ---- memory
+
+
+def test_a_lane_takes_what_inspect_says(host: HostTensorRT, bundle: Path):
+    """Every tensor of a batch, but for what engines work in; and the weights once."""
+    manifest = read_manifest(bundle)
+    source = open_engines(bundle, 2)
+    draw(source, orders=ORDERS[:4])
+    for lane in source.engine._lanes:
+        taken = sum(block.bytes for place, block in lane._blocks.items() if place != "scratch")
+        assert taken == batch_memory(manifest, 2).tensors
+    cache = next(block for place, block in source.engine._lanes[0]._blocks.items() if place == "past_kv")
+    new_kv = next(block for place, block in source.engine._lanes[0]._blocks.items() if "new_kv" in place)
+    assert cache.bytes + new_kv.bytes == batch_memory(manifest, 2).keys_and_values
+
+
+def test_where_two_batches_do_not_fit_one_is_drawn_at_a_time(host: HostTensorRT, bundle: Path):
+    """Known before anything is loaded; what does not fit at all is refused then, with the bytes of each."""
+    manifest = read_manifest(bundle)
+    weights, batch = manifest.weights.bytes, batch_memory(manifest, 2).tensors
+    for lanes in (2, 1):
+        host.cuda.memory = weights + lanes * batch + 100_000
+        assert lanes_that_fit(manifest, 2, host.cuda.memory, 2) == lanes
+    assert open_engines(bundle, 2).engine.lanes == 1
+    host.cuda.memory = weights + batch - 1
+    with pytest.raises(EngineError, match=r"and 2 pictures at once, .* do not fit a GPU of .* Draw fewer at a time"):
+        open_engines(bundle, 2)
+
+
+def test_the_memory_of_d20_at_64_pictures_is_known():
+    """5 GB of keys and values, twice where two batches are under way (fp16: 2 bytes)."""
+    model = replace(PRESETS["d20"], activation=Activation())
+    shapes = {graph: contract(model, graph) for graph in graph_names(model)}
+
+    def specs(tensors: dict[str, Any]) -> tuple[TensorSpec, ...]:
+        halves = ("past_kv", "new_kv")
+        return tuple(TensorSpec(n, "float16" if n in halves else "float32", shape) for n, shape in tensors.items())
+
+    graphs = {name: SimpleNamespace(inputs=specs(i), outputs=specs(o)) for name, (i, o) in shapes.items()}
+    manifest: Any = SimpleNamespace(model=model, graphs=graphs)
+    cached = 20 * 2 * 128 * 20 * (255 + 127) * 64 * 2
+    new = 20 * 2 * 128 * 20 * 127 * 64 * 2
+    assert batch_memory(manifest, 64).keys_and_values == cached + new == pytest.approx(6.67e9, rel=0.01)
+
+
+def test_an_engine_of_tensorrt_10_0_is_told_the_address_of_its_memory_alone():
+    """It has no set_device_memory."""
+    library, context = EngineLibrary(TENSORRT, HostTensorRT(HostCuda(), rtx=False)), SimpleNamespace(device_memory=0)
+    library.give_memory(context, Block(4096, 256, None))
+    assert context.device_memory == 4096
 
 
 # ---- drawing
@@ -412,7 +493,7 @@ def test_the_stand_in_has_no_name_that_the_real_library_lacks(rtx: ModuleType):
     """Or the tests above would prove nothing."""
     stand_ins = {"HostRuntime": "Runtime", "HostEngine": "ICudaEngine", "HostContext": "IExecutionContext"}
     stand_ins |= {"HostConfig": "IRuntimeConfig", "HostRuntimeCache": "IRuntimeCache"}
-    own = {"bindings", "tensors", "session", "strategy"}
+    own = {"bindings", "pictures", "tensors", "session", "strategy"}
     for name, path in stand_ins.items():
         public = {attribute for attribute in vars(getattr(gpu_on_host, name)) if not attribute.startswith("_")} - own
         assert public and not [attribute for attribute in public if not hasattr(held(rtx, path), attribute)]

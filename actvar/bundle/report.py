@@ -9,8 +9,9 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from actvar.bundle.contract import ENCODER, scale_name
+from actvar.bundle.contract import CPU_PRECISIONS, ENCODER, scale_name
 from actvar.bundle.manifest import Manifest, read_manifest, verify
+from actvar.bundle.memory import batch_memory, gigabytes
 from actvar.bundle.plans import BUILD_AGAIN, PlanManifest, plan_folders, read_plans
 from actvar.config import ModelConfig, SmallDecoderConfig
 from actvar.errors import counted
@@ -62,11 +63,28 @@ class BundleReport:
             ("precision", manifest.precision),
             ("weights", f"{_megabytes(manifest.weights.bytes)}, once for all graphs{_unbound(manifest)}"),
             ("graphs", f"{len(manifest.graphs)}, {_megabytes(graphs)} together"),
+            *([("GPU memory", self._memory())] if manifest.precision not in CPU_PRECISIONS else []),
             *(("plans", _plans(of_one)) for of_one in self.plans),
             ("made by", ", ".join(f"{program} {version}" for program, version in manifest.versions.items())),
         ):
             table.add_row(f"[bold]{name}[/]", escape(text))
         return table
+
+    @property
+    def _batches(self) -> list[int]:
+        """The most pictures that plans draw at once; where there are none, one and 64."""
+        return sorted({plans.options.batch[2] for plans in self.plans}) or [1, 64]
+
+    def _memory(self) -> str:
+        """In words; without what an engine works in."""
+        parts = []
+        for pictures in self._batches:
+            batch = batch_memory(self.manifest, pictures)
+            parts.append(
+                f"{gigabytes(batch.tensors)} for {counted(pictures, 'picture')} at once "
+                f"({gigabytes(batch.keys_and_values)} keys and values)"
+            )
+        return f"weights, and {'; '.join(parts)}; twice that where two batches are under way"
 
     def _costs(self) -> Table:
         """What each graph is asked to do: tokens, experts, operations as a dense model's and as they are."""
@@ -98,6 +116,7 @@ class BundleReport:
             "precision": manifest.precision,
             "weights": {"bytes": manifest.weights.bytes, "are_there": manifest.weights.entry is not None},
             "graphs": {name: {"bytes": graph.entry.bytes} for name, graph in manifest.graphs.items()},
+            "batch_bytes": {str(pictures): asdict(batch_memory(manifest, pictures)) for pictures in self._batches},
             "operations": {
                 graph: {"dense": of_dense, "active": of_model}
                 for graph, (of_dense, of_model) in _operations(manifest.model).items()

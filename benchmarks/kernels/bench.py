@@ -15,10 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
-from actvar.benchmarks.kernels.cases import EXPERTS, RANDOM, Cases, Ceiling, Moved, Routed
+from actvar.benchmarks.kernels.cases import Cases, Ceiling, Moved, Routed
 from actvar.benchmarks.kernels.cublas_lt import Launch, Product
 from actvar.benchmarks.pictures.measure import Spread
 from actvar.errors import EngineError, counted
+from actvar.export.plans.plugin_choice import EXPERTS, RANDOM
 from actvar.plugins.kernel_calls import DTYPE_CODES, TACTICS, Kernels, RoutedFfnShape
 from actvar.runtime.backends.cuda_memory import CudaMemory, CudaStream
 from actvar.runtime.backends.memory import Block

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from actvar.benchmarks.pictures.measure import Spread
+from actvar.export.plans.plugin_choice import EXPERTS, RANDOM
 
-EXPERTS = 16
-RANDOM, RECORDED = "random", "recorded"
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actvar.errors import ActVARError
-from actvar.runtime.machine import ProcessMemory
+from actvar.process_memory import ProcessMemory
 
 MAIN = "import sys; from actvar.cli.main import main; sys.argv[0] = 'actvar-trt'; main()"
 _START_SECONDS = 300.0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from actvar.errors import ActVARError
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 
 
 def main() -> None:

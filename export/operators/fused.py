@@ -8,17 +8,14 @@ Letters in shapes: R rows, L tokens, K kept tokens, C width.
 
 from actvar.export.operators.sparse import OPERATORS, STATIC_SCATTER, Operator
 
-EPSILON = 1e-6
-"""Under the root of LayerNorm, as the model has it. It is part of what the operator means, and no attribute."""
-
-_GATHER_NORM = f"""
+_GATHER_NORM = """
     last_axis = Constant <value_ints = [-1]> ()
-    one = Constant <value = float {{1}}> ()
+    one = Constant <value = float {1}> ()
     indices_rk1 = Unsqueeze (indices, last_axis)
     kept = GatherND <batch_dims = 1> (x, indices_rk1)
     width = Shape <start = -1> (x)
     ones_c = Expand (one, width)
-    unit = LayerNormalization <axis = -1, epsilon = {EPSILON:f}> (kept, ones_c)
+    unit = LayerNormalization <axis = -1, epsilon: float = @epsilon> (kept, ones_c)
     one_plus_scale = Add (scale, one)
     scaled = Mul (unit, one_plus_scale)
     shifted = Add (scaled, shift)
@@ -47,7 +44,11 @@ FUSED = {
                 "kept": "[R, K, C] fp32: the tokens at these places",
                 "normed": "[R, K, C], of the type `to`: LayerNorm(kept) * (1 + scale) + shift, computed in fp32",
             },
-            attributes={"to": "ONNX's number of a type, as Cast has it: 1 fp32, 10 fp16, 16 bf16"},
+            attributes={
+                "to": "ONNX's number of a type, as Cast has it: 1 fp32, 10 fp16, 16 bf16",
+                "epsilon": "under the root of LayerNorm",
+            },
+            floats=("epsilon",),
             body=_GATHER_NORM,
             static_body=_GATHER_NORM,
         ),

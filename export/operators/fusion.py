@@ -10,11 +10,9 @@ What has not this form to the last node, or shows a value between them to anybod
 
 from collections.abc import Collection
 
-import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from actvar.export.operators.fused import EPSILON
 from actvar.export.operators.sparse import DOMAIN, PLUGIN
 
 _VALUES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -44,7 +42,7 @@ def _fused_gather(gather: gs.Node, order: dict[int, int], shown: Collection[str]
         return {}
     if any(order[id(node)] < order[id(shifted)] for node in kept.outputs if node is not norm):
         return {}  # somebody needs the tokens before scale and shift are there
-    inputs = [*gather.inputs, factor.inputs[0], shifted.inputs[1]]
+    inputs, epsilon = [*gather.inputs, factor.inputs[0], shifted.inputs[1]], _epsilon(norm)
     reshape, normed, to = _next(shifted, "Reshape", shown), shifted.outputs[0], TensorProto.FLOAT
     cast = reshape and _next(reshape, "Cast", shown)
     if reshape and cast and cast.attrs["to"] in _VALUES:
@@ -53,7 +51,8 @@ def _fused_gather(gather: gs.Node, order: dict[int, int], shown: Collection[str]
         reshape.outputs = [result]
         normed.dtype = None
     _take_apart(gather, norm, factor, scaled, shifted)
-    return {id(shifted): _node("ActVarTokenGatherNorm", gather.name, inputs, [kept, normed], to=to)}
+    given = {"to": to, "epsilon": epsilon}
+    return {id(shifted): _node("ActVarTokenGatherNorm", gather.name, inputs, [kept, normed], **given)}
 
 
 def _fused_scatter(scatter: gs.Node, shown: Collection[str]) -> dict[int, gs.Node]:
@@ -90,11 +89,15 @@ def _before(tensor: gs.Tensor, kind: str, shown: Collection[str]) -> gs.Node | N
 
 
 def _is_plain_norm(node: gs.Node) -> bool:
-    """LayerNorm over the last axis, with the operators' epsilon and without a factor or an offset of its own."""
+    """LayerNorm over the last axis, without a factor or an offset of its own."""
     if node.op != "LayerNormalization" or len(node.inputs) != 2 or len(node.outputs) != 1:
         return False
-    epsilon = np.float32(node.attrs.get("epsilon", 1e-5))
-    return node.attrs.get("axis", -1) == -1 and epsilon == np.float32(EPSILON) and _is_one(node.inputs[1])
+    return node.attrs.get("axis", -1) == -1 and _is_one(node.inputs[1])
+
+
+def _epsilon(norm: gs.Node) -> float:
+    """As ONNX has it where it is left out."""
+    return float(norm.attrs.get("epsilon", 1e-5))
 
 
 def _is_one(tensor: gs.Tensor) -> bool:
@@ -107,6 +110,6 @@ def _take_apart(*nodes: gs.Node) -> None:
         node.outputs.clear()
 
 
-def _node(kind: str, name: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], **attributes: int) -> gs.Node:
+def _node(kind: str, name: str, inputs: list[gs.Tensor], outputs: list[gs.Tensor], **attributes: float) -> gs.Node:
     attrs = {**attributes, **PLUGIN}
     return gs.Node(kind, name=name, attrs=attrs, inputs=inputs, outputs=outputs, domain=DOMAIN)

@@ -33,7 +33,7 @@ class Operator:
     Args:
         name: of operator and plugin.
         inputs, outputs: names, each with dtype, shape and meaning.
-        attributes: the integer attributes, each with its meaning.
+        attributes: each with its meaning; integers, but for those of `floats`.
         body: the same computation in standard operators, as text in ONNX's own syntax.
         static_body: the same where all sizes but R are known before it runs: no loop, no size that depends on data.
             Its text reads `@name` where an attribute's number stands.
@@ -45,8 +45,11 @@ class Operator:
     attributes: dict[str, str]
     body: str
     static_body: str
+    floats: tuple[str, ...] = ()
 
-    def node(self, inputs: Sequence[str], output: str, name: str, *more: str, **attributes: int) -> onnx.NodeProto:
+    def node(
+        self, inputs: Sequence[str], output: str, name: str, *more: str, **attributes: int | float
+    ) -> onnx.NodeProto:
         """A node of a graph; `more` are the outputs after the first."""
         outputs = (output, *more)
         counts = len(inputs) == len(self.inputs) and len(outputs) == len(self.outputs)
@@ -59,15 +62,15 @@ class Operator:
         """The body, to be added to every model that uses the operator."""
         return self._parsed(self.body)
 
-    def static_function(self, attributes: Mapping[str, int]) -> onnx.FunctionProto:
+    def static_function(self, attributes: Mapping[str, int | float]) -> onnx.FunctionProto:
         """The static body for these values of the attributes, to be put in a node's place.
 
         Raises:
-            KeyError, ValueError: an attribute is missing, or no integer.
+            KeyError, ValueError: an attribute is missing, or no number of its kind.
         """
         body = self.static_body
         for name in self.attributes:
-            body = body.replace(f"@{name}", f"{attributes[name]:d}")
+            body = body.replace(f"@{name}", f"{attributes[name]:{'.9e' if name in self.floats else 'd'}}")
         return self._parsed(body)
 
     def _parsed(self, body: str) -> onnx.FunctionProto:

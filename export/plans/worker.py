@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from actvar.bundle.manifest import EXPORT_AGAIN
-from actvar.bundle.plans import RTX
+from actvar.bundle.plans import RTX, TENSORRT
 from actvar.errors import ActVARError, BundleError, EngineError
 from actvar.export.operators.fused import ALL_OPERATORS
 from actvar.export.operators.lowering import Lowered, lower
 from actvar.export.operators.sparse import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from actvar.export.plans.engine_library import capabilities, load_engine
 from actvar.files import FileEntry, locked, read_verified, written_whole
-from actvar.runtime.machine import process_memory
+from actvar.process_memory import process_memory
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _SHARE_STEP = 0.01
@@ -175,12 +175,25 @@ def _config(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace << 20)
     if job.aux_streams is not None:
         config.max_aux_streams = job.aux_streams
-    profile = builder.create_optimization_profile()
-    for name in (network.get_input(i).name for i in range(network.num_inputs)):
-        if name in job.shapes:
-            profile.set_shape(name, *map(tuple, job.shapes[name]))
-    config.add_optimization_profile(profile)
+    inputs = {network.get_input(i).name for i in range(network.num_inputs)}
+    for shapes in profiles_of(job):
+        profile = builder.create_optimization_profile()
+        for name in inputs & shapes.keys():
+            profile.set_shape(name, *map(tuple, shapes[name]))
+        config.add_optimization_profile(profile)
     return config
+
+
+def profiles_of(job: BuildJob) -> list[dict[str, list[Sequence[int]]]]:
+    """The shapes of every input for the fewest pictures, the best and the most, by profile.
+
+    TensorRT makes kernels for the best number alone, so the fewest pictures, mostly one, have a profile of their own.
+    TensorRT-RTX makes them for the shapes that come, on the GPU, and needs but one.
+    """
+    whole = {name: list(sizes) for name, sizes in job.shapes.items()}
+    apart = {name: [sizes[0]] * 3 for name, sizes in job.shapes.items()}
+    is_apart = job.engine == TENSORRT and any(low != best for low, best, _ in job.shapes.values())
+    return [apart, whole] if is_apart else [whole]
 
 
 def _logger(trt: Any) -> Any:

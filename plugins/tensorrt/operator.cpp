@@ -1,5 +1,7 @@
 #include "operator.h"
 
+#include <cstring>
+
 namespace actvar {
 namespace {
 
@@ -29,6 +31,12 @@ std::string wanted(Type type, DataType values) {
 }  // namespace
 
 std::string number(std::int64_t value) { return std::to_string(value); }
+
+float float_of(std::int32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
 
 std::string described(Argument const& argument) {
     std::string text = std::string(argument.name) + " [";
@@ -109,7 +117,8 @@ std::string bind(Operator const& op, Argument const& argument, nvinfer1::Dims co
 
 std::string bind_all(Operator const& op, std::vector<std::int32_t> const& attributes,
                      std::vector<nvinfer1::Dims> const& inputs, Sizes& sizes) {
-    for (std::size_t i = 0; i < op.attributes.size(); ++i) sizes[op.attributes[i].letter] = attributes[i];
+    for (std::size_t i = 0; i < op.attributes.size(); ++i)
+        if (op.attributes[i].letter != kNoLetter) sizes[op.attributes[i].letter] = attributes[i];
     for (std::size_t i = 0; i < op.inputs.size(); ++i) {
         std::string const fault = bind(op, op.inputs[i], inputs[i], sizes);
         if (!fault.empty()) return fault;

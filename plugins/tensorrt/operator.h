@@ -2,7 +2,8 @@
 //
 // Shapes are letters, as in export/operators/sparse.py: R rows, L tokens, K kept tokens, C width, N experts, E hidden neurons
 // of an expert, A active experts; 1 is itself. A letter that appears twice is one number; an attribute may be a letter
-// too, and the attribute T names the type of values that no input has, by ONNX's number.
+// too, and the attribute T names the type of values that no input has, by ONNX's number. An attribute that is a float is
+// no letter; it is kept by its bits.
 
 #pragma once
 
@@ -45,12 +46,23 @@ struct Argument {
 struct Attribute {
     char const* name;
     char letter;
+    bool is_float = false;
+
+    nvinfer1::PluginFieldType type() const {
+        return is_float ? nvinfer1::PluginFieldType::kFLOAT32 : nvinfer1::PluginFieldType::kINT32;
+    }
 };
+
+constexpr char kNoLetter = 0;
+
+// What the bits of an attribute mean.
+float float_of(std::int32_t bits);
 
 // One execution: tensors in the order of the operator's arguments.
 struct Call {
     Sizes sizes;
     nvinfer1::DataType values;
+    std::int32_t const* attributes;  // in the operator's order
     void const* const* inputs;
     void* const* outputs;
     void* workspace;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <utility>
 
@@ -56,6 +58,13 @@ Dims known_dims(DimsExprs const& given) {
     return dims;
 }
 
+std::string shown(Attribute const& attribute, std::int32_t bits) {
+    if (!attribute.is_float) return number(bits);
+    char text[32];
+    std::snprintf(text, sizeof text, "%.9g", static_cast<double>(float_of(bits)));  // all of its digits
+    return text;
+}
+
 // The kernels count in int.
 std::string range_fault(Sizes const& sizes, Operator const& op) {
     for (Argument const& input : op.inputs)
@@ -68,9 +77,9 @@ std::string range_fault(Sizes const& sizes, Operator const& op) {
 
 Plugin::Plugin(Operator const& op, std::vector<std::int32_t> attributes) : op_(op), attributes_(std::move(attributes)) {
     for (std::size_t i = 0; i < attributes_.size(); ++i) {
-        char const* const name = op_.attributes[i].name;
-        fields_.emplace_back(name, &attributes_[i], PluginFieldType::kINT32, 1);
-        summary_ += (i == 0 ? "" : " ") + std::string(name) + "=" + number(attributes_[i]);
+        Attribute const& attribute = op_.attributes[i];
+        fields_.emplace_back(attribute.name, &attributes_[i], attribute.type(), 1);
+        summary_ += (i == 0 ? "" : " ") + std::string(attribute.name) + "=" + shown(attribute, attributes_[i]);
     }
     collection_ = {static_cast<std::int32_t>(fields_.size()), fields_.data()};
 }
@@ -223,14 +232,15 @@ std::int32_t Plugin::enqueue(PluginTensorDesc const* in, PluginTensorDesc const*
         // onShapeChange has done it; a kernel must not run by other shapes all the same.
         if (!binding_.is_of(in) && bind_shapes(in) != kSuccess) return kFailure;
         cudaError_t const error = op_.launch(
-            {binding_.sizes, binding_.values, inputs, outputs, workspace, binding_.workspace_bytes, stream});
+            {binding_.sizes, binding_.values, attributes_.data(), inputs, outputs, workspace,
+             binding_.workspace_bytes, stream});
         return error == cudaSuccess ? kSuccess : report("CUDA error " + number(error));
     });
 }
 
 Creator::Creator(Operator const& op) : op_(op) {
     for (Attribute const& attribute : op_.attributes)
-        fields_.emplace_back(attribute.name, nullptr, PluginFieldType::kINT32, 1);
+        fields_.emplace_back(attribute.name, nullptr, attribute.type(), 1);
     collection_ = {static_cast<std::int32_t>(fields_.size()), fields_.data()};
 }
 
@@ -241,12 +251,14 @@ IPluginV3* Creator::createPlugin(char const*, PluginFieldCollection const* given
             PluginField const* found = nullptr;
             for (std::int32_t i = 0; given != nullptr && i < given->nbFields; ++i)
                 if (std::string_view(given->fields[i].name) == attribute.name) found = &given->fields[i];
-            if (found == nullptr || found->data == nullptr || found->type != PluginFieldType::kINT32 ||
-                found->length != 1) {
-                log_error(std::string(op_.name) + " needs the attribute " + attribute.name + ", one integer.");
+            if (found == nullptr || found->data == nullptr || found->type != attribute.type() || found->length != 1) {
+                log_error(std::string(op_.name) + " needs the attribute " + attribute.name + ", one " +
+                          (attribute.is_float ? "float." : "integer."));
                 return nullptr;
             }
-            attributes.push_back(*static_cast<std::int32_t const*>(found->data));
+            std::int32_t bits;
+            std::memcpy(&bits, found->data, sizeof bits);
+            attributes.push_back(bits);
         }
         return new Plugin(op_, std::move(attributes));
     });

@@ -91,7 +91,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 public:
     explicit Creator(Operator const& op);
 
-    // Null, after a message, unless every attribute is there as one int32.
+    // Null, after a message, unless every attribute is there as one int32, or one float where it is one.
     nvinfer1::IPluginV3* createPlugin(char const* name, nvinfer1::PluginFieldCollection const* given,
                                       nvinfer1::TensorRTPhase phase) noexcept override;
     nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }

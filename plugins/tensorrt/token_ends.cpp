@@ -9,7 +9,7 @@
 namespace actvar {
 namespace {
 
-constexpr float kEpsilon = 1e-6f;  // the model's; the operator means no other
+constexpr int kEpsilon = 1;  // of the attributes
 constexpr int kMostWidth = 8192;
 
 std::string gather_fault(Sizes const& sizes) {
@@ -24,8 +24,8 @@ cudaError_t gather_norm(Call const& call) {
     return actvarTokenGatherNorm(fp32(call.inputs[0]), static_cast<std::int64_t const*>(call.inputs[1]),
                                  fp32(call.inputs[2]), fp32(call.inputs[3]), static_cast<float*>(call.outputs[0]),
                                  call.outputs[1], call.sizes.number('R'), call.sizes.number('L'),
-                                 call.sizes.number('K'), call.sizes.number('C'), kEpsilon, kernel_dtype(call.values),
-                                 call.stream);
+                                 call.sizes.number('K'), call.sizes.number('C'), float_of(call.attributes[kEpsilon]),
+                                 kernel_dtype(call.values), call.stream);
 }
 
 cudaError_t scatter_gated(Call const& call) {
@@ -40,7 +40,7 @@ cudaError_t scatter_gated(Call const& call) {
 
 Operator const kTokenGatherNorm{
     "ActVarTokenGatherNorm",
-    {{"to", 'T'}},
+    {{"to", 'T'}, {"epsilon", kNoLetter, true}},
     {{"x", "RLC", Type::kFp32},
      {"indices", "RK", Type::kIndices},
      {"scale", "R1C", Type::kFp32},

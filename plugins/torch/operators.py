@@ -18,7 +18,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from actvar.config import NORM_EPS
 from actvar.plugins.kernel_calls import DTYPE_CODES, Kernels, RoutedFfnShape, open_kernels
 
 _CODES = {getattr(torch, name): code for name, code in DTYPE_CODES.items()}
@@ -67,12 +66,12 @@ class Launcher:
         return y
 
     def token_gather_norm(
-        self, x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype
+        self, x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype, epsilon: float
     ) -> tuple[Tensor, Tensor]:
         """See `token_gather_norm`."""
-        kept, normed = _gathered_and_normed(x, indices, scale, shift, to)
+        kept, normed = _gathered_and_normed(x, indices, scale, shift, to, epsilon)
         given = [tensor.contiguous() for tensor in (x, indices, scale, shift)]
-        sizes = *x.shape[:2], *kept.shape[1:], NORM_EPS, _CODES[to]
+        sizes = *x.shape[:2], *kept.shape[1:], epsilon, _CODES[to]
         with self.stream(x) as stream:
             addresses = (tensor.data_ptr() for tensor in (*given, kept, normed))
             self.kernels.launch("actvarTokenGatherNorm", *addresses, *sizes, stream)
@@ -136,13 +135,13 @@ def token_scatter(x: Tensor, indices: Tensor, updated: Tensor) -> Tensor:
 
 @torch.library.custom_op("actvar::token_gather_norm", mutates_args=(), device_types="cuda")
 def token_gather_norm(
-    x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype
+    x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """The chosen tokens, and LayerNorm of them, modulated: x RLC, scale and shift R1C, all fp32 -> RKC fp32, RKC `to`.
 
     Raises as `token_select` does.
     """
-    return _on_cuda().token_gather_norm(x, indices, scale, shift, to)
+    return _on_cuda().token_gather_norm(x, indices, scale, shift, to, epsilon)
 
 
 @torch.library.custom_op("actvar::token_scatter_gated", mutates_args=(), device_types="cuda")
@@ -193,7 +192,7 @@ def _scattered(x: Tensor, indices: Tensor, updated: Tensor) -> Tensor:
 
 @token_gather_norm.register_fake
 def _gathered_and_normed(
-    x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype
+    x: Tensor, indices: Tensor, scale: Tensor, shift: Tensor, to: torch.dtype, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     _expect_fp32_tokens(x, indices)
     _expect(to in _CODES, f"to must be fp32, fp16 or bf16, and is {to}, for x", x)

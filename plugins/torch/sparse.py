@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from actvar.config import NORM_EPS
 from actvar.plugins.expected import routing_pays
 from actvar.plugins.torch import operators
 from actvar.recorded.operators import PlainOperators
@@ -31,7 +32,7 @@ class LibraryOperators(PlainOperators):
         self, x_RLC: Tensor, places_RK: Tensor, scale_R1C: Tensor, shift_R1C: Tensor, to: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """See `SparseOperators`."""
-        return operators.token_gather_norm(x_RLC, places_RK, scale_R1C, shift_R1C, to)
+        return operators.token_gather_norm(x_RLC, places_RK, scale_R1C, shift_R1C, to, NORM_EPS)
 
     def scatter(self, x_RLC: Tensor, places_RK: Tensor, updated_RKC: Tensor) -> Tensor:
         """See `SparseOperators`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from actvar.bundle.contract import CPU_PRECISIONS, TensorSpec
 from actvar.bundle.manifest import FOR_A_GPU, WEIGHTS_FILE, GraphSpec, Manifest
+from actvar.bundle.memory import lanes_that_fit
 from actvar.bundle.plans import BUILD_AGAIN, PlanManifest, read_plan, usable_plans
 from actvar.errors import BundleError, EngineError, counted
 from actvar.files import hash_file
@@ -34,25 +35,26 @@ def load(folder: Path, manifest: Manifest, pictures: int = 1, lanes: int = _LANE
         folder: the bundle.
         manifest: its manifest, which must have weights.
         pictures: the most that are to be drawn at once.
-        lanes: batches that may be under way at a time.
+        lanes: batches that may be under way at a time; fewer where the GPU's memory does not hold so many.
 
     Raises:
         BundleError: there are no plans for this GPU, library and batch; or a plan or the weights are not what they
             should be.
-        EngineError: there is no library, or it refuses a plan.
+        EngineError: there is no library, or it refuses a plan; or the GPU is too small for one such batch.
         ActVARError: there is no GPU that can be used.
         MemoryError: the weights do not fit on the GPU.
     """
     if manifest.precision in CPU_PRECISIONS:
         raise BundleError(f"{folder} is in {manifest.precision}, which is for ONNX Runtime on a CPU. {FOR_A_GPU}")
-    gpu = device_info().gpu
-    refusals = []
+    device = device_info()
+    gpu, refusals = device.gpu, []
     for library in installed_libraries():
         try:
             plan_folder, plans = usable_plans(folder, manifest, library.engine, library.version, gpu, pictures)
         except BundleError as error:
             refusals.append(error)
             continue
+        lanes = lanes_that_fit(manifest, pictures, device.memory, lanes)
         library.keep_kernels_for(gpu)
         return load_plans(folder, manifest, library, plan_folder, plans, CudaMemory(), lanes)
     raise refusals[0]
@@ -152,8 +154,8 @@ class TrtExecutor:
         weights: Block,
         batch: tuple[int, int, int],
     ):
-        self._bound: defaultdict[int, dict[Hashable, tuple[str, Any]]] = defaultdict(dict)  # by lane
-        self._spare: defaultdict[str, list[Any]] = defaultdict(list)  # by graph
+        self._bound: defaultdict[int, dict[Hashable, tuple[tuple[str, int], Any]]] = defaultdict(dict)  # by lane
+        self._spare: defaultdict[tuple[str, int], list[Any]] = defaultdict(list)  # by graph and profile
         self._manifest, self._library, self._engines = manifest, library, engines
         self._weights, self._batch = weights, batch
         self._compiled = False
@@ -175,7 +177,7 @@ class TrtExecutor:
             if len(self._bound[lane.number]) >= _MOST_BOUND:
                 lane.forget()
             context = self._bind(graph, inputs, outputs, lane)  # which may make the lane forget
-            self._bound[lane.number][key] = graph, context
+            self._bound[lane.number][key] = (graph, self._profile(graph, inputs)), context
         _, context = self._bound[lane.number][key]
         if not context.execute_async_v3(lane.stream.handle):
             raise self._failed(graph)
@@ -185,13 +187,14 @@ class TrtExecutor:
 
     def forget(self, lane: int) -> None:
         """See `Executor`."""
-        for graph, context in self._bound.pop(lane, {}).values():
-            self._spare[graph].append(context)
+        for kind, context in self._bound.pop(lane, {}).values():
+            self._spare[kind].append(context)
 
     def _bind(self, graph: str, inputs: Buffers, outputs: Buffers, lane: Place) -> Any:
         """A context that runs a graph from these buffers to those."""
         self._check_batch(graph, inputs)
-        context = self._spare[graph].pop() if self._spare[graph] else self._new_context(graph)
+        spare, profile = self._spare[graph, self._profile(graph, inputs)], self._profile(graph, inputs)
+        context = spare.pop() if spare else self._new_context(graph, profile, lane)
         taken = [
             *(context.set_input_shape(tensor.name, inputs[tensor.name].shape) for tensor in self._growing(graph)),
             *(context.set_tensor_address(name, buffer.address) for name, buffer in inputs.items()),
@@ -205,13 +208,21 @@ class TrtExecutor:
                 raise EngineError(f"The plan of {graph} gives {name} as {shape}, and not as {list(buffer.shape)}.")
         # The library wants an address even where it needs no byte.
         scratch = lane.scratch(max(context.update_device_memory_size_for_shapes(), _ALIGNMENT))
-        context.set_device_memory(scratch.address, scratch.bytes)
+        self._library.give_memory(context, scratch)
         self._compiled = True
         return context
 
-    def _new_context(self, graph: str) -> Any:
-        """A context that knows its weights."""
+    def _profile(self, graph: str, inputs: Buffers) -> int:
+        """Of the engine: TensorRT's have one for the fewest pictures, and one for the range."""
+        tensor = next(self._growing(graph))
+        fewest = inputs[tensor.name].shape[tensor.shape.index("B")] == self._batch[0]
+        return 0 if fewest else self._engines[graph].num_optimization_profiles - 1
+
+    def _new_context(self, graph: str, profile: int, lane: Place) -> Any:
+        """A context of a profile that knows its weights."""
         context = self._library.context_of(self._engines[graph], graph)
+        if profile and not context.set_optimization_profile_async(profile, lane.stream.handle):
+            raise self._failed(graph)
         for name in self._manifest.graphs[graph].weights:
             if not context.set_tensor_address(
                 name, self._weights.address + self._manifest.weights.tensors[name].offset

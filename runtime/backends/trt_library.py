@@ -14,6 +14,7 @@ from typing import Any
 from actvar.bundle.plans import BUILD_AGAIN, MODULES, RTX, Gpu
 from actvar.errors import EngineError
 from actvar.files import written_whole
+from actvar.runtime.backends.memory import Block
 from actvar.runtime.machine import cache_folder
 
 DTYPES = {
@@ -57,6 +58,13 @@ class EngineLibrary:
         shown = [text for is_error, text in lines if is_error] or [text for _, text in lines]
         said = " / ".join(shown[-_SHOWN_LINES:]) or "it gave no reason"
         return EngineError(f"With {self.engine} {self.version}, {what}: {said}. {advice}".rstrip())
+
+    def give_memory(self, context: Any, scratch: Block) -> None:
+        """What a context works in; TensorRT 10.0 is told the address alone."""
+        if hasattr(context, "set_device_memory"):
+            context.set_device_memory(scratch.address, scratch.bytes)
+        else:
+            context.device_memory = scratch.address
 
     def load_plugins(self, library: Path, operators: set[str]) -> None:
         """Make plugins known, without which a plan of theirs cannot be loaded.

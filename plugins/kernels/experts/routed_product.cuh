@@ -103,9 +103,23 @@ __device__ inline float gelu(float value) {
     return 0.5f * value * (1.0f + tanhf(kRootOf2OverPi * (value + 0.044715f * value * value * value)));
 }
 
+// Blocks of the first product that a multiprocessor has registers for: without a word the widest tile takes 168 in bf16,
+// which leaves room for one. Where as many would spill it is left to the compiler.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+template <typename Tile>
+constexpr int kBlocksAtOnce = 1;
+#else
+template <typename Tile>
+constexpr int kBlocksAtOnce = Tile::kColumns > 64 ? 2 : Tile::kRows > 32 ? 3 : 4;
+#endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+template <>
+constexpr int kBlocksAtOnce<TensorCoreTile<__nv_bfloat16, 128, 160, 4>> = 1;
+#endif
+
 // Grid: (tiles of places, experts * tiles of an expert's neurons).
 template <typename Tile>
-__global__ void __launch_bounds__(kThreads) hidden_kernel(RoutedFfn<typename Tile::Element> ffn) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Tile>) hidden_kernel(RoutedFfn<typename Tile::Element> ffn) {
     using T = typename Tile::Element;
     using Memory = typename Tile::Memory;
     __shared__ Memory memory;

@@ -170,10 +170,16 @@ struct Rectangle {
 // Starts copying 16 bytes, or zeros where `exists` is false; `any` is then some address that may be read.
 template <typename T>
 __device__ void copy_piece(T* to, T const* from, bool exists, T const* any) {
-    if (exists) {
-        __pipeline_memcpy_async(to, from, kPiece);
-    } else {
-        __pipeline_memcpy_async(to, any, kPiece, kPiece);
+    __pipeline_memcpy_async(to, exists ? from : any, kPiece, exists ? 0 : kPiece);
+}
+
+// Calls copy(piece) for this thread's part of kPieces pieces: as often in every thread, but for the last time.
+template <int kPieces, typename Copy>
+__device__ void share_pieces(Copy copy) {
+#pragma unroll
+    for (int first = 0; first < kPieces; first += kThreads) {
+        int const piece = first + static_cast<int>(threadIdx.x);
+        if (first + kThreads <= kPieces || piece < kPieces) copy(piece);
     }
 }
 
@@ -181,22 +187,22 @@ __device__ void copy_piece(T* to, T const* from, bool exists, T const* any) {
 template <int kHeight, int kWidth, int kStride, typename T>
 __device__ void copy_rectangle(T* to, Rectangle<T> from) {
     constexpr int kValues = kPiece / static_cast<int>(sizeof(T)), kPieces = kWidth / kValues;
-    for (int piece = static_cast<int>(threadIdx.x); piece < kHeight * kPieces; piece += kThreads) {
+    share_pieces<kHeight * kPieces>([&](int piece) {
         int const row = piece / kPieces, column = piece % kPieces * kValues;
         bool const exists = row < from.rows && column < from.columns;
         copy_piece(to + row * kStride + column, from.first + row * from.stride + column, exists, from.first);
-    }
+    });
 }
 
 // Starts copying kSlab values, of which `depth` exist, of the tokens whose numbers are in `rows`; -1 reads as zeros.
 template <int kRows, int kStride, typename T>
 __device__ void copy_tokens(T* to, T const* first, std::int64_t stride, int const* rows, int depth) {
     constexpr int kValues = kPiece / static_cast<int>(sizeof(T)), kPieces = kSlab / kValues;
-    for (int piece = static_cast<int>(threadIdx.x); piece < kRows * kPieces; piece += kThreads) {
+    share_pieces<kRows * kPieces>([&](int piece) {
         int const row = piece / kPieces, column = piece % kPieces * kValues;
         bool const exists = rows[row] >= 0 && column < depth;
         copy_piece(to + row * kStride + column, first + rows[row] * stride + column, exists, first);
-    }
+    });
 }
 
 }  // namespace actvar
