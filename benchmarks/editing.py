@@ -31,6 +31,7 @@ from actvar.runtime.machine import this_machine
 MODELS = ("var-mini", "actvar-mini")
 AT_ONCE = 10
 SEED = 0
+STEP = 37  # from class to class, so that a few pictures are of all colours and shapes
 COMPARED = 4  # with PyTorch, of each kind: one picture at a time takes long
 FROM, TO = "brown-crescent", "red-heart"
 NO_CLASS, OWN_CLASS = "none", "their own"
@@ -102,7 +103,7 @@ def measured(name: str, pictures: int, threads: int) -> dict[str, Any]:
         export_bundle(model, Path(scratch) / "bundle", "fp32", name)
         source, eager = open_graphs(Path(scratch) / "bundle", AT_ONCE, threads), eager_source(model)
         for kind, (area, asked) in EDITS.items():
-            classes_N = np.full(pictures, names.index(FROM)) if asked == TO else np.arange(pictures) % len(names)
+            classes_N = np.full(pictures, names.index(FROM)) if asked == TO else np.arange(pictures) * STEP % len(names)
             wanted_N = np.full(pictures, names.index(TO)) if asked == TO else classes_N
             pixels_NHW3 = held_out(classes_N)
             asked_N = np.full(pictures, len(names)) if asked == NO_CLASS else wanted_N
