@@ -6,10 +6,13 @@ Knows the tensors of the graphs; not what an engine takes to work in, which its 
 import math
 from dataclasses import dataclass
 
-from actvar.bundle.contract import ITEM_BYTES, TensorSpec
+from actvar.bundle.contract import ITEM_BYTES, TensorSpec, graph_names
 from actvar.bundle.manifest import Manifest
 from actvar.config import HEAD_WIDTH
 from actvar.errors import EngineError, counted
+
+_OF_A_SCALE = ("uniform", "given")
+"""Inputs that the host gives each scale for itself."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ def batch_memory(manifest: Manifest, pictures: int) -> BatchMemory:
     model, given, made, new_kv = manifest.model, dict[str, int](), 0, [0]
     cache = model.depth * 2 * model.row_groups(0) * pictures * model.heads * model.cached_tokens[-1] * HEAD_WIDTH
     item = 0
-    for name, graph in manifest.graphs.items():
+    for name in graph_names(model):
+        graph = manifest.graphs[name]
         for tensor in graph.outputs:
             size = _bytes(tensor, pictures)
             if tensor.name == "new_kv":
@@ -34,9 +38,10 @@ def batch_memory(manifest: Manifest, pictures: int) -> BatchMemory:
             else:
                 made += size
         for tensor in graph.inputs:
-            own = f"{name}/{tensor.name}" if tensor.name == "uniform" else tensor.name
+            own = f"{name}/{tensor.name}" if tensor.name in _OF_A_SCALE else tensor.name
             given[own] = _bytes(tensor, pictures)
-    passed = {tensor.name for graph in manifest.graphs.values() for tensor in graph.outputs} | {"past_kv", "tokens_in"}
+    made_by = (manifest.graphs[name] for name in graph_names(model))
+    passed = {tensor.name for graph in made_by for tensor in graph.outputs} | {"past_kv", "tokens_in"}
     read = sum(size for name, size in given.items() if name not in passed)
     keys_and_values = cache * item + max(new_kv)
     return BatchMemory(made + read + keys_and_values, keys_and_values)
