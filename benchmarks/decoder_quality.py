@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from actvar.config import Decoder
 from actvar.provenance import commit, typed
 from actvar.runtime.machine import this_machine
 
 MODELS = ("var-mini", "actvar-mini", "actvar-mini-guidance-free")
-DECODERS = ("full", "small")
+DECODERS: tuple[Decoder, ...] = ("full", "small")
 AT_ONCE = 25
 SEED = 0
 
