@@ -74,7 +74,7 @@ def measured(name: str, pictures: int, threads: int) -> dict[str, Any]:
     checkpoint = shipped_checkpoint(name)
     models = {of: load_checkpoint(replace(checkpoint, decoder=of)) for of in DECODERS}
     with TemporaryDirectory(prefix="actvar-decoder-") as scratch:
-        sources = {}
+        sources: dict[str, Any] = {}
         for of, model in models.items():
             export_bundle(model, Path(scratch) / of, "fp32", name)
             sources[of] = open_graphs(Path(scratch) / of, AT_ONCE, threads)
@@ -82,7 +82,7 @@ def measured(name: str, pictures: int, threads: int) -> dict[str, Any]:
         orders = [Order(number % config.num_classes, number) for number in range(pictures)]
         drawn = [np.concatenate(each.token_ids) for each in sources["full"].draw(orders, config.sampling, SEED)]
         values, seconds = decoded(sources, models["full"].vqvae.quantize, np.stack(drawn))
-    draws = {of: lambda numbers_N, _, its=values[of]: torch.from_numpy(its[numbers_N]) for of in DECODERS}
+    draws = {of: lambda numbers_N, _, its=its: torch.from_numpy(its[numbers_N]) for of, its in values.items()}
     scores = {score.name: score for score in make_report(draws, load_classifier(), pictures, AT_ONCE).scores}
     forms = {
         of: {
