@@ -105,8 +105,7 @@ def app(settings: Settings) -> Application:
                 "target_ongoing_requests": settings.requests_per_replica or 2 * settings.max_batch,
             }
         }
-    deployment = serve.deployment(
-        Pictures,
+    deploy = serve.deployment(
         name="pictures",
         max_ongoing_requests=settings.max_queue + settings.max_batch + _SPARE_REQUESTS,
         graceful_shutdown_timeout_s=settings.grace,
@@ -117,7 +116,7 @@ def app(settings: Settings) -> Application:
         },
         **scaled,
     )
-    return deployment.bind()
+    return deploy(Pictures).bind()
 
 
 def replica(settings: Settings) -> FastAPI:
