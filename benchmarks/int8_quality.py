@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from actvar.benchmarks.decoder_quality import decibels
 from actvar.provenance import typed
 
 PRECISIONS = ("fp32", "int8")
@@ -97,8 +98,7 @@ def scores(pictures: dict[str, np.ndarray]) -> Sequence[dict[str, Any]]:
 
 def decoder_error(pictures: dict[str, np.ndarray]) -> float:
     """The decoder alone: decibels between the same tokens' pictures, of a range of 1."""
-    error = (pictures["transformer fp32, decoder int8"] - pictures["transformer fp32, decoder fp32"]) / 2
-    return float(-10 * np.log10(np.mean(np.square(error, dtype=np.float64))))
+    return decibels(pictures["transformer fp32, decoder int8"], pictures["transformer fp32, decoder fp32"])
 
 
 def judged(model: Any, pipelines: dict[str, Any], tokens: dict[str, TokenIds]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Command, in_process
+from small_bundle import drawn_alone, small_bundle
 from small_models import small_config, vivid_model
 
 from actvar.bundle.json_form import write_json
@@ -26,8 +27,6 @@ from actvar.evaluation import picture_run, picture_sets
 from actvar.evaluation.picture_run import PictureRun, RunSpec, open_run
 from actvar.evaluation.picture_sets import open_npz, write_npz
 from actvar.export.onnx_export import export_bundle
-from actvar.runtime.pictures import Order
-from actvar.runtime.sources import open_graphs
 
 AT_ONCE, COUNT = 10, 34  # four files, the last of four
 FILES = [f"pictures-{first:06d}.npy" for first in (0, 10, 20, 30)]
@@ -37,17 +36,13 @@ SPEC = RunSpec("00", "dense", "fp32", "onnxruntime", "cpu", CLASSES, SIDE, COUNT
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "bundle"
-    export_bundle(vivid_model(small_config()), folder, "fp32", "a test")
-    return folder
+    return small_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def expected_NHW3(bundle: Path) -> np.ndarray:
     """Every picture drawn alone, by its number."""
-    source = open_graphs(bundle, batch_size=1, threads=1)
-    orders = [Order(number % CLASSES, number) for number in range(COUNT)]
-    return np.stack([next(source.draw([order], source.model.sampling, seed=0)).pixels_HW3 for order in orders])
+    return drawn_alone(bundle, COUNT, seed=0)
 
 
 @pytest.fixture

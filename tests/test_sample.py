@@ -14,11 +14,7 @@ import numpy as np
 import pytest
 from command_line import Command, in_process
 from PIL import Image
-from small_models import small_config, vivid_model
-
-from actvar.export.onnx_export import export_bundle
-from actvar.runtime.pictures import Order
-from actvar.runtime.sources import open_graphs
+from small_bundle import drawn_alone, small_bundle
 
 CLASSES, COUNT, SHARD = 5, 13, 5  # three shards, the last of three
 FORMS = ["png", "webdataset", "parquet"]
@@ -26,17 +22,13 @@ FORMS = ["png", "webdataset", "parquet"]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "bundle"
-    export_bundle(vivid_model(small_config()), folder, "fp32", "a test")
-    return folder
+    return small_bundle(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def expected_NHW3(bundle: Path) -> np.ndarray:
     """Every picture drawn alone, by its class and number."""
-    source = open_graphs(bundle, batch_size=1, threads=1)
-    orders = [Order(number % CLASSES, number) for number in range(COUNT)]
-    return np.stack([next(source.draw([order], source.model.sampling, seed=3)).pixels_HW3 for order in orders])
+    return drawn_alone(bundle, COUNT, seed=3)
 
 
 def arguments(bundle: Path) -> list[str]:

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from command_line import Command, in_process
-from small_models import small_config, vivid_model
+from small_bundle import small_bundle
 
-from actvar.export.onnx_export import export_bundle
 from actvar.telemetry import switch_off
 
 COUNT, SHARD = 500, 10
@@ -22,9 +21,7 @@ WAIT = 300  # seconds, on a machine that does other things too
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "bundle"
-    export_bundle(vivid_model(small_config()), folder, "fp32", "a test")
-    return folder
+    return small_bundle(tmp_path_factory)
 
 
 @pytest.fixture
