@@ -46,6 +46,11 @@ def pytest_configure() -> None:
         os.environ.pop(name, None)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their length: gzip's hold the time, and xdist wants one name in all processes."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_report_header() -> list[str]:
     """One line each for the engines and the GPU, so that a log shows what its skips rest on."""
     engines = ", ".join(f"{engine}: {installed(names)}" for engine, names in ENGINES.items())

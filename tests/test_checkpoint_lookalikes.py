@@ -34,7 +34,10 @@ TAR = b"data.pkl".ljust(257, b"\0") + b"ustar\x0000" + bytes(248)
         (b"Entry not found", "it is a text that begins with 'Entry not found'. Download the file itself"),
         (b"no\x1b", "is refused|not a whole safetensors file"),
         (b'{"error": "Repository not found"}', "it is JSON"),
-        (gzip.compress(b"weights"), r"it is compressed with gzip\. Unpack it first: gunzip model\.(pth|safetensors)\."),
+        (
+            gzip.compress(b"weights", mtime=0),
+            r"it is compressed with gzip\. Unpack it first: gunzip model\.(pth|safetensors)\.",
+        ),
         (b"BZh91AY&SY", "it is compressed with bzip2"),
         (b"\xfd7zXZ\0\0", "it is compressed with xz"),
         (b"\x28\xb5\x2f\xfd\x00", "it is compressed with zstd"),
