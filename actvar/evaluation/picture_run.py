@@ -51,6 +51,7 @@ class RunSpec:
         classes: how many the model has; pictures go through them in turn.
         side: of a picture, in pixels.
         count: pictures in all.
+        smooth: whether codes are mixed; left out of the record where not, as of runs before there was this way.
     """
 
     weights: str
@@ -65,11 +66,14 @@ class RunSpec:
     cfg: float
     top_k: int
     top_p: float
+    smooth: bool = field(default=False, kw_only=True)
 
     @property
     def record(self) -> dict[str, Any]:
         """As it stands in `run.json`; 2 and 2.0 are one strength of guidance, and must have one hash."""
         fields = {**asdict(self), "cfg": float(self.cfg), "top_p": float(self.top_p)}
+        if not self.smooth:
+            del fields["smooth"]
         return {"format": FORMAT, "version": VERSION, **fields}
 
     def class_of(self, number: int) -> int:
@@ -269,8 +273,9 @@ def _require_same(path: Path, spec: RunSpec) -> None:
         )
     reader.check_hash(reader.of_format(found, wanted["format"], wanted["version"]))
     for name, mine in asdict(spec).items():
-        if found.get(name) != mine:
+        theirs = found.get(name, False if name == "smooth" else None)
+        if theirs != mine:
             raise ActVARError(
-                f"{path.parent} holds pictures of another run: {name} is {shown(str(found.get(name)), 80)} there, and "
+                f"{path.parent} holds pictures of another run: {name} is {shown(str(theirs), 80)} there, and "
                 f"{mine} here. Name another folder with --out, or give the options of that run."
             )
