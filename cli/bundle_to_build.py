@@ -56,7 +56,9 @@ def bundle_to_build(
     precision = precision or "fp32"
     ending = f"{form_suffix(guidance_until, smooth)}-{precision}"
     if named and named.checkpoint:
-        checkpoint = replace(named.checkpoint, decoder=decoder or "full", guidance_until=guidance_until, smooth=smooth)
+        checkpoint = replace(
+            named.checkpoint, decoder=decoder or "full", guidance_until=guidance_until, smooth=smooth or None
+        )
         kind = "-small-decoder" if decoder == "small" else ""
         folder = out or Path("bundles") / f"{named.name}{kind}{ending}"
         return _of_checkpoint(checkpoint, rates, folder, precision)

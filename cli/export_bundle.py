@@ -107,7 +107,7 @@ def export(
     started = time.perf_counter()
     network: StoredModel | ActVAR
     if model:
-        checkpoint = replace(checkpoint, decoder=decoder, guidance_until=guidance_until, smooth=smooth)
+        checkpoint = replace(checkpoint, decoder=decoder, guidance_until=guidance_until, smooth=smooth or None)
         network = open_checkpoint(checkpoint)
         source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):

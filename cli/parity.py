@@ -117,10 +117,11 @@ def parity(
     else:
         _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, hub)
         there = read_manifest(bundle).model if bundle else None
+        mixes = there.smooth if there else smooth or None
         if there:  # graphs that guide all scales or none do as their model does
-            guidance_until, smooth = there.guided_scales or None, there.smooth
+            guidance_until = there.guided_scales or None
         wanted = decoder or ("small" if there and there.small_decoder else "full")
-        network = load_checkpoint(replace(chosen, decoder=wanted, guidance_until=guidance_until, smooth=smooth))
+        network = load_checkpoint(replace(chosen, decoder=wanted, guidance_until=guidance_until, smooth=mixes))
         source = f"checkpoint {chosen.path.name}"
     with scratch_folder("parity") as scratch:
         folder = bundle or scratch / "bundle"

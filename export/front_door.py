@@ -272,7 +272,7 @@ def _chosen(named: NamedModel, decoder: Decoder | None, guidance_until: int | No
             named.checkpoint,
             decoder=decoder or named.checkpoint.decoder,
             guidance_until=guidance_until,
-            smooth=bool(smooth),
+            smooth=smooth,
         )
         return replace(named, checkpoint=said)
     assert named.bundle

@@ -322,6 +322,15 @@ def test_a_checkpoint_is_drawn_with_either_way(command: Command, checkpoint: Pat
     assert len(list(Path("cache").glob("bundles/*/manifest.json"))) == 2
 
 
+def test_a_checkpoint_may_say_itself_that_it_is_smooth(command: Command, tmp_path: Path):
+    """As one does that a smooth pipeline has saved; whoever names a way has that one."""
+    save_model(vivid_model(MODELS["VAR"]), tmp_path / "smooth.safetensors", torch.float32)
+    for asked, found in ((None, True), (True, True), (False, False)):
+        path = tmp_path / "smooth.safetensors"
+        with Pipeline.from_pretrained(path, backend="torch", smooth=asked, progress_bar=False) as pipe:
+            assert pipe.model.smooth == found
+
+
 def test_a_bundle_is_what_it_was_exported_as(command: Command, checkpoint: Path):
     """Its folder and `inspect` say so; what asks for the other way is refused with what to do."""
     code, out, err = command("export", "--model", checkpoint, "--smooth")

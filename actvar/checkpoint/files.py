@@ -29,7 +29,7 @@ class Checkpoint:
         decoder: "small" takes the small decoder that the checkpoint holds beside its VQVAE, too, and the model draws
             with it; "full" leaves it where it is.
         guidance_until: the last scale that is guided, from 1; the model's own if left out.
-        smooth: mix codes as the model draws, whatever its file says.
+        smooth: whether codes are mixed as the model draws; as its file says, which is mostly no, if left out.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Checkpoint:
     schedule: ScaleSchedule | None = None
     decoder: Decoder = "full"
     guidance_until: int | None = None
-    smooth: bool = False
+    smooth: bool | None = None
 
     def digest(self) -> str:
         """SHA-256 over what the files hold, and over what else is said of the model.
@@ -57,8 +57,8 @@ class Checkpoint:
             digest.update(self.decoder.encode())
         if self.guidance_until is not None:
             digest.update(f"guided until {self.guidance_until}".encode())
-        if self.smooth:
-            digest.update(b"smooth")
+        if self.smooth is not None:
+            digest.update(b"smooth" if self.smooth else b"not smooth")
         return digest.hexdigest()
 
 
