@@ -7,12 +7,12 @@ from typing import Annotated
 from actvar.classes import choose_classes, class_label
 from actvar.cli.model_choice import Hub, chosen_model
 from actvar.cli.options import (
+    ClassesOption,
     GuidanceUntilOption,
     ModelOption,
     PatchNumsOption,
     SeedOption,
     VqvaeOption,
-    class_option,
     count_option,
     out_option,
     output_option,
@@ -41,13 +41,7 @@ actvar-trt generate --class all --model bundles/d20-fp16 --backend tensorrt --ba
 
 def generate(
     *,
-    classes: Annotated[
-        list[str],
-        class_option(
-            help="A number, a name, part of a name, all, none, a range 0-9, or several with commas between; may be "
-            "given often. See `actvar-trt classes`."
-        ),
-    ],
+    classes: ClassesOption,
     count: Annotated[int, count_option("Pictures of each class.")] = 1,
     seed: SeedOption = 0,
     guidance: Guidance,

@@ -116,6 +116,12 @@ DecoderOption: TypeAlias = Annotated[
 # ---- what is drawn
 
 class_option = partial(drawing_option, "--class", metavar="CLASS", show_default=False, autocompletion=complete_class)
+_CLASSES = (
+    "A number, a name, part of a name, all, none, a range 0-9, or several with commas between; may be given often. See "
+    "`actvar-trt classes`."
+)
+ClassesOption: TypeAlias = Annotated[list[str], class_option(help=_CLASSES)]
+InTurnOption: TypeAlias = Annotated[list[str] | None, class_option(help=_CLASSES, show_default="all in turn")]
 
 
 def _check_seed(seed: int) -> int:
