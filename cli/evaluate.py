@@ -10,7 +10,7 @@ import typer
 from actvar.class_names import CLASS_NAMES
 from actvar.classes import class_value
 from actvar.cli.drawn_run import classes_in_turn, draw_run, write_run_npz
-from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.model_choice import Facts, chosen_model
 from actvar.cli.options import (
     InTurnOption,
     JsonOption,
@@ -65,7 +65,7 @@ def evaluate(
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     classes: InTurnOption = None,
     count: Annotated[
         int | None,
@@ -136,7 +136,7 @@ def evaluate(
         guidance.of(config)
         classes_in_turn(config, classes)
 
-    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, facts, engine.backend == "tensorrt")
     drawer = ready_to_draw(named, engine, on_ray, accept)
     sampling = guidance.of(drawer.model)
     class_ids = classes_in_turn(drawer.model, classes)

@@ -65,6 +65,9 @@ BundleArgument: TypeAlias = Annotated[
 VqvaeOption: TypeAlias = Annotated[
     Path | None, vqvae_option("The VQVAE beside a checkpoint that holds none, as official VAR's.")
 ]
+ZnormOption: TypeAlias = Annotated[
+    bool, model_option("--znorm", help="Of an official VQVAE that was trained with using_znorm, as no file tells it.")
+]
 PatchNumsOption: TypeAlias = Annotated[
     str | None,
     patch_nums_option("Sides of a checkpoint's token maps, where its file does not tell them.", "the checkpoint's"),

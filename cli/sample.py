@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 import typer
 
 from actvar.cli.drawn_run import classes_in_turn, draw_run, write_run_npz
-from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.model_choice import Facts, chosen_model
 from actvar.cli.options import (
     InTurnOption,
     ModelOption,
@@ -58,7 +58,7 @@ def sample(
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     engine: Engine,
     on_ray: OnRay,
     out: Annotated[
@@ -95,7 +95,7 @@ def sample(
         guidance.of(config)
         _count(config, classes, count, per_class)
 
-    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, facts, engine.backend == "tensorrt")
     drawer = ready_to_draw(named, engine, on_ray, accept)
     sampling = guidance.of(drawer.model)
     class_ids = classes_in_turn(drawer.model, classes)
