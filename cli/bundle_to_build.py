@@ -89,6 +89,7 @@ def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision
                 path,
                 checkpoint.vqvae,
                 schedule=checkpoint.schedule,
+                znorm=checkpoint.znorm,
                 random_router=fresh,
                 bundle_rates=not fresh,
                 progress=progress,
