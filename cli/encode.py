@@ -13,6 +13,7 @@ from actvar.cli.model_choice import chosen_schedule
 from actvar.cli.options import (
     ShardOption,
     TorchDeviceOption,
+    ZnormOption,
     batch_size_option,
     chosen_shard,
     count_option,
@@ -54,6 +55,7 @@ def encode(
     vqvae: Annotated[
         Path | None, vqvae_option("A file that holds the VQVAE.", show_default="for glyphs the package's own")
     ] = None,
+    znorm: ZnormOption = False,
     patch_nums: Annotated[
         str | None,
         patch_nums_option(
@@ -111,7 +113,7 @@ def encode(
         from actvar.checkpoint.model import load_vqvae
         from actvar.data.encoding import EncodeSettings, encode_pictures, require_device
     require_device(device)
-    stored = load_vqvae(vqvae or shipped_checkpoint("actvar-mini").path, schedule)
+    stored = load_vqvae(vqvae or shipped_checkpoint("actvar-mini").path, schedule, znorm)
     if is_glyphs:
         pictures = _glyphs(stored, split, count or _GLYPH_COUNT)
     else:

@@ -37,7 +37,7 @@ from actvar.errors import CheckpointError
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import SHORT
 from actvar.parameters import parameter_shapes
-from actvar.scales import PHI_COUNT, ScaleSchedule
+from actvar.scales import ScaleSchedule
 
 ALIGNMENT = 4096
 """Every tensor starts at a multiple of this: a page, so that it can be mapped into memory by itself."""
@@ -300,7 +300,7 @@ def _recipes(config: ModelConfig, names: Iterable[str], precision: str) -> dict[
     for i in range(config.depth):
         recipes.update(_block(config, i, precision))
     keep(*_linear("var.head"), "vqvae.quantize.embedding.weight")
-    for i in range(PHI_COUNT):
+    for i in range(config.vqvae.phi_count):
         weight, bias = _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}")
         recipes[f"vqvae.quantize.phi.{i}.weight"] = _Recipe((weight,), _phi_weight)
         recipes[f"vqvae.quantize.phi.{i}.bias"] = _Recipe((bias,), partial(np.multiply, np.float32(0.5)))
