@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from actvar.benchmarks.command import end_with
 from actvar.checkpoint.files import shipped_checkpoint
 from actvar.checkpoint.model import load_model
 from actvar.generation import class_rows
@@ -223,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)
