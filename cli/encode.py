@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -17,6 +16,7 @@ from actvar.cli.options import (
     batch_size_option,
     chosen_shard,
     count_option,
+    data_option,
     engine_option,
     out_option,
     patch_nums_option,
@@ -41,7 +41,6 @@ actvar-trt encode --data /data/imagenet --vqvae vae_ch160v4096z32.pth --out toke
 
 actvar-trt encode --data glyphs --out tokens/glyphs"""
 
-data_option = partial(typer.Option, rich_help_panel="Data")
 Split: TypeAlias = Literal["train", "val"]
 
 _GLYPHS = "glyphs"

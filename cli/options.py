@@ -116,6 +116,10 @@ DecoderOption: TypeAlias = Annotated[
     decoder_option("small takes the small decoder of a model that has one.", "full, or the bundle's"),
 ]
 
+# ---- pictures that are there
+
+data_option = partial(typer.Option, rich_help_panel="Data")
+
 # ---- what is drawn
 
 class_option = partial(drawing_option, "--class", metavar="CLASS", show_default=False, autocompletion=complete_class)

@@ -18,7 +18,7 @@ from actvar.checkpoint.official import derive_vqvae, own_names, read_official, r
 from actvar.checkpoint.own_file import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
-from actvar.config import Activation, ModelConfig
+from actvar.config import Activation, ModelConfig, VQVAEConfig
 from actvar.errors import ArgumentError, CheckpointError, UsageError, counted, needs, shown
 from actvar.parameters import is_scorer, parameter_shapes
 from actvar.provenance import pasteable
@@ -156,6 +156,7 @@ class StoredVQVAE:
     """
 
     vqvae: "VQVAE"
+    config: VQVAEConfig
     picture_size: int
     num_classes: int | None
 
@@ -202,7 +203,7 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None, znorm: bool = 
     weights.require({name: p.shape for name, p in vqvae.named_parameters()}, "a VQVAE")
     values = {name: torch.from_numpy(weights.read(name, copy=True)) for name in vqvae.state_dict()}
     vqvae.load_state_dict(values, assign=True)
-    return StoredVQVAE(vqvae.eval().requires_grad_(False), schedule.side * config.downsampling, num_classes)
+    return StoredVQVAE(vqvae.eval().requires_grad_(False), config, schedule.side * config.downsampling, num_classes)
 
 
 def refuse_znorm(path: Path, znorm: bool) -> None:
