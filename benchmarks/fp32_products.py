@@ -219,7 +219,7 @@ def main() -> None:
         report[name] = {kind: asdict(counts) for kind, counts in found.items()}
         for kind, counts in found.items():
             changed, of, error = sum(counts.changed), sum(counts.of), max(counts.f_hat)
-            print(f"{name:12} {kind:13} {changed} of {of} tokens ({100 * changed / of:.3f} %), f_hat {error:.1e}")
+            print(f"{name:12} {kind:13} {changed} of {of:,} ({100 * changed / of:.3f} %), f_hat {error:.1e}")
     write_report(given.json, json.dumps(report, indent=1) + "\n", "--json")
 
 
