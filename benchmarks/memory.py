@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from actvar.benchmarks.command import end_with
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.config import HEAD_WIDTH, PRESETS, ModelConfig
 from actvar.provenance import typed
@@ -106,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

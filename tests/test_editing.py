@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,22 @@ def test_the_encoder_gives_the_codes_of_pytorch(bundle: Path):
         found, wanted = (each.encode(picture(seed)) for each in (source, eager))
         assert [len(codes_L) for codes_L in found] == list(CONFIG.schedule.tokens)
         assert all(map(np.array_equal, found, wanted)), seed
+
+
+def test_a_vqvae_of_another_form_draws_and_encodes_as_pytorch(tmp_path: Path):
+    """Codes by their direction, and convolutions of another number and size: every graph of scales, and the encoder."""
+    vqvae = replace(CONFIG.vqvae, phi_count=3, code_kernel=1, znorm=True)
+    model = vivid_model(small_config(vqvae=vqvae))
+    export_bundle(model, tmp_path / "bundle", "fp32", "random weights")
+    for scales in ("each", "scales"):
+        source = open_graphs(tmp_path / "bundle", batch_size=2, threads=1, scales=scales)
+        drawn, eager = (list(each.draw([Order(1, 0), Order(2, 1)], SAMPLING)) for each in (source, eager_source(model)))
+        assert all(map(same_tokens, drawn, eager)), scales
+    for seed in range(3):
+        found, wanted = (each.encode(picture(seed)) for each in (source, eager_source(model)))
+        assert all(map(np.array_equal, found, wanted)), seed
+    unlike = eager_source(vivid_model(small_config(vqvae=replace(vqvae, znorm=False)))).encode(picture(0))
+    assert not all(map(np.array_equal, source.encode(picture(0)), unlike)), "there must be something to see"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16-weights", "int8"])

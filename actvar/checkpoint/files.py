@@ -30,6 +30,7 @@ class Checkpoint:
             with it; "full" leaves it where it is.
         guidance_until: the last scale that is guided, from 1; the model's own if left out.
         smooth: whether codes are mixed as the model draws; as its file says, which is mostly no, if left out.
+        znorm: of an official VQVAE that was trained with `using_znorm`, which its file does not tell.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Checkpoint:
     decoder: Decoder = "full"
     guidance_until: int | None = None
     smooth: bool | None = None
+    znorm: bool = False
 
     def digest(self) -> str:
         """SHA-256 over what the files hold, and over what else is said of the model.
@@ -59,6 +61,8 @@ class Checkpoint:
             digest.update(f"guided until {self.guidance_until}".encode())
         if self.smooth is not None:
             digest.update(b"smooth" if self.smooth else b"not smooth")
+        if self.znorm:
+            digest.update(b"znorm")
         return digest.hexdigest()
 
 
