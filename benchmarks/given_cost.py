@@ -20,6 +20,7 @@ from statistics import median
 import numpy as np
 import onnx
 
+from actvar.benchmarks.command import end_with
 from actvar.benchmarks.pictures.graph_times import TimedEngine
 from actvar.bundle.manifest import WEIGHTS_FILE, Manifest, read_manifest
 from actvar.config import PRESETS
@@ -132,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

@@ -17,6 +17,7 @@ from typing import get_args
 
 import numpy as np
 
+from actvar.benchmarks.command import end_with
 from actvar.bundle.contract import Precision
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.config import HEAD_WIDTH, PRESETS, ModelConfig
@@ -114,4 +115,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

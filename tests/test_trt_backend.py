@@ -113,7 +113,7 @@ def test_tensorrt_alone_has_a_profile_for_the_fewest_pictures():
 
     def profiles(engine: str, batch: tuple[int, int, int]) -> list[dict[str, list]]:
         shapes = {"x": [(2, pictures, 8) for pictures in batch], "uniform": [(pictures,) for pictures in batch]}
-        return profiles_of(BuildJob(engine, (), "g", 1, "", (), shapes, "p", None, None, "all", None, None))
+        return profiles_of(BuildJob(engine, (), "g", 1, "", (), shapes, "p", None, None, "all", None, None, False))
 
     apart, whole = profiles(TENSORRT, (1, 8, 64))
     assert apart == {"x": [(2, 1, 8)] * 3, "uniform": [(1,)] * 3}
