@@ -163,7 +163,8 @@ def test_cublas_lts_numbers_are_those_of_nvidias_own_binding():
     nvmath = pytest.importorskip("nvmath")
     from nvmath.bindings import cublas, cublasLt
 
-    attribute, epilogue, result = cublasLt.MatmulDescAttribute, cublasLt.Epilogue, cublasLt.matmul_heuristic_result_dtype
+    attribute, epilogue = cublasLt.MatmulDescAttribute, cublasLt.Epilogue
+    result = cublasLt.matmul_heuristic_result_dtype
     assert (cublas_lt._FP32, cublas_lt._FP16) == (nvmath.CudaDataType.CUDA_R_32F, nvmath.CudaDataType.CUDA_R_16F)
     assert (cublas_lt._SUMS_IN_FP32, cublas_lt._TRANSPOSED) == (cublas.ComputeType.COMPUTE_32F, cublas.Operation.T)
     assert cublas_lt._TRANSPOSE_A == attribute.TRANSA
