@@ -96,7 +96,7 @@ def vqvae(
         steps=steps,
         batch=batch_size,
         learning_rate=learning_rate,
-        warmup=50,
+        warmup=min(50, steps // 4),
         seed=seed,
         device=device,
     )

@@ -4,12 +4,14 @@ import copy
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from rich.console import Console
 from small_models import small_config, vivid_model
 
+from actvar.benchmarks.given_cost import copy_without
 from actvar.bundle.contract import DRAWN, ENCODER
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.report import bundle_report
@@ -17,8 +19,10 @@ from actvar.config import Activation, Sampling
 from actvar.errors import BundleError, UsageError
 from actvar.export.onnx_export import export_bundle
 from actvar.export.parity.check import check_parity
+from actvar.runtime.backends import ort
 from actvar.runtime.backends.torch_source import eager_source
 from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
 
 MODEL = vivid_model(small_config(activation=Activation(4, (3, 4), (0.5, 0.6), (0.75, 0.5))))
@@ -62,6 +66,19 @@ def test_codes_that_are_all_to_be_drawn_change_nothing(bundle: Path):
     source = open_graphs(bundle, batch_size=2, threads=1)
     plain, edited = source.draw([Order(1, 0), Order(1, 0, given=nothing)], SAMPLING)
     assert same_tokens(plain, edited) and (plain.pixels_HW3 == edited.pixels_HW3).all()
+
+
+@pytest.mark.parametrize("scales", ["each", "scales"])
+def test_graphs_without_the_input_draw_the_same(bundle: Path, tmp_path: Path, scales: Literal["each", "scales"]):
+    """What benchmarks/given_cost.py compares: nothing but the input, and what reads it, is gone."""
+    copy = tmp_path / "without"
+    source = GraphSource(ort.load(copy, copy_without(bundle, copy), 1, "cpu", scales))
+    orders = [Order(1, 0), Order(2, 1)]
+    with_it = open_graphs(bundle, batch_size=1, threads=1, scales=scales).draw(orders, SAMPLING, seed=3)
+    assert all(map(same_tokens, source.draw(orders, SAMPLING, seed=3), with_it))
+    assert not any(
+        "given" in {tensor.name for tensor in spec.inputs} for spec in source.engine.manifest.graphs.values()
+    )
 
 
 @pytest.mark.parametrize("codes", [-2, 48])
