@@ -90,8 +90,7 @@ class GraphSource:
         dtypes = {t.name: t.dtype for graph in self.engine.manifest.graphs.values() for t in graph.inputs}
         typed = {name: array.astype(dtypes[name]) for name, array in arrays.items() if name in dtypes}  # cfg may not be
         for si, tokens in enumerate(schedule.tokens):
-            randoms = [token_randoms(self.model, order.seed_in(seed), order.number, si) for order in orders]
-            typed[_random(si)] = np.stack(randoms)
+            typed[_random(si)] = np.stack([token_randoms(self.model, o.seed_in(seed), o.number, si) for o in orders])
             typed[_given(si)] = np.array([order.given_at(si, tokens) for order in orders], np.int64)
         return typed
 
@@ -132,8 +131,7 @@ class _PictureChain:
         for si in range(last + 1):
             if si:
                 held["past_kv"] = cache.past
-            drawing = {random: given[_random(si)], "given": given[_given(si)]}
-            made = self._run(graphs, scale_name(si), {**held, **drawing})
+            made = self._run(graphs, scale_name(si), {**held, random: given[_random(si)], "given": given[_given(si)]})
             results[_tokens(si)] = made["token_ids"]
             held["f_hat"] = made["next_f_hat"]
             if si < last:
