@@ -289,7 +289,7 @@ def test_a_run_of_smooth_pictures_is_another_run(tmp_path: Path):
     assert "smooth" not in spec.record and replace(spec, smooth=True).record["smooth"] is True
     open_run(tmp_path / "run", spec)
     open_run(tmp_path / "run", spec)
-    with pytest.raises(ActVARError, match="smooth is .* there, and True here"):
+    with pytest.raises(ActVARError, match=r"smooth is .* there, and True here"):
         open_run(tmp_path / "run", replace(spec, smooth=True))
 
 
