@@ -77,7 +77,8 @@ void mma_m16n8k16(float (&sums)[4], std::uint32_t const (&a)[4], std::uint32_t b
         int const row = i < 2 || (4 <= i && i < 6) ? group : group + 8;
         given.a[row][2 * in_group + (i & 1) + (i < 4 ? 0 : 8)] = half_of<T>(a[i / 2], i % 2);
     }
-    for (int i = 0; i < 4; ++i) given.b[2 * in_group + (i & 1) + (i < 2 ? 0 : 8)][group] = half_of<T>(i < 2 ? b0 : b1, i % 2);
+    for (int i = 0; i < 4; ++i)
+        given.b[2 * in_group + (i & 1) + (i < 2 ? 0 : 8)][group] = half_of<T>(i < 2 ? b0 : b1, i % 2);
     wait_for_warp();
     for (int i = 0; i < 4; ++i) {
         int const row = i < 2 ? group : group + 8, column = 2 * in_group + (i & 1);
