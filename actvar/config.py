@@ -23,7 +23,15 @@ SORTED_CODES = 900
 MAX_DEPTH = 128
 MAX_CLASSES = 1_000_000
 MAX_LEVELS = 16  # of the VQVAE, each half as wide as the one before
-_MAX_VQVAE = {"vocab_size": 1 << 20, "z_channels": 1 << 14, "ch": 1 << 14, "num_res_blocks": 64, "norm_groups": 1 << 14}
+_MAX_VQVAE = {
+    "vocab_size": 1 << 20,
+    "z_channels": 1 << 14,
+    "ch": 1 << 14,
+    "num_res_blocks": 64,
+    "norm_groups": 1 << 14,
+    "phi_count": 1 << 10,
+}
+_SAID_IF_OTHER = ("phi_count", "code_kernel", "znorm")  # in JSON: of a VQVAE, where it is not the official choice
 _MAX_MULTIPLE = 1 << 10  # in ch_mult
 _MAX_SMALL_WIDTH, _MAX_SMALL_DEPTH = 1 << 12, 64
 
@@ -36,7 +44,12 @@ _CHOICES = {"token_choice": (DYNAMIC, FIXED), "expert_choice": (DYNAMIC, STATIC)
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """Shape of the multi-scale VQVAE; the defaults are those of the official `vae_ch160v4096z32.pth`."""
+    """Shape of the multi-scale VQVAE; the defaults are those of the official `vae_ch160v4096z32.pth`.
+
+    `phi_count` convolutions follow the upsamplings of all scales; `code_kernel` is the side of those before and after
+    the quantizer; with `znorm` a picture's codes are those of the nearest direction. What is not said of the last three
+    is the official choice.
+    """
 
     vocab_size: int = 4096
     z_channels: int = 32
@@ -44,9 +57,13 @@ class VQVAEConfig:
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     norm_groups: int = 32
+    phi_count: int = 4
+    code_kernel: int = 3
+    znorm: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.vocab_size, self.z_channels, self.ch, *self.ch_mult, self.num_res_blocks, self.norm_groups)
+        sizes += (self.phi_count,)
         if not self.ch_mult or min(sizes) < 1:
             raise ValueError(f"the sizes of a VQVAE must be 1 or more, got {shown(self)}")
         for name, largest in _MAX_VQVAE.items():
@@ -56,6 +73,8 @@ class VQVAEConfig:
             raise ValueError(
                 f"ch_mult must be {MAX_LEVELS} numbers up to {_MAX_MULTIPLE} at most, got {shown(self.ch_mult)}"
             )
+        if self.code_kernel not in (1, 3):
+            raise ValueError(f"code_kernel of a VQVAE must be 1 or 3, got {self.code_kernel}")
         if self.ch % self.norm_groups:
             raise ValueError(f"ch must be a multiple of the {self.norm_groups} norm_groups, got {self.ch}")
 
@@ -293,7 +312,7 @@ class ModelConfig:
             "patch_nums": list(self.schedule.patch_nums),
             "num_classes": self.num_classes,
             "shared_adaln": self.shared_adaln,
-            "vqvae": {name: _plain(getattr(self.vqvae, name)) for name in VQVAEConfig.__dataclass_fields__},
+            "vqvae": _vqvae_dict(self.vqvae),
             "activation": self.activation and _activation_dict(self.activation),
             "class_names": list(self.class_names),
             "sampling": asdict(self.sampling),
@@ -314,6 +333,8 @@ class ModelConfig:
             like["activation"] = None
         elif isinstance(given, dict):
             like["activation"] |= {name: DYNAMIC for name in _CHOICES if name in given}
+        if isinstance(data, dict) and isinstance(vqvae := data.get("vqvae"), dict):
+            like["vqvae"] |= {name: getattr(VQVAEConfig(), name) for name in _SAID_IF_OTHER if name in vqvae}
         if isinstance(data, dict) and "guided_scales" in data:
             like["guided_scales"] = 0
         if isinstance(data, dict) and "small_decoder" in data:
@@ -343,6 +364,14 @@ def _activation_dict(activation: Activation) -> dict[str, Any]:
     """Plain JSON types; a choice that is the paper's is left out, as it was when there was no other."""
     fields = {name: _plain(getattr(activation, name)) for name in Activation.__dataclass_fields__}
     return {name: value for name, value in fields.items() if name not in _CHOICES or value != DYNAMIC}
+
+
+def _vqvae_dict(vqvae: VQVAEConfig) -> dict[str, Any]:
+    """Plain JSON types; what is as it was when there was no choice is left out."""
+    official = VQVAEConfig()
+    fields = {name: getattr(vqvae, name) for name in VQVAEConfig.__dataclass_fields__}
+    dropped = [name for name in _SAID_IF_OTHER if fields[name] == getattr(official, name)]
+    return {name: _plain(value) for name, value in fields.items() if name not in dropped}
 
 
 def _plain(value: Any) -> Any:

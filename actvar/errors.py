@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 
 class ActVARError(Exception):
@@ -51,8 +52,11 @@ def shown(text: object, limit: int = 500) -> str:
         surrogates are escaped as Python writes them; what is printable stays.
     """
     whole = str(text)
-    line = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in whole[:limit])
-    return line if len(whole) <= limit and len(line) <= limit else line[: limit - 1] + "…"
+    signs = [sign if sign.isprintable() else repr(sign)[1:-1] for sign in whole[:limit]]
+    if len(whole) <= limit and sum(map(len, signs)) <= limit:
+        return "".join(signs)
+    kept = sum(length < limit for length in accumulate(map(len, signs)))  # no escape is cut in two
+    return "".join(signs[:kept]) + "…"
 
 
 def counted(number: int, one: str, many: str = "", form: str = "") -> str:

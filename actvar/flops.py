@@ -101,7 +101,7 @@ def decoder_work(model: ModelConfig) -> int:
     def attention(channels: int) -> int:
         return conv(channels, 4 * channels, 1) + 2 * channels * side**4
 
-    work = conv(vqvae.z_channels, vqvae.z_channels, 3) + conv(vqvae.z_channels, lowest, 3)
+    work = conv(vqvae.z_channels, vqvae.z_channels, vqvae.code_kernel) + conv(vqvae.z_channels, lowest, 3)
     work += 2 * residual(lowest, lowest) + attention(lowest)
     before = lowest
     for level, channels in reversed(list(enumerate(widths))):

@@ -31,6 +31,7 @@ def named_model(
     vqvae: Path | None = None,
     *,
     schedule: ScaleSchedule | None = None,
+    znorm: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
     with_plans: bool = False,
@@ -44,6 +45,7 @@ def named_model(
             that there is, in this order: what is here wins over the Hub.
         vqvae: the VQVAE's file, for a checkpoint that holds none.
         schedule: the token maps, for a checkpoint that does not tell them.
+        znorm: of an official VQVAE that was trained with `using_znorm`, which its file does not tell.
         revision: a branch, a tag or a commit of a Hub repository.
         local_files_only: of a Hub repository take what was fetched before, and ask nobody.
         with_plans: of a bundle on the Hub fetch its plans, too.
@@ -53,7 +55,7 @@ def named_model(
         UsageError: nothing bears this name, or a VQVAE, token maps or a revision are named beside what has none.
         ActVARError: this installation lacks a model of the package, or a repository cannot be fetched.
     """
-    beside = _Beside(vqvae, schedule)
+    beside = _Beside(vqvae, schedule, znorm)
     here = _named_here(name, beside)
     if here is None and (repository := repository_of(name)):
         return _fetched(repository, beside, revision, local_files_only, with_plans, shown)
@@ -73,10 +75,11 @@ class _Beside:
 
     vqvae: Path | None
     schedule: ScaleSchedule | None
+    znorm: bool
 
     def checkpoint(self, path: Path, vqvae: Path | None = None) -> Checkpoint:
         """The file, with what was named, or else the VQVAE that was found."""
-        return Checkpoint(path, self.vqvae or vqvae, self.schedule)
+        return Checkpoint(path, self.vqvae or vqvae, self.schedule, znorm=self.znorm)
 
     def refuse(self, model: str, has_vqvae: str) -> None:
         """Refuse all of it beside a model that has its own.
@@ -91,6 +94,8 @@ class _Beside:
                 f"--patch-nums belongs to a checkpoint that does not tell its token maps, and {model} has its own. "
                 "Leave it out."
             )
+        if self.znorm:
+            raise UsageError(f"--znorm belongs to an official VQVAE, and {model} {has_vqvae}. Leave it out.")
 
 
 def _named_here(name: str, beside: _Beside) -> NamedModel | None:

@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from actvar.config import DYNAMIC, ModelConfig, SmallDecoderConfig, VQVAEConfig
-from actvar.scales import PHI_COUNT
 
 MODULATIONS = 6
 """Vectors by which AdaLN changes a block: gamma1, gamma2, scale1, scale2, shift1, shift2."""
@@ -81,10 +80,10 @@ def _vqvae(config: VQVAEConfig) -> _Named:
     yield from _encoder(config)
     yield from _decoder(config)
     yield "quantize.embedding.weight", (config.vocab_size, code)
-    for i in range(PHI_COUNT):
+    for i in range(config.phi_count):
         yield from _conv(f"quantize.quant_resi.qresi_ls.{i}", code, code)
-    yield from _conv("quant_conv", code, code)
-    yield from _conv("post_quant_conv", code, code)
+    yield from _conv("quant_conv", code, code, config.code_kernel)
+    yield from _conv("post_quant_conv", code, code, config.code_kernel)
 
 
 def _encoder(config: VQVAEConfig) -> _Named:

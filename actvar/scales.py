@@ -13,8 +13,6 @@ from actvar.errors import shown
 STANDARD_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 LARGE_PATCH_NUMS = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)  # the 512-pixel model, var_d36
 
-PHI_COUNT = 4  # the quantizer's convolutions, one of which follows the upsampling of each scale
-
 # What a file or a person may ask for: far above every known model, and far below what takes hours to count.
 MAX_SCALES = 64
 MAX_SIDE = 512  # pictures of 8192 pixels
@@ -95,18 +93,19 @@ class ScaleSchedule:
         """Tokens of all scales together."""
         return sum(self.tokens)
 
-    @property
-    def phi_indices(self) -> tuple[int, ...]:
-        """Which of the quantizer's four convolutions each scale uses: the one whose tick is nearest to si / (S - 1).
+    def phi_indices(self, count: int) -> tuple[int, ...]:
+        """Which of the quantizer's convolutions each scale uses: the one whose tick is nearest to si / (S - 1).
 
+        Ticks are in the middles of equal parts, but for four convolutions, where official VAR has them further out.
         Some schedules, that of ten scales among them, have a scale halfway between two ticks, where the last bit of a
         tick decides. So the arithmetic is that of numpy's linspace, with which official checkpoints were trained.
         """
-        first, last = 1 / 3 / PHI_COUNT, 1 - 1 / 3 / PHI_COUNT
-        step = (last - first) / (PHI_COUNT - 1)
-        ticks = [first + step * i for i in range(PHI_COUNT - 1)] + [last]
+        part = 3 if count == 4 else 2
+        first, last = 1 / part / count, 1 - 1 / part / count
+        step = (last - first) / max(count - 1, 1)
+        ticks = [*(first + step * i for i in range(count - 1)), last]
         places = [si / (len(self) - 1) for si in range(len(self))]
-        return tuple(min(range(PHI_COUNT), key=lambda i: abs(ticks[i] - place)) for place in places)
+        return tuple(min(range(count), key=lambda i: abs(ticks[i] - place)) for place in places)
 
     def cfg_ramp(self, si: int) -> float:
         """The share of the guidance strength that scale si is given: 0 at the first scale, 1 at the last."""

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from actvar.benchmarks.command import end_with
 from actvar.config import PRESETS
 from actvar.provenance import typed
 
@@ -84,4 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from actvar.benchmarks.command import end_with
 from actvar.config import Decoder
 from actvar.provenance import commit, typed
 from actvar.runtime.machine import this_machine
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from actvar.benchmarks.command import end_with
 from actvar.editing.area import Keep, Rectangle, Replace
 from actvar.provenance import commit, typed
 from actvar.runtime.machine import this_machine
@@ -139,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

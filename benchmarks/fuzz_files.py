@@ -31,6 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from actvar.benchmarks.command import end_with
 from actvar.errors import ActVARError
 from actvar.files import remove_folder
 from actvar.provenance import commit, typed
@@ -217,12 +218,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=20, help="of the processor, for one file (default: 20)")
     parser.add_argument("--json", type=Path, help="write what was found into this file, after every kind")
     given = parser.parse_args()
-    try:
-        check_json_option(given.json)
-        return run(list(KINDS) if "all" in given.kinds else given.kinds, given)
-    except ActVARError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
+    check_json_option(given.json)
+    return run(list(KINDS) if "all" in given.kinds else given.kinds, given)
 
 
 def run(kinds: list[str], given: argparse.Namespace) -> int:
@@ -264,4 +261,4 @@ def _write(path: Path | None, machine: dict[str, Any], found: dict[str, dict[str
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

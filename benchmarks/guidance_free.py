@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actvar.benchmarks.command import end_with
 from actvar.errors import CheckpointError
 from actvar.provenance import typed
 
@@ -176,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from actvar.benchmarks.command import end_with
 from actvar.provenance import commit, typed
 from actvar.runtime.machine import this_machine
 
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from actvar.benchmarks.command import end_with
 from actvar.benchmarks.decoder_quality import decibels
 from actvar.provenance import typed
 
@@ -154,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

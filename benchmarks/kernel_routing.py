@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from actvar.benchmarks.command import end_with
+
 SLICES = (1, 2, 4)
 
 
@@ -76,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

@@ -38,6 +38,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from actvar.benchmarks.command import end_with
 from actvar.bundle.manifest import MANIFEST_FILE
 from actvar.bundle.plans import read_plan, read_plans
 from actvar.provenance import commit, typed
@@ -365,4 +366,4 @@ for name in sys.argv[3:]:
 """
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

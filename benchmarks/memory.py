@@ -1,6 +1,7 @@
 """How much memory a picture takes through ONNX Runtime, and how much it may take.
 
     python benchmarks/memory.py --preset d16 --bundle bundles/d16-fp32
+    python benchmarks/memory.py --preset d36 --precision fp16-weights --pictures 1
 
 Exports the preset with random weights if the bundle is not there (random weights take the same memory as trained ones),
 draws two pictures in a fresh process, one after the other, and holds its peak (VmHWM; the weights count once) against
@@ -12,9 +13,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
+from actvar.benchmarks.command import end_with
+from actvar.bundle.contract import Precision
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.config import HEAD_WIDTH, PRESETS, ModelConfig
 from actvar.provenance import typed
@@ -22,15 +26,16 @@ from actvar.provenance import typed
 ALLOWED = 1.25
 MEGABYTE = 1e6
 
-DRAW_TWO = """
+DRAW = """
 import sys
 from pathlib import Path
+from typing import get_args
 from actvar.runtime.pictures import Order
 from actvar.process_memory import process_memory
 from actvar.runtime.sources import open_graphs
 
 source = open_graphs(Path(sys.argv[1]), batch_size=1, threads=0)
-for _ in source.draw([Order(0, 0), Order(0, 1)], source.model.sampling):
+for _ in source.draw([Order(0, number) for number in range(int(sys.argv[2]))], source.model.sampling):
     pass
 print(process_memory().peak)
 """
@@ -64,46 +69,50 @@ def largest_activation_bytes(model: ModelConfig) -> int:
     return 4 * max(values)
 
 
-def export_preset(preset: str, bundle: Path) -> None:
+def export_preset(preset: str, bundle: Path, precision: str = "fp32") -> None:
     """Write the bundle in a process of its own, so that this one stays small."""
     command = "from actvar.cli.main import main; main()"
-    subprocess.run(
-        [sys.executable, "-c", command, "export", "--preset", preset, "--dense", "--out", str(bundle)], check=True
-    )
+    options = ["--preset", preset, "--dense", "--precision", precision, "--out", str(bundle)]
+    subprocess.run([sys.executable, "-c", command, "export", *options], check=True)
 
 
-def peak_bytes(bundle: Path) -> int:
-    """The peak of a fresh process that draws one picture."""
-    done = subprocess.run([sys.executable, "-c", DRAW_TWO, str(bundle)], check=True, capture_output=True, text=True)
-    return int(done.stdout)
+def peak_bytes(bundle: Path, pictures: int = 2) -> int:
+    """The peak of a fresh process that draws so many pictures, one after the other."""
+    command = [sys.executable, "-c", DRAW, str(bundle), str(pictures)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="d16")
-    parser.add_argument("--bundle", type=Path, help="where it is, or is to be written; bundles/PRESET-fp32 if left out")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    parser.add_argument("--pictures", type=int, default=2, help="that are drawn, one after the other")
+    parser.add_argument(
+        "--bundle", type=Path, help="where it is, or is to be written; bundles/PRESET-PRECISION if left out"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    bundle = arguments.bundle or Path("bundles") / f"{arguments.preset}-fp32"
+    bundle = arguments.bundle or Path("bundles") / f"{arguments.preset}-{arguments.precision}"
     if not bundle.exists():
-        export_preset(arguments.preset, bundle)
+        export_preset(arguments.preset, bundle, arguments.precision)
     manifest = read_manifest(bundle)
     parts = {
         "weights": manifest.weights.bytes,
         "kv": kv_bytes(manifest),
         "largest_activation": largest_activation_bytes(manifest.model),
     }
-    peak = peak_bytes(bundle)
+    peak = peak_bytes(bundle, arguments.pictures)
     ratio = peak / sum(parts.values())
     for name, count in {**parts, "peak": peak}.items():
         print(f"{name.replace('_', ' '):20}{count / MEGABYTE:10.1f} MB")
     print(f"peak / (weights + KV + largest activation) = {ratio:.3f}, at most {ALLOWED}")
     if arguments.json:
         figures = {"command": typed(["python", *sys.argv]), "preset": arguments.preset}
+        figures |= {"precision": manifest.precision, "pictures": arguments.pictures}
         figures |= {"bytes": {**parts, "peak": peak}, "ratio": ratio, "allowed": ALLOWED}
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0 if ratio <= ALLOWED else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

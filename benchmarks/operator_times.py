@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnxruntime
 
+from actvar.benchmarks.command import end_with
 from actvar.bundle.contract import DRAWN, MASKED_SCALES, SCALE_INPUT, SCALES, scale_name
 from actvar.bundle.manifest import read_manifest
 from actvar.config import ModelConfig
@@ -166,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from actvar import Pipeline
+from actvar.benchmarks.command import end_with
 from actvar.benchmarks.load.clients import Seen, Wanted, load, persistent, rush, wanted
 from actvar.benchmarks.load.malformed import malformed
 from actvar.benchmarks.load.process import ServerProcess, pictures_per_second, server
 from actvar.console import say
-from actvar.errors import ActVARError, UsageError
+from actvar.errors import UsageError
 from actvar.provenance import commit, typed
 from actvar.reports import check_json_option, write_report
 from actvar.runtime.machine import this_machine, usable_cores
@@ -211,7 +212,7 @@ def parsed() -> argparse.Namespace:
     return given
 
 
-def run() -> int:
+def main() -> int:
     """Measure, tell, write; returns the exit code."""
     given = parsed()
     machine = this_machine()
@@ -245,13 +246,5 @@ def run() -> int:
     return 1 if failures else 0
 
 
-def main() -> int:
-    try:
-        return run()
-    except ActVARError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -21,11 +21,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from actvar.benchmarks.command import end_with
 from actvar.benchmarks.memory import export_preset
 from actvar.bundle.manifest import Manifest
 from actvar.config import PRESETS, ModelConfig
 from actvar.console import progress_bar
-from actvar.errors import ActVARError, UsageError, counted
+from actvar.errors import UsageError, counted
 from actvar.process_memory import ProcessMemory, process_memory
 from actvar.provenance import commit, typed
 from actvar.reports import check_json_option, write_report
@@ -209,7 +210,7 @@ def parsed() -> argparse.Namespace:
     return given
 
 
-def run() -> int:
+def main() -> int:
     """Draw, tell, write; returns the exit code."""
     given = parsed()
     bundle = given.bundle or Path("bundles") / f"{given.preset}-fp32"
@@ -230,13 +231,5 @@ def run() -> int:
     return 1 if found.failures() else 0
 
 
-def main() -> int:
-    try:
-        return run()
-    except ActVARError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

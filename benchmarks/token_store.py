@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from actvar.benchmarks.command import end_with
 from actvar.data.encoding import EncodeSettings
 from actvar.data.store_plan import StorePlan, claim_folder
 from actvar.data.token_files import ChunkRecord, write_chunk
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

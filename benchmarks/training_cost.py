@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actvar.benchmarks.command import end_with
 from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.data.tokens import TokenStore
 from actvar.distill.stages import StageSettings, student_of, train_stage1, train_stage2
@@ -170,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

@@ -15,7 +15,7 @@ from actvar.benchmarks.pictures.plot import plot
 from actvar.benchmarks.pictures.process import Setting, command_seconds, started
 from actvar.benchmarks.pictures.report import BenchReport
 from actvar.cli.completion import complete_model
-from actvar.cli.model_choice import Hub, Rates, Size, chosen_model
+from actvar.cli.model_choice import Facts, Rates, Size, chosen_model
 from actvar.cli.options import (
     DecoderOption,
     DeviceOption,
@@ -72,7 +72,7 @@ def bench(
         ),
     ] = None,
     vqvae: VqvaeOption = None,
-    hub: Hub,
+    facts: Facts,
     size: Size,
     rates: Rates,
     decoder: DecoderOption = None,
@@ -128,7 +128,7 @@ def bench(
     if models and (replace(size, patch_nums=None) != Size() or rates.are_given or deployed):
         raise UsageError("--model names what is there, and a preset, rates or scales shape another. Leave them out.")
     if models:
-        named = [chosen_model(model, vqvae, size.patch_nums, hub, backend == "tensorrt") for model in models]
+        named = [chosen_model(model, vqvae, size.patch_nums, facts, backend == "tensorrt") for model in models]
         graphs = named_contestants(named, precision, decoder, backend, official_var)
         who = None
     else:

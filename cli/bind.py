@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from actvar.cli.model_choice import RANDOM_ROUTER, Hub, chosen_checkpoint
+from actvar.cli.model_choice import RANDOM_ROUTER, Facts, chosen_checkpoint
 from actvar.cli.options import (
     BundleArgument,
     OptionalCheckpointOption,
@@ -35,7 +35,7 @@ def bind(
     model: OptionalCheckpointOption = None,
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     random: Annotated[bool, model_option(help="In place of a checkpoint: random weights, for size and speed.")] = False,
     random_router: Annotated[bool, model_option(help="Random router and selector for a dense checkpoint.")] = False,
     bundle_rates: Annotated[
@@ -51,12 +51,18 @@ def bind(
     """
     if (model is None) == (not random):
         raise UsageError("A bundle is bound to a --model, or to weights at --random. Give one of them.")
-    of_model = {"vqvae": vqvae, "patch-nums": patch_nums, "random-router": random_router, "bundle-rates": bundle_rates}
+    of_model = {
+        "vqvae": vqvae,
+        "patch-nums": patch_nums,
+        "znorm": facts.znorm,
+        "random-router": random_router,
+        "bundle-rates": bundle_rates,
+    }
     for option, given in of_model.items():
         if given and not model:
             raise UsageError(f"--{option} belongs to a --model, and there is none. Give both, or leave it out.")
     replaces = bool(out and out.resolve() != bundle.resolve() and replaced_bundle(out))
-    checkpoint = chosen_checkpoint(model, vqvae, patch_nums, hub)[1] if model else None
+    checkpoint = chosen_checkpoint(model, vqvae, patch_nums, facts)[1] if model else None
     with needs("export", "to bind a checkpoint"):
         from actvar.export import binder
 
@@ -69,6 +75,7 @@ def bind(
                 checkpoint.vqvae,
                 out,
                 schedule=checkpoint.schedule,
+                znorm=checkpoint.znorm,
                 random_router=random_router,
                 bundle_rates=bundle_rates,
                 progress=progress,

@@ -12,7 +12,7 @@ from actvar.bundle.contract import scale_name
 from actvar.bundle.manifest import Manifest, read_manifest
 from actvar.bundle.plans import PLUGIN_CHOICES, PlanOptions, plan_folder
 from actvar.cli.bundle_to_build import bundle_to_build
-from actvar.cli.model_choice import Hub, Rates, Size, chosen_model
+from actvar.cli.model_choice import Facts, Rates, Size, chosen_model
 from actvar.cli.options import (
     DecoderOption,
     Fp16Option,
@@ -51,7 +51,7 @@ def build(
     *,
     model: OptionalModelOption = None,
     vqvae: VqvaeOption = None,
-    hub: Hub,
+    facts: Facts,
     size: Size,
     rates: Rates,
     guidance_until: GuidanceUntilOption = None,
@@ -121,7 +121,7 @@ def build(
     size.refuse_beside(model, vqvae, rates)
     if not (model or size.is_given):
         raise UsageError("There is nothing to build. Give --depth 20, a --preset or a --model.")
-    named = chosen_model(model, vqvae, size.patch_nums, hub) if model else None
+    named = chosen_model(model, vqvae, size.patch_nums, facts) if model else None
     if named and named.bundle and (rates.are_given or out or guidance_until is not None):
         raise UsageError(
             f"Rates, experts, --guidance-until and --out shape what is exported, and {model} is there. Leave them out."

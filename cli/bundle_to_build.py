@@ -89,6 +89,7 @@ def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision
                 path,
                 checkpoint.vqvae,
                 schedule=checkpoint.schedule,
+                znorm=checkpoint.znorm,
                 random_router=fresh,
                 bundle_rates=not fresh,
                 progress=progress,
@@ -97,6 +98,7 @@ def _of_checkpoint(checkpoint: Checkpoint, rates: Rates, folder: Path, precision
         given = ["--model", path]
         given += ["--vqvae", checkpoint.vqvae] if checkpoint.vqvae else []
         given += ["--patch-nums", checkpoint.schedule.text] if checkpoint.schedule else []
+        given += ["--znorm"] if checkpoint.znorm else []
         given += ["--random-router"] if stored.fresh else []
         raise UsageError(
             f"{folder} holds the weights of: {there.source}. Name another folder with --out, or give it those of this "

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from actvar.classes import class_names, names_of
-from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.model_choice import Facts, chosen_model
 from actvar.cli.options import JsonOption, ModelOption
 from actvar.errors import CheckpointError, counted, shown
 from actvar.naming import NamedModel
@@ -26,14 +26,14 @@ actvar-trt classes --model bundles/d16 --json -"""
 FORMAT, VERSION = "actvar-classes", 1
 
 
-def classes(*, model: ModelOption = "actvar-mini", hub: Hub, json_file: JsonOption = None) -> None:
+def classes(*, model: ModelOption = "actvar-mini", facts: Facts, json_file: JsonOption = None) -> None:
     """List the classes that a model draws: their numbers and names.
 
     --class takes either, and none for a picture of no class. Those of official VAR are ImageNet's, and can be named by
     any of WordNet's names and ids.
     """
     check_json_option(json_file)
-    named = chosen_model(model, None, None, hub)
+    named = chosen_model(model, None, None, facts)
     count, names = _classes(named)
     content = {
         "format": FORMAT,

@@ -1,13 +1,14 @@
 """A run of numbered pictures, as the commands that draw many have it: what it is of, drawn here, and its .npz."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import typer
 
+from actvar.classes import ALL, choose_classes
 from actvar.cli.options import chosen_precision
 from actvar.cli.source import Engine
 from actvar.config import ModelConfig, Sampling
@@ -24,8 +25,24 @@ Draw = Callable[[Callable[[int], None]], None]
 """Draws what is missing, and tells how many more pictures are there."""
 
 
+def classes_in_turn(model: ModelConfig, wanted: Sequence[str] | None) -> tuple[int, ...]:
+    """The classes that a run goes through, as `RunSpec.class_ids` has them: nothing where they are all.
+
+    Raises:
+        UsageError: a text names no class of the model's.
+    """
+    chosen = tuple(choose_classes(model, wanted or [ALL]))
+    return () if chosen == tuple(range(model.num_classes)) else chosen
+
+
 def source_spec(
-    source: PictureSource, named: NamedModel, engine: Engine, count: int, seed: int, sampling: Sampling
+    source: PictureSource,
+    named: NamedModel,
+    engine: Engine,
+    count: int,
+    seed: int,
+    sampling: Sampling,
+    class_ids: tuple[int, ...],
 ) -> RunSpec:
     """What a run is of; weights and precision are those that are really there, whatever the options say."""
     if isinstance(source, GraphSource):
@@ -33,11 +50,18 @@ def source_spec(
     else:
         assert named.checkpoint  # what is no graphs is drawn from one
         weights, precision = named.checkpoint.digest(), chosen_precision(engine.precision, engine.fp16) or "fp32"
-    return run_spec(source.model, weights, precision, engine, count, seed, sampling)
+    return run_spec(source.model, weights, precision, engine, count, seed, sampling, class_ids)
 
 
 def run_spec(
-    model: ModelConfig, weights: str, precision: str, engine: Engine, count: int, seed: int, sampling: Sampling
+    model: ModelConfig,
+    weights: str,
+    precision: str,
+    engine: Engine,
+    count: int,
+    seed: int,
+    sampling: Sampling,
+    class_ids: tuple[int, ...],
 ) -> RunSpec:
     """The same of weights that nobody has opened here."""
     active = model.activation
@@ -54,6 +78,7 @@ def run_spec(
         count=count,
         seed=seed,
         **asdict(sampling),
+        class_ids=class_ids,
     )
 
 
@@ -87,7 +112,7 @@ def write_run_npz(run: PictureRun, path: Path, option: str, quietly: bool, with_
     Raises:
         ActVARError: a picture is missing, or the file cannot be written; another can be named by the option.
     """
-    labels_N = np.arange(run.spec.count, dtype=np.int64) % run.spec.classes if with_labels else None
+    labels_N = np.array([run.spec.class_of(i) for i in range(run.spec.count)], np.int64) if with_labels else None
     try:
         with said_if_replaced(path), counting("Writing", run.spec.count) as advance:
             write_npz(path, run.shape, _told(run.batches(PIECE), advance), labels_N)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from actvar.classes import NONE, choose_classes, class_label
-from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.model_choice import Facts, chosen_model
 from actvar.cli.options import (
     ModelOption,
     PatchNumsOption,
@@ -63,7 +63,7 @@ def edit(
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     engine: Engine,
     out: Annotated[Path, out_option("Folder for the pictures, or a .png file.")] = Path("."),
     paste: Annotated[
@@ -85,7 +85,7 @@ def edit(
         if not prepared:
             prepared.append(Edit.of(config, picture, area))
 
-    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, facts, engine.backend == "tensorrt")
     source = engine.open(named, accept).source
     (this,) = prepared
     class_ids, sampling = choose_classes(source.model, wanted), guidance.of(source.model)

@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -13,9 +12,11 @@ from actvar.cli.model_choice import chosen_schedule
 from actvar.cli.options import (
     ShardOption,
     TorchDeviceOption,
+    ZnormOption,
     batch_size_option,
     chosen_shard,
     count_option,
+    data_option,
     engine_option,
     out_option,
     patch_nums_option,
@@ -40,7 +41,6 @@ actvar-trt encode --data /data/imagenet --vqvae vae_ch160v4096z32.pth --out toke
 
 actvar-trt encode --data glyphs --out tokens/glyphs"""
 
-data_option = partial(typer.Option, rich_help_panel="Data")
 Split: TypeAlias = Literal["train", "val"]
 
 _GLYPHS = "glyphs"
@@ -54,6 +54,7 @@ def encode(
     vqvae: Annotated[
         Path | None, vqvae_option("A file that holds the VQVAE.", show_default="for glyphs the package's own")
     ] = None,
+    znorm: ZnormOption = False,
     patch_nums: Annotated[
         str | None,
         patch_nums_option(
@@ -111,7 +112,7 @@ def encode(
         from actvar.checkpoint.model import load_vqvae
         from actvar.data.encoding import EncodeSettings, encode_pictures, require_device
     require_device(device)
-    stored = load_vqvae(vqvae or shipped_checkpoint("actvar-mini").path, schedule)
+    stored = load_vqvae(vqvae or shipped_checkpoint("actvar-mini").path, schedule, znorm)
     if is_glyphs:
         pictures = _glyphs(stored, split, count or _GLYPH_COUNT)
     else:

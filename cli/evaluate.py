@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 from actvar.class_names import CLASS_NAMES
-from actvar.cli.drawn_run import draw_run, write_run_npz
-from actvar.cli.model_choice import Hub, chosen_model
+from actvar.classes import class_value
+from actvar.cli.drawn_run import classes_in_turn, draw_run, write_run_npz
+from actvar.cli.model_choice import Facts, chosen_model
 from actvar.cli.options import (
+    InTurnOption,
     JsonOption,
     ModelOption,
     PatchNumsOption,
@@ -40,6 +42,8 @@ EXAMPLES = """Examples:
 
 actvar-trt evaluate --count 300
 
+actvar-trt evaluate --class none --count 300
+
 actvar-trt evaluate --model var-mini --reference glyphs-held-out --json var-mini.json
 
 actvar-trt evaluate --model bundles/d20-fp16 --backend tensorrt --batch-size 50 --npz d20.npz
@@ -61,11 +65,15 @@ def evaluate(
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
+    classes: InTurnOption = None,
     count: Annotated[
         int | None,
         count_option(
-            "Pictures in all, of all classes in turn.", least=_LEAST, max=10**6, show_default="50 of each class"
+            "Pictures in all, of the classes in turn.",
+            least=_LEAST,
+            max=10**6,
+            show_default="50 for each of all",
         ),
     ] = None,
     seed: SeedOption = 0,
@@ -126,11 +134,13 @@ def evaluate(
 
     def accept(config: ModelConfig) -> None:
         guidance.of(config)
+        classes_in_turn(config, classes)
 
-    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, facts, engine.backend == "tensorrt")
     drawer = ready_to_draw(named, engine, on_ray, accept)
     sampling = guidance.of(drawer.model)
-    spec = drawer.spec(count or A_CLASS * drawer.model.num_classes, seed, sampling)
+    class_ids = classes_in_turn(drawer.model, classes)
+    spec = drawer.spec(count or A_CLASS * drawer.model.num_classes, seed, sampling, class_ids)
     if crop_reference and not reference:
         raise UsageError("--crop-reference belongs to a --reference, and there is none. Give both, or leave it out.")
     looked = None
@@ -138,7 +148,7 @@ def evaluate(
         looked = _judge_and_reference(drawer.model, judge, inception, reference, reference_count, crop_reference)
     if json_file and not looked:
         raise UsageError("--json writes scores, and without a --reference there are none. Give both, or neither.")
-    run = open_run(out or _default_folder(named, spec), spec)
+    run = open_run(out or _default_folder(named, drawer.model, spec), spec)
     protocol = protocol_of(run, *looked) if looked else None
     draw_run(run, part or WHOLE, drawer.draw(run, part or WHOLE, sampling))
     if npz:
@@ -160,8 +170,10 @@ def _refuse_for_a_part(part: Shard | None, options: dict[str, object]) -> None:
         )
 
 
-def _default_folder(named: NamedModel, spec: RunSpec) -> Path:
-    return Path(f"evaluation-{re.sub(r'[^A-Za-z0-9_-]+', '-', named.name)[:60]}-{spec.count}")
+def _default_folder(named: NamedModel, model: ModelConfig, spec: RunSpec) -> Path:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", named.name)[:60]
+    classes = "-".join(str(class_value(model, class_id)) for class_id in spec.class_ids)[:60]
+    return Path("-".join(filter(None, ("evaluation", name, classes and f"class-{classes}", str(spec.count)))))
 
 
 def _judge_and_reference(

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from actvar.classes import choose_classes, class_label
-from actvar.cli.model_choice import Hub, chosen_checkpoint
+from actvar.cli.model_choice import Facts, chosen_checkpoint
 from actvar.cli.options import (
     CheckpointOption,
     PatchNumsOption,
@@ -62,7 +62,7 @@ def explain(
     model: CheckpointOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     threads: ThreadsOption = 0,
     out: Annotated[Path, out_option("Folder for the page and its figures.")] = Path("."),
 ) -> None:
@@ -70,7 +70,7 @@ def explain(
 
     PyTorch draws it, as `generate --backend torch` would.
     """
-    name, chosen = chosen_checkpoint(model, vqvae, patch_nums, hub)
+    name, chosen = chosen_checkpoint(model, vqvae, patch_nums, facts)
     where = _folder(out)
     with needs("train", "to look into a model"):
         from actvar.explain.record import record_choices

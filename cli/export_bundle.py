@@ -10,7 +10,7 @@ import typer
 from actvar.bundle.contract import Precision
 from actvar.cli.model_choice import (
     RANDOM_ROUTER,
-    Hub,
+    Facts,
     Rates,
     Size,
     chosen_checkpoint,
@@ -58,7 +58,7 @@ def export(
     *,
     model: OptionalCheckpointOption = None,
     vqvae: VqvaeOption = None,
-    hub: Hub,
+    facts: Facts,
     size: Size,
     rates: Rates,
     guidance_until: GuidanceUntilOption = None,
@@ -88,7 +88,7 @@ def export(
         raise UsageError("A bundle is made from a --model, or from a --preset or --depth. Give one of them.")
     wanted = chosen_precision(precision, fp16) or "fp32"
     if model:
-        name, checkpoint = chosen_checkpoint(model, vqvae, size.patch_nums, hub)
+        name, checkpoint = chosen_checkpoint(model, vqvae, size.patch_nums, facts)
     else:
         name, config = size.model(rates, decoder)
         config = guided_until(config, guidance_until)

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 from actvar.classes import choose_classes, class_label
-from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.model_choice import Facts, chosen_model
 from actvar.cli.options import (
+    ClassesOption,
     GuidanceUntilOption,
     ModelOption,
     PatchNumsOption,
     SeedOption,
     VqvaeOption,
-    class_option,
     count_option,
     out_option,
     output_option,
@@ -41,20 +41,14 @@ actvar-trt generate --class all --model bundles/d20-fp16 --backend tensorrt --ba
 
 def generate(
     *,
-    classes: Annotated[
-        list[str],
-        class_option(
-            help="A number, a name, part of a name, all, none, a range 0-9, or several with commas between; may be "
-            "given often. See `actvar-trt classes`."
-        ),
-    ],
+    classes: ClassesOption,
     count: Annotated[int, count_option("Pictures of each class.")] = 1,
     seed: SeedOption = 0,
     guidance: Guidance,
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     guidance_until: GuidanceUntilOption = None,
     engine: Engine,
     out: Annotated[Path, out_option("Folder for the pictures, or a .png file.")] = Path("."),
@@ -73,7 +67,7 @@ def generate(
         where.require_room(1 if grid else count * len(choose_classes(config, classes)))
         guidance.of(config)
 
-    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, facts, engine.backend == "tensorrt")
     name, source = named.name, engine.open(named, accept, guidance_until).source
     class_ids, sampling = choose_classes(source.model, classes), guidance.of(source.model)
     orders = (Order(class_id, number) for class_id in class_ids for number in range(count))

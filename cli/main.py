@@ -36,6 +36,7 @@ from actvar.cli import (
     study,
     train,
     train_decoder,
+    train_own,
     train_stages,
     triton,
 )
@@ -97,9 +98,9 @@ def _app() -> typer.Typer:
     _add(training, train.ANY, train_stages.stage1, train_stages.STAGE1_EXAMPLES)
     _add(training, train.ANY, train_stages.stage2, train_stages.STAGE2_EXAMPLES)
     _add(training, train.ANY, train_decoder.decoder, train_decoder.EXAMPLES)
-    _add(training, train.MINIS, train.mini, train.MINI_EXAMPLES)
-    _add(training, train.MINIS, train.vqvae, train.VQVAE_EXAMPLES)
-    _add(training, train.MINIS, train.var, train.VAR_EXAMPLES)
+    _add(training, train.NOTHING, train.mini, train.MINI_EXAMPLES)
+    _add(training, train.NOTHING, train_own.vqvae, train_own.VQVAE_EXAMPLES)
+    _add(training, train.NOTHING, train_own.var, train_own.VAR_EXAMPLES)
     app.add_typer(training, name="train", rich_help_panel="Train")
 
     benching = typer.Typer()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from actvar.checkpoint.files import Checkpoint
-from actvar.cli.options import MAX_DEPTH, Preset, integers, model_option, numbers, patch_nums_option
+from actvar.cli.options import MAX_DEPTH, Preset, ZnormOption, integers, model_option, numbers, patch_nums_option
 from actvar.config import DYNAMIC, PRESETS, Activation, Decoder, ModelConfig, SmallDecoderConfig
 from actvar.errors import UsageError
 from actvar.naming import NamedModel, named_model
@@ -17,13 +17,14 @@ RANDOM_ROUTER = "This checkpoint is dense: its router and selector are random, a
 
 
 @dataclass(frozen=True)
-class Hub:
-    """What is meant of a Hub repository."""
+class Facts:
+    """What a model's name does not tell: which of a Hub repository's it is, and what is in no official file."""
 
     revision: Annotated[str | None, model_option(help="Of a Hub repository: a branch, a tag or a commit.")] = None
     local_files_only: Annotated[
         bool, model_option(help="Of a Hub repository: what was fetched before, and no network.")
     ] = False
+    znorm: ZnormOption = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def chosen_schedule(patch_nums: str) -> ScaleSchedule:
 
 
 def chosen_model(
-    model: str, vqvae: Path | None, patch_nums: str | None, hub: Hub, with_plans: bool = False
+    model: str, vqvae: Path | None, patch_nums: str | None, facts: Facts, with_plans: bool = False
 ) -> NamedModel:
     """What `--model` names; of a bundle on the Hub with its plans, where they are wanted.
 
@@ -260,19 +261,20 @@ def chosen_model(
         model,
         vqvae,
         schedule=chosen_schedule(patch_nums) if patch_nums else None,
-        revision=hub.revision,
-        local_files_only=hub.local_files_only,
+        znorm=facts.znorm,
+        revision=facts.revision,
+        local_files_only=facts.local_files_only,
         with_plans=with_plans,
     )
 
 
-def chosen_checkpoint(model: str, vqvae: Path | None, patch_nums: str | None, hub: Hub) -> tuple[str, Checkpoint]:
+def chosen_checkpoint(model: str, vqvae: Path | None, patch_nums: str | None, facts: Facts) -> tuple[str, Checkpoint]:
     """The checkpoint that `--model` names, and what people call it.
 
     Raises:
         UsageError: it names a bundle, or nothing, or an option does not belong to it.
     """
-    named = chosen_model(model, vqvae, patch_nums, hub)
+    named = chosen_model(model, vqvae, patch_nums, facts)
     if named.checkpoint is None:
         raise UsageError(f"--model {model} is a bundle, and a checkpoint is wanted here. Name its file.")
     return named.name, named.checkpoint

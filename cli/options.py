@@ -65,6 +65,9 @@ BundleArgument: TypeAlias = Annotated[
 VqvaeOption: TypeAlias = Annotated[
     Path | None, vqvae_option("The VQVAE beside a checkpoint that holds none, as official VAR's.")
 ]
+ZnormOption: TypeAlias = Annotated[
+    bool, model_option("--znorm", help="Of an official VQVAE that was trained with using_znorm, as no file tells it.")
+]
 PatchNumsOption: TypeAlias = Annotated[
     str | None,
     patch_nums_option("Sides of a checkpoint's token maps, where its file does not tell them.", "the checkpoint's"),
@@ -113,9 +116,19 @@ DecoderOption: TypeAlias = Annotated[
     decoder_option("small takes the small decoder of a model that has one.", "full, or the bundle's"),
 ]
 
+# ---- pictures that are there
+
+data_option = partial(typer.Option, rich_help_panel="Data")
+
 # ---- what is drawn
 
 class_option = partial(drawing_option, "--class", metavar="CLASS", show_default=False, autocompletion=complete_class)
+_CLASSES = (
+    "A number, a name, part of a name, all, none, a range 0-9, or several with commas between; may be given often. See "
+    "`actvar-trt classes`."
+)
+ClassesOption: TypeAlias = Annotated[list[str], class_option(help=_CLASSES)]
+InTurnOption: TypeAlias = Annotated[list[str] | None, class_option(help=_CLASSES, show_default="all in turn")]
 
 
 def _check_seed(seed: int) -> int:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from actvar.arguments import require_place
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import PlanOptions
-from actvar.cli.model_choice import Hub, Rates, Size, chosen_checkpoint, guided_until
+from actvar.cli.model_choice import Facts, Rates, Size, chosen_checkpoint, guided_until
 from actvar.cli.options import (
     DecoderOption,
     DeviceOption,
@@ -55,7 +55,7 @@ def parity(
     *,
     model: OptionalCheckpointOption = None,
     vqvae: VqvaeOption = None,
-    hub: Hub,
+    facts: Facts,
     size: Size,
     rates: Rates,
     guidance_until: GuidanceUntilOption = None,
@@ -112,7 +112,7 @@ def parity(
         say(f"Random weights: {size.name} draws nothing that means anything; its graphs can be compared all the same.")
         network, source = random_model(config), f"random weights, preset {size.name}"
     else:
-        _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, hub)
+        _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, facts)
         until = _guided_until(bundle) if bundle else guidance_until
         wanted = decoder or ("small" if bundle and read_manifest(bundle).model.small_decoder else "full")
         network = load_checkpoint(replace(chosen, decoder=wanted, guidance_until=until))

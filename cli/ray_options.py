@@ -48,14 +48,14 @@ class Drawer:
     bundle: Path | None
     on_ray: OnRay
 
-    def spec(self, count: int, seed: int, sampling: Sampling) -> RunSpec:
+    def spec(self, count: int, seed: int, sampling: Sampling, class_ids: tuple[int, ...]) -> RunSpec:
         """What a run of it is of."""
         if self.source:
-            return source_spec(self.source, self.named, self.engine, count, seed, sampling)
+            return source_spec(self.source, self.named, self.engine, count, seed, sampling, class_ids)
         assert self.bundle
         manifest = read_manifest(self.bundle)
         weights = manifest.weights.sha256 or ""
-        return run_spec(manifest.model, weights, manifest.precision, self.engine, count, seed, sampling)
+        return run_spec(manifest.model, weights, manifest.precision, self.engine, count, seed, sampling, class_ids)
 
     def draw(self, run: NumberedRun, part: Shard, sampling: Sampling) -> Draw:
         """What draws the missing pictures of a part."""

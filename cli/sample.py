@@ -6,9 +6,10 @@ from typing import Annotated, get_args
 
 import typer
 
-from actvar.cli.drawn_run import draw_run, write_run_npz
-from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.drawn_run import classes_in_turn, draw_run, write_run_npz
+from actvar.cli.model_choice import Facts, chosen_model
 from actvar.cli.options import (
+    InTurnOption,
     ModelOption,
     PatchNumsOption,
     SeedOption,
@@ -34,6 +35,8 @@ actvar-trt sample --count 1000 --out pictures
 
 actvar-trt sample --model bundles/d20-fp16 --per-class 50 --batch-size 8 --out d20.npz
 
+actvar-trt sample --class none --count 1000 --out without-a-class
+
 actvar-trt sample --count 50000 --format webdataset --shard-size 1000 --out shards
 
 actvar-trt sample --model bundles/d20-fp16 --count 50000 --ray 10.0.0.1:6379 --out d20.npz"""
@@ -44,9 +47,10 @@ _FORMS = ", ".join(get_args(Form))
 
 def sample(
     *,
+    classes: InTurnOption = None,
     count: Annotated[
         int | None,
-        count_option("Pictures in all, of all classes in turn.", max=MOST, show_default="that of --per-class"),
+        count_option("Pictures in all, of the classes in turn.", max=MOST, show_default="that of --per-class"),
     ] = None,
     per_class: Annotated[int | None, drawing_option(min=1, max=MOST, help="Pictures of each class.")] = None,
     seed: SeedOption = 0,
@@ -54,7 +58,7 @@ def sample(
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     engine: Engine,
     on_ray: OnRay,
     out: Annotated[
@@ -82,19 +86,20 @@ def sample(
     """Draw thousands of pictures, and keep them in shards that are there whole or not at all.
 
     The same command goes on where it was stopped, however that was, and what is there is not drawn again. Picture n is
-    of class n modulo the classes, and it is the one that `generate` numbers n.
+    of class n modulo the classes, or of those that --class names, and it is the one that `generate` numbers n.
     """
     to_npz = out.suffix.lower() == ".npz" and not out.is_dir()
     part = _checked(out, to_npz, form, shard_size, shard)
 
     def accept(config: ModelConfig) -> None:
         guidance.of(config)
-        _count(config, count, per_class)
+        _count(config, classes, count, per_class)
 
-    named = chosen_model(model, vqvae, patch_nums, hub, engine.backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, facts, engine.backend == "tensorrt")
     drawer = ready_to_draw(named, engine, on_ray, accept)
     sampling = guidance.of(drawer.model)
-    spec = drawer.spec(_count(drawer.model, count, per_class), seed, sampling)
+    class_ids = classes_in_turn(drawer.model, classes)
+    spec = drawer.spec(_count(drawer.model, classes, count, per_class), seed, sampling, class_ids)
     if to_npz:
         run = open_run(out.with_name(f"{out.stem}-pieces"), spec)
         draw_run(run, part, drawer.draw(run, part, sampling), with_speed=True)
@@ -125,17 +130,18 @@ def _checked(out: Path, to_npz: bool, form: Form | None, shard_size: int, shard:
     return chosen_shard(shard) if shard else WHOLE
 
 
-def _count(model: ModelConfig, count: int | None, per_class: int | None) -> int:
+def _count(model: ModelConfig, wanted: list[str] | None, count: int | None, per_class: int | None) -> int:
     """Pictures in all.
 
     Raises:
-        UsageError: neither option says, or they say two things, or there would be too many.
+        UsageError: neither option says, or they say two things, or there would be too many; or a class is unknown.
     """
+    number = len(classes_in_turn(model, wanted)) or model.num_classes
     if per_class is None:
         if count is None:
             raise UsageError("How many pictures? Give --count for all classes together, or --per-class.")
         return count
-    total, classes = per_class * model.num_classes, counted(model.num_classes, "class", "classes")
+    total, classes = per_class * number, counted(number, "class", "classes")
     if count not in (None, total):
         raise UsageError(
             f"--per-class {per_class} of {classes} is {total} in all, and --count says {count}. Give one of them."

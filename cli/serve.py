@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from actvar.cli.model_choice import Hub, chosen_model
+from actvar.cli.model_choice import Facts, chosen_model
 from actvar.cli.options import (
     DecoderOption,
     DeviceOption,
@@ -60,7 +60,7 @@ def serve(
     model: ModelOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     guidance_until: GuidanceUntilOption = None,
     backend: AnyBackendOption = "onnxruntime",
     device: DeviceOption = None,
@@ -79,7 +79,7 @@ def serve(
         from actvar.serve.server import listen, run
     listening = listen(host, port)
     engine = Engine(backend, device, precision, fp16, decoder, max_batch, threads)
-    named = chosen_model(model, vqvae, patch_nums, hub, backend == "tensorrt")
+    named = chosen_model(model, vqvae, patch_nums, facts, backend == "tensorrt")
     with engine.open(named, lambda config: None, guidance_until) as pipeline:
         app = create_app(
             pipeline,

@@ -1,4 +1,4 @@
-"""`actvar-trt train`: the two stages of any ActVAR, and the trainings of the mini models, as arguments and no more.
+"""`actvar-trt train`: what its commands share, and the training of the mini models, as arguments and no more.
 
 PyTorch is imported inside the commands, so that the rest of the command line does not wait for it.
 """
@@ -13,20 +13,17 @@ from actvar.cli.model_choice import Rates, activated
 from actvar.cli.options import TorchDeviceOption, count_option, out_option, seed_option, training_option
 from actvar.config import MINI, Activation
 from actvar.errors import needs
-from actvar.provenance import pasteable
 
 if TYPE_CHECKING:
     from actvar.distill.mini import MiniRecipe
 
-HELP = "Train an ActVAR from a VAR, a small decoder, or the mini models from nothing. All go on where they stopped."
-ANY, MINIS = "Any model, from a VAR's checkpoint", "The mini models, from nothing"
+HELP = "Train an ActVAR from a VAR, a small decoder, or a VQVAE and a VAR from nothing. All go on where they stopped."
+ANY, NOTHING = "From a VAR's checkpoint", "From nothing"
 EXAMPLES = """Examples:
 
 actvar-trt train mini --out runs/mini
 
 actvar-trt train stage1 --help"""
-VQVAE_EXAMPLES = "Example: actvar-trt train vqvae --out runs/mini --device cuda"
-VAR_EXAMPLES = "Example: actvar-trt train var --out runs/mini --count 48000 --steps 3200"
 MINI_EXAMPLES = """Examples:
 
 actvar-trt train mini --out runs/mini
@@ -40,36 +37,6 @@ CountOption: TypeAlias = Annotated[
     int, count_option("Pictures in all that are encoded for the transformer.", least=100, panel="Training")
 ]
 VqvaeStepsOption: TypeAlias = Annotated[int, _steps_option(help="Updates of the VQVAE, of 16 pictures each.")]
-
-
-def vqvae(
-    *,
-    steps: Annotated[int, _steps_option(help="Updates, of 16 pictures each.")] = 1400,
-    seed: SeedOption = 0,
-    device: TorchDeviceOption = "cpu",
-    out: OutOption = Path("runs/mini"),
-) -> None:
-    """Train the VQVAE of the mini models."""
-    recipe = _recipe(device)(out, device, seed, vqvae_steps=steps)
-    recipe.vqvae()
-    same = ["--vqvae-steps", steps, "--seed", seed, "--device", device]  # or it would not be the same VQVAE
-    typer.echo(f"The VQVAE is in {out / 'vqvae'}. Next: {pasteable('train', 'mini', '--out', out, *same)}")
-
-
-def var(
-    *,
-    vqvae_steps: VqvaeStepsOption = 1400,
-    count: CountOption = 24_000,
-    steps: Annotated[int, _steps_option(help="Updates of VAR-mini, of up to 32 pictures each.")] = 1600,
-    seed: SeedOption = 0,
-    device: TorchDeviceOption = "cpu",
-    out: OutOption = Path("runs/mini"),
-) -> None:
-    """Train VAR-mini on the VQVAE's tokens (the VQVAE first, if it is not there yet)."""
-    recipe = _recipe(device)(out, device, seed, vqvae_steps, count, steps)
-    trained = recipe.vqvae()
-    dense = recipe.var(trained, recipe.tokens(trained))
-    typer.echo(f"Wrote {recipe.save(dense, trained, 'var_mini.safetensors')}")
 
 
 def mini(
@@ -87,12 +54,12 @@ def mini(
     """Train everything: VQVAE, VAR-mini, then ActVAR-mini by stage 1 and stage 2. Finished parts are reused."""
     activation = rates.of(MINI) or Activation()
     activated(MINI, activation)
-    recipe = _recipe(device)(out, device, seed, vqvae_steps, count, var_steps, stage1_steps, stage2_steps)
+    recipe = mini_recipe(device)(out, device, seed, vqvae_steps, count, var_steps, stage1_steps, stage2_steps)
     for path in recipe.run(activation):
         typer.echo(f"Wrote {path}")
 
 
-def _recipe(device: str) -> "type[MiniRecipe]":
+def mini_recipe(device: str) -> "type[MiniRecipe]":
     """What trains on a device that has been found to be here."""
     with needs("train", "to train"):
         from actvar.data.encoding import require_device

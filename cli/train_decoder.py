@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from actvar.cli.model_choice import Hub, chosen_checkpoint
+from actvar.cli.model_choice import Facts, chosen_checkpoint
 from actvar.cli.options import (
     CheckpointOption,
     PatchNumsOption,
@@ -35,7 +35,7 @@ def decoder(
     model: CheckpointOption = "actvar-mini",
     vqvae: VqvaeOption = None,
     patch_nums: PatchNumsOption = None,
-    hub: Hub,
+    facts: Facts,
     tokens_dir: Annotated[
         Path, training_option(metavar="FOLDER", show_default=False, help="What `encode` made of the training pictures.")
     ],
@@ -80,7 +80,7 @@ def decoder(
         small = SmallDecoderConfig(width, depth)
     except ValueError as error:
         raise UsageError(f"{error}.") from None
-    _, checkpoint = chosen_checkpoint(model, vqvae, patch_nums, hub)
+    _, checkpoint = chosen_checkpoint(model, vqvae, patch_nums, facts)
     network = load_checkpoint(checkpoint)
     store = open_tokens(tokens_dir, network, batch_size)
     settings = DecoderSettings(

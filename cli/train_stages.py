@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from actvar.cli.model_choice import Rates, activated, chosen_schedule
-from actvar.cli.options import model_option, patch_nums_option, training_option, vqvae_option
+from actvar.cli.options import ZnormOption, model_option, patch_nums_option, training_option, vqvae_option
 from actvar.cli.training_run import TrainingRun
 from actvar.config import STATIC, Activation, ModelConfig
 from actvar.distill.label_choice import DATA, Labels
@@ -67,6 +67,7 @@ def stage1(
     teacher: TeacherOption,
     vqvae: TeachersVqvaeOption = None,
     patch_nums: TeachersPatchNumsOption = None,
+    znorm: ZnormOption = False,
     rates: Rates,
     expert_label: Annotated[
         Literal["alone", "together"],
@@ -102,7 +103,7 @@ def stage1(
     run.check()
     schedule = chosen_schedule(patch_nums) if patch_nums else None
     with team_of(run.parallel, run.device) as team:
-        dense = load_teacher(teacher, vqvae, schedule)
+        dense = load_teacher(teacher, vqvae, schedule, znorm)
         scales = len(dense.config.schedule)
         chosen = rates.of(dense.config) or replace(Activation(), scales=(scales - 1, scales))
         config = activated(dense.config, chosen)
@@ -132,6 +133,7 @@ def stage2(
     teacher: TeacherOption,
     vqvae: TeachersVqvaeOption = None,
     patch_nums: TeachersPatchNumsOption = None,
+    znorm: ZnormOption = False,
     distil_guidance: Annotated[
         float | None,
         training_option(
@@ -155,7 +157,7 @@ def stage2(
     run.check()
     schedule = chosen_schedule(patch_nums) if patch_nums else None
     with team_of(run.parallel, run.device) as team:
-        dense = load_teacher(teacher, vqvae, schedule)
+        dense = load_teacher(teacher, vqvae, schedule, znorm)
         chosen = load_student(student, dense, teacher, frees=distil_guidance is not None)
         if distil_guidance is None:
             _train(run, 10.0, train_stage2, dense, chosen, team)

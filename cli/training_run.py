@@ -1,8 +1,8 @@
-"""The options of a training on stored tokens, which both stages share, and the settings that they come to."""
+"""The options of a training on stored tokens, those that both stages share, and the settings that they come to."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from actvar.cli.options import (
     TorchDeviceOption,
@@ -20,19 +20,16 @@ if TYPE_CHECKING:
     from actvar.distill.stages import StageSettings
 
 
+LearningRateOption: TypeAlias = Annotated[
+    float, training_option("--lr", min=0, help="Learning rate at its peak; then half a cosine down to 2 % of it.")
+]
 _OF_BOTH_STAGES = ("batch_size", "accumulate", "precision", "device", "parallel", "seed")
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """A stage's run, as it was asked for."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every training on stored tokens is asked for."""
 
-    tokens_dir: Annotated[
-        Path, training_option(metavar="FOLDER", show_default=False, help="What `encode` made of the training pictures.")
-    ]
-    out: Annotated[
-        Path, out_option("Folder of the run: its state, its curves, actvar.safetensors.", show_default=False)
-    ]
     epochs: Annotated[
         float | None,
         training_option(show_default="the paper's: 2 of stage 1, 10 of stage 2", help="Times all stored pictures."),
@@ -44,10 +41,6 @@ class TrainingRun:
     accumulate: Annotated[
         int, training_option(min=1, help="Take a process's share of a batch in so many parts, where memory is short.")
     ] = 1
-    learning_rate: Annotated[
-        float, training_option("--lr", min=0, help="Learning rate at its peak; then half a cosine down to 2 % of it.")
-    ] = 2e-4
-    warmup: Annotated[int, training_option(min=0, help="Updates until the peak.")] = 100
     average: Annotated[
         float,
         training_option(min=0, max=0.99999, help="End with the weights' moving average of this decay; 0 for none."),
@@ -58,12 +51,6 @@ class TrainingRun:
         precision_option("auto takes bfloat16, under autocast, where the device has it."),
     ] = "auto"
     device: TorchDeviceOption = "cpu"
-    parallel: Annotated[
-        Literal["ddp", "fsdp"] | None,
-        engine_option(
-            show_default="ddp for several processes", help="Whole models in each process, or weights sharded over them."
-        ),
-    ] = None
     tensorboard: Annotated[bool, output_option(help="Write the curves for TensorBoard, too.")] = False
     save_every: Annotated[int, output_option(min=1, help="Updates between states, which a kill may cost.")] = 200
 
@@ -84,6 +71,31 @@ class TrainingRun:
         if self.tensorboard:
             require_tensorboard()
 
+    def steps_of(self, epochs: float, pictures: int) -> int:
+        """Updates for a store of so many pictures; `epochs` are those of nobody's choice."""
+        wanted = epochs if self.epochs is None else self.epochs
+        return self.steps or max(1, round(wanted * pictures / self.batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(Run):
+    """A stage's run, as it was asked for."""
+
+    tokens_dir: Annotated[
+        Path, training_option(metavar="FOLDER", show_default=False, help="What `encode` made of the training pictures.")
+    ]
+    out: Annotated[
+        Path, out_option("Folder of the run: its state, its curves, actvar.safetensors.", show_default=False)
+    ]
+    learning_rate: LearningRateOption = 2e-4
+    warmup: Annotated[int, training_option(min=0, help="Updates until the peak.")] = 100
+    parallel: Annotated[
+        Literal["ddp", "fsdp"] | None,
+        engine_option(
+            show_default="ddp for several processes", help="Whole models in each process, or weights sharded over them."
+        ),
+    ] = None
+
     def of_next_stage(self) -> list[str]:
         """The options of a run of the next stage like this one, in a folder beside it; its length is its own."""
         name = self.out.name.replace("stage1", "stage2")
@@ -98,10 +110,9 @@ class TrainingRun:
         """The run's settings, for a store of so many pictures; `epochs` are the paper's."""
         from actvar.distill.stages import StageSettings
 
-        wanted = epochs if self.epochs is None else self.epochs
         return StageSettings(
             folder=self.out,
-            steps=self.steps or max(1, round(wanted * pictures / self.batch_size)),
+            steps=self.steps_of(epochs, pictures),
             batch=self.batch_size,
             learning_rate=self.learning_rate,
             seed=self.seed,

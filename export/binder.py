@@ -43,6 +43,7 @@ def bind(
     target: Path | None = None,
     *,
     schedule: ScaleSchedule | None = None,
+    znorm: bool = False,
     random_router: bool = False,
     bundle_rates: bool = False,
     progress: Progress | None = None,
@@ -54,7 +55,7 @@ def bind(
 
     Args:
         bundle: its folder; it may have weights already, or none.
-        checkpoint, vqvae, schedule: see `actvar.checkpoint.files.Checkpoint`.
+        checkpoint, vqvae, schedule, znorm: see `actvar.checkpoint.files.Checkpoint`.
         target: the new bundle's folder; None replaces the bundle.
         random_router: give a dense checkpoint the router and selector that the graphs want, drawn at random.
         bundle_rates: take a checkpoint that was trained with other active scales or rates than the graphs have.
@@ -70,7 +71,7 @@ def bind(
     manifest = _read(bundle)
     _require_rebindable(bundle, manifest)
     decoder: Decoder = "small" if manifest.model.small_decoder else "full"
-    named = Checkpoint(checkpoint, vqvae, schedule, decoder)
+    named = Checkpoint(checkpoint, vqvae, schedule, decoder, znorm=znorm)
     stored = open_checkpoint(named)
     _require_shape(checkpoint, stored.config, bundle, manifest.model)
     source, activation, own = f"checkpoint {checkpoint.name}", manifest.model.activation, stored.config.activation

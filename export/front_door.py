@@ -58,6 +58,7 @@ class Pipeline(api.Pipeline):
         *,
         vqvae: str | os.PathLike[str] | None = None,
         patch_nums: Sequence[int] | None = None,
+        znorm: bool = False,
         precision: Precision | None = None,
         backend: AnyBackend = "onnxruntime",
         device: Device | None = None,
@@ -81,6 +82,7 @@ class Pipeline(api.Pipeline):
                 is here wins over the Hub; a path object is never a repository.
             vqvae: the VQVAE's file, for a checkpoint that holds none.
             patch_nums: sides of the token maps, for a checkpoint that does not tell them.
+            znorm: for an official VQVAE that was trained with `using_znorm`, which its file does not tell.
             precision: that a checkpoint is exported in, "fp32" if left out; of a bundle the one that it must have.
             backend: "onnxruntime", "tensorrt", or "torch" for the model itself in PyTorch: on the CPU
                 as it is, on a GPU (`device="cuda"`) as CUDA graphs, without an export.
@@ -112,6 +114,7 @@ class Pipeline(api.Pipeline):
                 model if isinstance(model, str) else os.path.abspath(model),
                 Path(vqvae) if vqvae is not None else None,
                 schedule=_schedule(patch_nums),
+                znorm=znorm,
                 revision=revision,
                 local_files_only=local_files_only,
                 with_plans=backend == "tensorrt",

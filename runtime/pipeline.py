@@ -25,7 +25,10 @@ from actvar.uniforms import token_uniforms
 
 @dataclass(frozen=True)
 class GraphSource:
-    """Draws with the graphs of a bundle, at most `batch_size` pictures at a time."""
+    """Draws with the graphs of a bundle, at most `batch_size` pictures at a time.
+
+    Where the engine wants more pictures than there are, the last one fills their places, and is drawn for nobody.
+    """
 
     engine: Engine
     batch_size: int = 1
@@ -55,9 +58,10 @@ class GraphSource:
         waiting, lanes = iter(orders), 1 if on_scale_end else self.engine.lanes
         while batch := list(islice(waiting, self.batch_size)):
             require_orders(self.model, batch, seed)
-            chain = _PictureChain(self.engine.manifest, tuple(batch), with_partials, on_scale_end)
-            inputs, replayable = self._inputs(batch, sampling, seed), on_scale_end is None
-            under_way.append((batch, self.engine.launch(chain.name, chain.run, inputs, len(batch), replayable)))
+            filled = batch + batch[-1:] * (self.engine.fewest - len(batch))
+            chain = _PictureChain(self.engine.manifest, tuple(batch), len(filled), with_partials, on_scale_end)
+            inputs, replayable = self._inputs(filled, sampling, seed), on_scale_end is None
+            under_way.append((batch, self.engine.launch(chain.name, chain.run, inputs, len(filled), replayable)))
             if len(under_way) == lanes:
                 yield from self._pictures(*under_way.popleft())
         while under_way:
@@ -69,8 +73,9 @@ class GraphSource:
             raise BundleError(
                 "This bundle has no encoder, so it can edit no picture. Export it again, and without --no-encoder."
             )
-        given = {"picture": to_numbers(pixels_HW3[None])}
-        made = self.engine.launch(ENCODER, lambda graphs, given: graphs.run(ENCODER, given), given, 1).result()
+        pictures = self.engine.fewest
+        given = {"picture": to_numbers(pixels_HW3[None]).repeat(pictures, axis=0)}
+        made = self.engine.launch(ENCODER, lambda graphs, given: graphs.run(ENCODER, given), given, pictures).result()
         return tuple(np.split(made["token_ids"][0], self.model.schedule.starts[1:]))
 
     def _inputs(self, orders: Sequence[Order], sampling: Sampling, seed: int) -> dict[str, np.ndarray]:
@@ -104,11 +109,12 @@ class GraphSource:
 class _PictureChain:
     """A batch of pictures, from classes to pixels; with the pictures that each scale's f_hat makes, if asked for.
 
-    `on_scale_end` is given them in the middle of the run.
+    `on_scale_end` is given them in the middle of the run. Of the B pictures the first are those that are ordered.
     """
 
     manifest: Manifest
     orders: tuple[Order, ...]
+    pictures: int
     with_partials: bool
     on_scale_end: OnScaleEnd | None
 
@@ -121,7 +127,7 @@ class _PictureChain:
         """See `actvar.runtime.backends.protocol.Chain`."""
         last = len(self.manifest.model.schedule) - 1
         held = {**given, **self._run(graphs, "condition", given)}
-        cache = graphs.kv_cache(len(self.orders))
+        cache = graphs.kv_cache(self.pictures)
         results = {}
         for si in range(last + 1):
             if si:
@@ -138,7 +144,8 @@ class _PictureChain:
                 if si == last or self.with_partials:
                     results[_image(si)] = image
                 if self.on_scale_end:
-                    self.on_scale_end(ScaleEnd(si + 1, last + 1, self.orders, to_bytes(graphs.download(image))))
+                    shown = to_bytes(graphs.download(image)[: len(self.orders)])
+                    self.on_scale_end(ScaleEnd(si + 1, last + 1, self.orders, shown))
         return results
 
     def _run(self, graphs: GraphRunner, graph: str, held: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -20,7 +20,7 @@ import numpy as np
 from actvar.config import Sampling
 from actvar.console import say
 from actvar.errors import ActVARError, EngineError, UsageError, counted, needs, shown
-from actvar.evaluation.picture_run import NumberedRun, Piece, Shard
+from actvar.evaluation.picture_run import NumberedRun, Piece, RunSpec, Shard
 from actvar.runtime.backends.protocol import Device
 from actvar.runtime.pictures import Order
 from actvar.runtime.sources import Backend, open_bundle
@@ -61,17 +61,17 @@ class Workers:
 class PieceDrawer:
     """What one worker holds: a bundle that is open, and what all pictures of the run have in common."""
 
-    def __init__(self, bundle: CarriedBundle, workers: Workers, sampling: Sampling, seed: int, classes: int) -> None:
+    def __init__(self, bundle: CarriedBundle, workers: Workers, sampling: Sampling, spec: RunSpec) -> None:
         switch_off()
         self._source = open_bundle(bundle.here(), workers.backend, workers.device, workers.batch_size, workers.cpus)
-        self._sampling, self._seed, self._classes = sampling, seed, classes
+        self._sampling, self._spec = sampling, spec
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Pieces, each by `first` and `count`, and the same with their pixels."""
         pixels = []
         for first, count in zip(batch["first"].tolist(), batch["count"].tolist(), strict=True):
-            orders = (Order(number % self._classes, number) for number in Piece(first, count).numbers)
-            pictures = self._source.draw(orders, self._sampling, self._seed)
+            orders = (Order(self._spec.class_of(number), number) for number in Piece(first, count).numbers)
+            pictures = self._source.draw(orders, self._sampling, self._spec.seed)
             pixels.append(b"".join(picture.pixels_HW3.tobytes() for picture in pictures))
         return {**batch, "pixels": np.array(pixels, object)}
 
@@ -108,7 +108,7 @@ def draw_missing_on_ray(
         say(f"{counted(number, 'worker')} of Ray: {workers.address}.")
         alive = _nodes_alive()
         spec, numbers = run.spec, [{"first": each.first, "count": each.count} for each in missing.values()]
-        settings = (carried(bundle, workers.address != LOCAL), workers, sampling, spec.seed, spec.classes)
+        settings = (carried(bundle, workers.address != LOCAL), workers, sampling, spec)
         try:
             pieces = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), _MOST_BLOCKS)).map_batches(
                 PieceDrawer,

@@ -2,7 +2,7 @@
 
     run.json                  what is drawn, in which form (`SampleSpec`)
     shard-000000.tar          png 000000, its class and its numbers, then 000001 and so on; or shard-000000.parquet
-    0088/000088.png           in place of these: a picture in a folder of its class
+    0088/000088.png           in place of these: a picture in a folder of its class; of none in the folder none
     shards/000000.json        the record of the shard that begins with picture 0: size and SHA-256 of each of its files
     manifest.json             when all are there: size and SHA-256 of every record
 
@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from actvar.bundle.json_form import FormReader, content_hash, write_json
+from actvar.classes import NONE
 from actvar.errors import ActVARError, needs
 from actvar.evaluation.picture_run import NumberedRun, Piece, RunSpec, file_state
 from actvar.files import FileEntry, hash_file, read_verified, written_whole
@@ -163,7 +164,8 @@ def _record_name(piece: Piece) -> str:
 
 
 def _png_name(spec: SampleSpec, number: int) -> str:
-    return f"{spec.class_of(number):04d}/{number:06d}.png"
+    class_id = spec.class_of(number)
+    return f"{NONE if class_id == spec.classes else format(class_id, '04d')}/{number:06d}.png"
 
 
 def _files(spec: SampleSpec, piece: Piece, pictures_NHW3: np.ndarray) -> Iterator[tuple[str, bytes]]:

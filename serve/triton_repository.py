@@ -123,7 +123,9 @@ parameters [
 
 
 def _readme(repository: Repository, manifest: Manifest) -> str:
-    model, extra = manifest.model, "gpu" if repository.device == "cuda" else "cpu"
+    model = manifest.model
+    none = f", or {model.num_classes} for none" if model.is_guided else ""
+    extra = "gpu" if repository.device == "cuda" else "cpu"
     return f"""# ActVAR behind Triton Inference Server
 
     pip install 'actvar-trt[{extra}]'                     # for the Python of Triton's Python backend
@@ -131,8 +133,8 @@ def _readme(repository: Repository, manifest: Manifest) -> str:
 Give this folder to `tritonserver` as its model repository. Where that Python is none that packages are installed
 into, set PYTHONPATH to the packages of one of the same version.
 
-`POST /v2/models/{NAME}/infer` takes, with the batch first, `class_id` [B, 1] (0 to {model.num_classes - 1}), and if
-wanted `seed`, `number`, `guidance_scale`, `top_k` and `top_p`, each [B, 1]; it gives `picture`
+`POST /v2/models/{NAME}/infer` takes, with the batch first, `class_id` [B, 1] (0 to {model.num_classes - 1}{none}),
+and if wanted `seed`, `number`, `guidance_scale`, `top_k` and `top_p`, each [B, 1]; it gives `picture`
 [B, {model.picture_size}, {model.picture_size}, 3] uint8. It is the picture that the command line numbers `number`
 for that class and seed: what else is in its batch changes no byte on a CPU. What is left out is 0, or the model's own.
 

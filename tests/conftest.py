@@ -41,9 +41,21 @@ def gpu() -> str:
 
 
 def pytest_configure() -> None:
-    """Take out the size of a terminal that readline leaves to the processes of xdist: commands print to no terminal."""
+    """Make the processes of xdist like one that runs alone.
+
+    readline leaves them the size of a terminal, and commands print to no terminal.
+    """
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
+    _take_own_cores()
+
+
+def _take_own_cores() -> None:
+    """Give each process of xdist cores of its own: threads that outnumber the cores spin, and wait for each other."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if worker and len(cores) >= count:
+        os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) :: count])
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

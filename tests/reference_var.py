@@ -16,7 +16,6 @@ import numpy as np
 
 State = Mapping[str, np.ndarray]
 HEAD = 64
-PHIS = 4
 
 
 def part(state: State, prefix: str) -> dict[str, np.ndarray]:
@@ -173,9 +172,10 @@ def area(map_EHH: np.ndarray, p: int) -> np.ndarray:
     return out
 
 
-def phi_index(si: int, scales: int) -> int:
+def phi_index(si: int, scales: int, phis: int = 4) -> int:
     """The tick nearest to si / (scales - 1), in float64 as official VAR's training chose it."""
-    ticks = np.linspace(1 / 3 / PHIS, 1 - 1 / 3 / PHIS, PHIS)
+    part = 3 if phis == 4 else 2
+    ticks = np.linspace(1 / part / phis, 1 - 1 / part / phis, phis)
     return int(np.argmin(np.abs(ticks - si / (scales - 1))))
 
 
@@ -184,7 +184,8 @@ def contribution(state: State, patch_nums: Sequence[int], si: int, ids_L: Sequen
     p, side = patch_nums[si], patch_nums[-1]
     map_Epp = state["quantize.embedding.weight"][list(ids_L)].T.reshape(-1, p, p)
     up = bicubic(map_Epp, side) if si + 1 < len(patch_nums) else map_Epp
-    return 0.5 * up + 0.5 * conv(state, f"quantize.quant_resi.qresi_ls.{phi_index(si, len(patch_nums))}", up)
+    phis = sum("qresi_ls" in name and name.endswith("weight") for name in state)
+    return 0.5 * up + 0.5 * conv(state, f"quantize.quant_resi.qresi_ls.{phi_index(si, len(patch_nums), phis)}", up)
 
 
 def tokens_in(f_hat_EHH: np.ndarray, p: int) -> np.ndarray:
@@ -192,14 +193,22 @@ def tokens_in(f_hat_EHH: np.ndarray, p: int) -> np.ndarray:
     return area(f_hat_EHH, p).reshape(len(f_hat_EHH), -1).T
 
 
-def quantise(state: State, patch_nums: Sequence[int], f_EHH: np.ndarray) -> tuple[list[int], float]:
-    """Residual quantisation (VAR, Algorithm 1): the token ids of all scales, and the margin of the narrowest choice."""
+def quantise(
+    state: State, patch_nums: Sequence[int], f_EHH: np.ndarray, znorm: bool = False
+) -> tuple[list[int], float]:
+    """Residual quantisation (VAR, Algorithm 1): the token ids of all scales, and the margin of the narrowest choice.
+
+    With znorm the nearest code is that between whose direction and the value's the angle is smallest.
+    """
     codes_VE = state["quantize.embedding.weight"]
     rest, ids, margin = f_EHH.copy(), [], math.inf
     for si, p in enumerate(patch_nums):
         chosen = []
         for value_E in tokens_in(rest, p):
             distances_V = ((codes_VE - value_E) ** 2).sum(1)
+            if znorm:
+                lengths_V = np.sqrt((codes_VE**2).sum(1)) * np.sqrt((value_E**2).sum())
+                distances_V = -(codes_VE @ value_E) / lengths_V
             nearest, second = np.argsort(distances_V)[:2]
             margin = min(margin, distances_V[second] - distances_V[nearest])
             chosen.append(int(nearest))

@@ -19,8 +19,8 @@ from small_checkpoints import SPARSE, official_files, own_file, same, tiny_var, 
 from small_models import small_config, vivid_model
 
 from actvar.checkpoint import own as own_format
-from actvar.checkpoint.files import Checkpoint
-from actvar.checkpoint.model import load_model
+from actvar.checkpoint.files import Checkpoint, shipped_checkpoint
+from actvar.checkpoint.model import load_checkpoint, load_model, load_vqvae
 from actvar.checkpoint.official import derive_config
 from actvar.checkpoint.own import save_model
 from actvar.checkpoint.values import Values
@@ -28,6 +28,7 @@ from actvar.checkpoint.weights import Weights
 from actvar.config import PRESETS, Activation, ModelConfig
 from actvar.errors import CheckpointError, UsageError
 from actvar.models.actvar import ActVAR
+from actvar.naming import named_model
 from actvar.scales import ScaleSchedule
 
 
@@ -155,6 +156,43 @@ def test_official_files_load_value_by_value(tmp_path, depth, patch_nums, shared)
         assert same(own, {name: state[name] for name in own})
         left_out = {name.rpartition(".")[2] for name in state.keys() - own.keys()}
         assert left_out <= {"lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV"}
+
+
+@pytest.mark.parametrize(
+    ("form", "count"), [("qresi.", 1), ("", 10), ("", 6), ("qresi_ls.", 2), ("qresi_ls.", 5)], ids=str
+)
+def test_a_vqvae_with_other_convolutions_behind_its_upsamplings_is_told_by_its_names(tmp_path, form: str, count: int):
+    """Official VAR's share_quant_resi 1, 0 and others; and a quant_conv_ks of 1."""
+    phi, state = "quantize.quant_resi.", tiny_vqvae()
+    theirs = {name: value for name, value in state.items() if not name.startswith(phi)}
+    one = {part: state[f"{phi}qresi_ls.0.{part}"] for part in ("weight", "bias")}
+    for i in range(count):
+        name = f"{phi}{form}" if form == "qresi." else f"{phi}{form}{i}."
+        theirs |= {f"{name}{part}": value + i for part, value in one.items()}
+    theirs |= {f"{conv}.weight": state[f"{conv}.weight"][..., :1, :1] for conv in ("quant_conv", "post_quant_conv")}
+    torch.save(theirs, tmp_path / "vae.pth")
+    found = load_vqvae(tmp_path / "vae.pth", znorm=True).vqvae
+    for i in range(count):
+        assert torch.equal(found.quantize.quant_resi.qresi_ls[i].bias, one["bias"] + i)
+    assert len(found.quantize.quant_resi.qresi_ls) == count and found.quantize.znorm
+    torch.save(tiny_var(1, STANDARD, False), tmp_path / "var.pth")
+    config = load_checkpoint(Checkpoint(tmp_path / "var.pth", tmp_path / "vae.pth", znorm=True)).config
+    assert (config.vqvae.phi_count, config.vqvae.code_kernel, config.vqvae.znorm) == (count, 1, True)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_vqvae_without_these_convolutions_is_refused(tmp_path):
+    """A quant_resi of 0: what official VAR then adds is another sum."""
+    torch.save({k: v for k, v in tiny_vqvae().items() if "quant_resi" not in k}, tmp_path / "vae.pth")
+    with pytest.raises(CheckpointError, match="qresi_ls: expected the quantizer's convolutions, found none"):
+        load_vqvae(tmp_path / "vae.pth")
+
+
+def test_znorm_is_not_said_of_a_checkpoint_that_says_it_itself(tmp_path):
+    with pytest.raises(UsageError, match=r"--znorm is of official VQVAEs, and .*actvar_mini"):
+        load_vqvae(shipped_checkpoint("actvar-mini").path, znorm=True)
+    with pytest.raises(UsageError, match=r"--znorm belongs to an official VQVAE, and actvar-mini has its own"):
+        named_model("actvar-mini", znorm=True)
 
 
 def test_the_same_tensors_in_any_wrapping_are_the_same_model(files, tmp_path):

@@ -83,6 +83,15 @@ def test_no_map_is_upsampled_and_kernels_are_computed_at_export(tmp_path):
     }
 
 
+def test_in_fp16_nothing_changes_type_between_the_decoders_convolutions(tmp_path):
+    """Only f_hat, the picture and each attention's softmax are in fp32; the sums of norms are the engine's own."""
+    export_bundle(vivid_model(DEEP), tmp_path / "bundle", "fp16", "random weights, seed 0")
+    nodes = onnx.load(tmp_path / "bundle" / "decoder.onnx", load_external_data=False).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert kinds.count("InstanceNormalization") > 10
+    assert kinds.count("Cast") == 2 + 2 * kinds.count("Softmax")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_rows_of_a_kernel_are_summed_before_they_are_rounded(tmp_path, precision):
     """In fp16, 2048 + 1 is 2048: summed in it, the two ones beside 2048 would be lost."""

@@ -2,13 +2,16 @@
 
 import copy
 import io
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from rich.console import Console
 from small_models import small_config, vivid_model
 
+from actvar.benchmarks.given_cost import copy_without
 from actvar.bundle.contract import DRAWN, ENCODER
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.report import bundle_report
@@ -16,8 +19,10 @@ from actvar.config import Activation, Sampling
 from actvar.errors import BundleError, UsageError
 from actvar.export.onnx_export import export_bundle
 from actvar.export.parity.check import check_parity
+from actvar.runtime.backends import ort
 from actvar.runtime.backends.torch_source import eager_source
 from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pipeline import GraphSource
 from actvar.runtime.sources import open_graphs
 
 MODEL = vivid_model(small_config(activation=Activation(4, (3, 4), (0.5, 0.6), (0.75, 0.5))))
@@ -63,6 +68,19 @@ def test_codes_that_are_all_to_be_drawn_change_nothing(bundle: Path):
     assert same_tokens(plain, edited) and (plain.pixels_HW3 == edited.pixels_HW3).all()
 
 
+@pytest.mark.parametrize("scales", ["each", "scales"])
+def test_graphs_without_the_input_draw_the_same(bundle: Path, tmp_path: Path, scales: Literal["each", "scales"]):
+    """What benchmarks/given_cost.py compares: nothing but the input, and what reads it, is gone."""
+    copy = tmp_path / "without"
+    source = GraphSource(ort.load(copy, copy_without(bundle, copy), 1, "cpu", scales))
+    orders = [Order(1, 0), Order(2, 1)]
+    with_it = open_graphs(bundle, batch_size=1, threads=1, scales=scales).draw(orders, SAMPLING, seed=3)
+    assert all(map(same_tokens, source.draw(orders, SAMPLING, seed=3), with_it))
+    assert not any(
+        "given" in {tensor.name for tensor in spec.inputs} for spec in source.engine.manifest.graphs.values()
+    )
+
+
 @pytest.mark.parametrize("codes", [-2, 48])
 def test_a_code_that_the_model_has_not_is_refused(bundle: Path, codes: int):
     """A graph would read beyond its codebook."""
@@ -91,6 +109,22 @@ def test_the_encoder_gives_the_codes_of_pytorch(bundle: Path):
         found, wanted = (each.encode(picture(seed)) for each in (source, eager))
         assert [len(codes_L) for codes_L in found] == list(CONFIG.schedule.tokens)
         assert all(map(np.array_equal, found, wanted)), seed
+
+
+def test_a_vqvae_of_another_form_draws_and_encodes_as_pytorch(tmp_path: Path):
+    """Codes by their direction, and convolutions of another number and size: every graph of scales, and the encoder."""
+    vqvae = replace(CONFIG.vqvae, phi_count=3, code_kernel=1, znorm=True)
+    model = vivid_model(small_config(vqvae=vqvae))
+    export_bundle(model, tmp_path / "bundle", "fp32", "random weights")
+    for scales in ("each", "scales"):
+        source = open_graphs(tmp_path / "bundle", batch_size=2, threads=1, scales=scales)
+        drawn, eager = (list(each.draw([Order(1, 0), Order(2, 1)], SAMPLING)) for each in (source, eager_source(model)))
+        assert all(map(same_tokens, drawn, eager)), scales
+    for seed in range(3):
+        found, wanted = (each.encode(picture(seed)) for each in (source, eager_source(model)))
+        assert all(map(np.array_equal, found, wanted)), seed
+    unlike = eager_source(vivid_model(small_config(vqvae=replace(vqvae, znorm=False)))).encode(picture(0))
+    assert not all(map(np.array_equal, source.encode(picture(0)), unlike)), "there must be something to see"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "fp16-weights", "int8"])

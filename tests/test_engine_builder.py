@@ -31,7 +31,8 @@ from actvar.errors import BundleError, EngineError, UsageError
 from actvar.export.onnx_export import export_graphs
 from actvar.export.operators.lowering import lower
 from actvar.export.plans import engine_library
-from actvar.export.plans.builder import build_plans, timing_cache_of
+from actvar.export.plans import worker as build_worker
+from actvar.export.plans.builder import allows_tf32, build_plans, timing_cache_of
 from actvar.export.plans.engine_library import capabilities, choose_target, library_path, load_engine
 from actvar.export.plans.processes import Task, run_tasks
 from actvar.export.plans.report import plan_table
@@ -163,6 +164,25 @@ def test_every_choice_builds(tmp_path, target, token_choice, expert_choice):
     assert plan.plugins == {}
     nodes = Counter(node.op_type for node in lower(tmp_path / "bundle" / "scale_04.onnx").model.graph.node)
     assert plan.layers["MATRIX_MULTIPLY"] == nodes["MatMul"] + nodes["Gemm"]
+
+
+@pytest.mark.parametrize(("precision", "scales"), [("fp32", ()), ("fp16", (1, 2)), ("bf16", (1, 2))])
+def test_tf32_is_for_scales_of_half_precision_where_no_scores_choose(tmp_path, precision, scales):
+    """Scales 3 and 4 have selectors and routers. The encoder chooses codes by distances of fp32."""
+    manifest = export_graphs(MODEL, tmp_path / "bundle", precision, "a test")
+    allowed = [graph for graph in manifest.graphs if allows_tf32(manifest, graph)]
+    assert allowed == [f"scale_{scale:02d}" for scale in scales]
+
+
+def test_the_builder_is_told_whether_tf32_is_allowed(target):
+    """TensorRT allows it where nothing is said."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(0)
+    job = BuildJob(target.engine, (), "g", 1, "", (), {}, "p", None, None, "all", None, None, False)
+    for is_allowed in (False, True):
+        config = build_worker._config(trt, builder, network, replace(job, tf32=is_allowed))
+        assert config.get_flag(trt.BuilderFlag.TF32) is is_allowed
 
 
 @pytest.mark.slow
@@ -495,7 +515,9 @@ def test_a_timing_cache_is_kept_and_may_be_damaged(built, tmp_path, known):
     plan, log, graph = (str(tmp_path / name) for name in ("plan", "log", "condition.onnx"))
     shutil.copy(built / "condition.onnx", graph)
     file, weights = (spec.entry.bytes, spec.entry.sha256), tuple(spec.weights)
-    job = BuildJob("tensorrt-rtx", ("8.9",), graph, *file, weights, shapes, plan, None, None, "all", None, str(cache))
+    job = BuildJob(
+        "tensorrt-rtx", ("8.9",), graph, *file, weights, shapes, plan, None, None, "all", None, str(cache), False
+    )
     outcomes: list[object] = []
     run_tasks(
         [Task("condition", job, Path(plan), Path(log))], 1, dict(os.environ), quiet, lambda _, o: outcomes.append(o)

@@ -29,5 +29,7 @@ def test_control_characters_and_surrogates_are_escaped(text, expected):
 def test_a_long_text_is_cut():
     assert shown("x" * 500) == "x" * 500
     assert shown("x" * 10**6) == "x" * 499 + "…"
-    assert len(shown("\x1b" * 10**6)) == 500
+    assert shown("\x1b" * 10**6) == r"\x1b" * 124 + "…"  # no escape is cut in two
+    assert shown("ab\ud800cd", limit=7) == "ab…"
+    assert shown("ab\ud800", limit=8) == r"ab\ud800"
     assert shown("abcdef", limit=4) == "abc…"

@@ -200,7 +200,7 @@ def test_a_bf16_bundle_holds_matrices_in_bfloat16_and_convolutions_in_fp16(expor
         types.setdefault(stored.dtype, set()).add(name)
     assert all(name.startswith("var.blocks.") for name in types["bfloat16"])
     assert all(not name.startswith("var.") for name in types["float16"])
-    assert {"var.blocks.1.ffn.router.weight", "var.head.weight", "vqvae.decoder.norm_out.weight"} <= types["float32"]
+    assert {"var.blocks.1.ffn.router.weight", "var.head.weight", "vqvae.encoder.norm_out.weight"} <= types["float32"]
     name = "var.blocks.1.ffn.fc1.weight"
     stored, weight = bundle.manifest.weights.tensors[name], bundle.model.state_dict()[name]
     data = (bundle.folder / "weights.bin").read_bytes()[stored.offset : stored.offset + stored.length]

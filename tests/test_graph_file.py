@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
-from small_models import small_config, vivid_model
+from small_models import SMALL_VQVAE, small_config, vivid_model
 
 from actvar.bundle.graph_file import external_tensors
 from actvar.bundle.manifest import read_manifest
@@ -236,7 +236,7 @@ def test_every_export_is_made_of_the_nodes_that_are_known_and_all_of_those_are_u
         small_config(activation=static),
         small_config(activation=some, shared_adaln=True),
         replace(config, guided_scales=2),
-        small_config(),
+        small_config(vqvae=replace(SMALL_VQVAE, znorm=True)),
     ]
     used: dict[str, set[tuple[str, str, str]]] = {kind: set() for kind in ("scales", "decoder", "encoder", "bodies")}
     cases = [

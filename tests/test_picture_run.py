@@ -267,6 +267,7 @@ def test_a_full_disk_keeps_what_was_drawn(
         (["--seed", 1], "seed is 0 there, and 1 here"),
         (["--cfg", 2], "cfg is 1.5 there, and 2.0 here"),
         (["--top-k", 9], "top_k is 900 there, and 9 here"),
+        (["--class", "none"], "class_ids is not given there, and [5] here"),
         (["--count", 30], "count is 34 there, and 30 here"),
     ],
 )

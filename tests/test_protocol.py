@@ -46,6 +46,11 @@ def test_nothing_is_unlike_papers_where_nothing_is():
         ({"count": 100_000}, ["100,000 pictures, not 50,000"]),
         ({"cfg": 4.0, "top_k": 1, "top_p": 1.0}, ["cfg 4, not 1.5", "top-k 1, not 900", "top-p 1, not 0.96"]),
         ({"side": 512}, ["pictures of 512×512, not 256×256"]),
+        ({"class_ids": (1000,)}, ["pictures without a class"]),
+        (
+            {"class_ids": (3, 1000, 7)},
+            ["pictures of 3 classes, of which one is none", "16666 pictures of some classes and 16667 of others"],
+        ),
         ({"classes": 10}, ["10 classes, where ImageNet has 1,000"]),
     ],
 )
@@ -167,5 +172,13 @@ def test_a_report_says_which_protocol_it_followed(evaluate: Command):
     assert protocol["extractor"]["name"] == "glyphs"
     assert protocol["extractor"]["weights"] == hash_file(SHIPPED_CLASSIFIER).sha256
     assert protocol["evaluator"].startswith("torch-fidelity 0.")
+    assert protocol["class_ids"] is None and report["scores"]["class_accuracy"] is not None
     assert report["released"] is None and protocol["unlike_papers"] == []
     assert "cfg 2, top-k" in out and "unlike papers" not in out and "papers" not in err
+
+    code, out, err = evaluate(*options, "--reference", "glyphs-held-out", "--reference-count", 8, "--class", "none")
+    assert code == 0 and "6 of 6 pictures are in evaluation-var-mini-class-none-6." in err, err
+    report = json.loads(Path("made.json").read_text())
+    assert report["run"]["class_ids"] == report["protocol"]["class_ids"] == [100]
+    assert "pictures without a class" in out
+    assert report["scores"]["class_accuracy"] is None, "nobody asked for a class"

@@ -3,6 +3,7 @@
 A CUDA graph cannot be had here. `graphs_on_host.py` records and replays on the CPU, with a graph's limits.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -202,6 +203,29 @@ def test_a_step_is_run_once_and_then_captured_in_fp32_that_is_fp32(monkeypatch: 
     run = [False, False]
     assert events == ["waits", run, "waits", ("pool", "thread_local"), run, "captured", "replay"]
     assert torch.backends.cudnn.allow_tf32 and flags[0].allow_tf32 == before[0]
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("fp32", False), ("fp16", True), ("bf16", True)])
+def test_in_half_precision_the_head_is_multiplied_in_tf32_and_nothing_else_is(precision, wanted):
+    """Scorers decide by scores that lie close together; f_hat is handed on from scale to scale."""
+    config = CONFIGS["ActVAR"]
+    weights, allowed = Weights.of(empty_model(config), precision, "meta"), defaultdict(set)
+
+    def watched(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def product(x: torch.Tensor) -> torch.Tensor:
+            allowed[name].add(torch.backends.cuda.matmul.allow_tf32)
+            return getattr(weights, name)(x)
+
+        return product
+
+    spied = replace(weights, head=watched("head"), word_embed=watched("word_embed"))
+    values = config.depth * 2 * config.row_groups(0) * 2 * config.heads * cached_tokens(config) * 64
+    places = Places.of(config, 2, torch.empty(values, dtype=COMPUTED_IN[precision], device="meta"))
+    steps = Steps(config, spied, precision, PlainOperators(), places)
+    with torch.no_grad():
+        for si in range(len(config.schedule)):
+            steps.scale(si)
+    assert allowed == {"head": {wanted}, "word_embed": {False}}
 
 
 # ---- the source

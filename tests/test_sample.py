@@ -16,6 +16,9 @@ from command_line import Command, in_process
 from PIL import Image
 from small_bundle import drawn_alone, small_bundle
 
+from actvar.runtime.pictures import Order
+from actvar.runtime.sources import open_graphs
+
 CLASSES, COUNT, SHARD = 5, 13, 5  # three shards, the last of three
 FORMS = ["png", "webdataset", "parquet"]
 
@@ -105,6 +108,23 @@ def test_every_form_holds_the_pictures_of_their_numbers(sample: Command, expecte
     assert all(sha256(files[name]).hexdigest() == digest for name, digest in hashes.items())
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_classes_that_are_named_take_turns_and_none_is_one(sample: Command, bundle: Path, form: str):
+    """A shard that is drawn without a class has its own folder, or the number after the last class for a label."""
+    wanted = [2, CLASSES]
+    code, _, err = sample(*sharded(form), "--class", "2", "--class", "none", "--out", "set", "--count", 6)
+    assert code == 0, err
+    if form == "png":
+        assert sorted(path.name for path in Path("set").iterdir() if path.is_dir()) == ["0002", "none", "shards"]
+        Path("set/none").rename(f"set/{CLASSES:04d}")
+    source = open_graphs(bundle, batch_size=1, threads=1)
+    expected = source.draw((Order(wanted[number % 2], number) for number in range(6)), source.model.sampling, 3)
+    found = pictures(Path("set"), form)
+    assert sorted(found) == sorted((wanted[number % 2], number) for number in range(6))
+    for picture in expected:
+        np.testing.assert_array_equal(found[picture.order.class_id, picture.order.number], picture.pixels_HW3)
+
+
 def test_a_picture_is_the_file_that_generate_writes(
     sample: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -187,6 +207,8 @@ def test_the_npz_has_pictures_and_classes(sample: Command, expected_NHW3: np.nda
         assert npz.files == ["arr_0", "arr_1"]
         np.testing.assert_array_equal(npz["arr_0"], expected_NHW3)
         np.testing.assert_array_equal(npz["arr_1"], np.arange(COUNT) % CLASSES)
+    assert sample("--count", 3, "--class", "none,1", "--out", "named.npz")[0] == 0
+    assert np.load("named.npz")["arr_1"].tolist() == [CLASSES, 1, CLASSES]
     before = Path("set.npz").read_bytes()
     code, _, err = sample("--count", COUNT, "--out", "set.npz")
     assert code == 0 and "13 of 13 pictures are in set-pieces already." in err and "drawn in" not in err
@@ -198,6 +220,11 @@ def test_the_npz_has_pictures_and_classes(sample: Command, expected_NHW3: np.nda
     [
         (["--out", "x"], "Give --count for all classes together, or --per-class"),
         (["--out", "x", "--count", 9, "--per-class", 2], "--per-class 2 of 5 classes is 10 in all, and --count says 9"),
+        (
+            ["--out", "x", "--class", "none", "--count", 9, "--per-class", 2],
+            "--per-class 2 of 1 class is 2 in all, and --count says 9",
+        ),
+        (["--out", "x", "--class", "5", "--count", 9], "--class must lie in 0..4 for this model, got 5."),
         (["--out", "x", "--per-class", 300_000], "is 1500000 pictures in all, more than 1000000"),
         (
             ["--out", "x.npz", "--count", 9, "--format", "png"],

@@ -81,7 +81,7 @@ def test_an_evaluation_is_drawn_on_ray(
 ):
     """The pieces that it keeps, and the file for the ADM suite, are those of one process."""
     monkeypatch.chdir(tmp_path)
-    options = ["--model", bundle, "--threads", 1, "--count", 30, "--seed", 3]
+    options = ["--model", bundle, "--threads", 1, "--count", 30, "--seed", 3, "--class", "0-2,none"]
     evaluate = in_process(monkeypatch, capsys, "evaluate", *options)
     for where, ray in (("on-ray", ["--ray", cluster.address, "--workers", 2]), ("alone", [])):
         code, _, err = evaluate(*ray, "--out", where, "--npz", f"{where}.npz")

@@ -14,6 +14,7 @@ import pytest
 from small_models import small_config, vivid_model
 
 from actvar.benchmarks import soak
+from actvar.benchmarks.command import end_with
 from actvar.export.onnx_export import export_bundle
 from actvar.process_memory import ProcessMemory
 from actvar.runtime import pipeline
@@ -41,9 +42,10 @@ def run(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -
         path = tmp_path / "soak.json"
         options = ("--bundle", bundle, "--minutes", 2 / 60, "--settle", 0.5, "--threads", 1, "--json", path, *more)
         monkeypatch.setattr(sys, "argv", ["soak.py", *map(str, options)])
-        code = soak.main()
+        with pytest.raises(SystemExit) as left:
+            end_with(soak.main)
         said = capsys.readouterr()
-        return code, json.loads(path.read_text()) if path.exists() else {}, said.out + said.err
+        return left.value.code, json.loads(path.read_text()) if path.exists() else {}, said.out + said.err
 
     return call
 

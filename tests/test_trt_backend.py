@@ -30,6 +30,7 @@ from actvar.config import MINI, PRESETS, Activation, Sampling
 from actvar.errors import ActVARError, BundleError, EngineError
 from actvar.export.onnx_export import export_bundle
 from actvar.export.operators.lowering import lower
+from actvar.export.parity.check import check_parity
 from actvar.export.plans.worker import BuildJob, profiles_of
 from actvar.files import hash_file
 from actvar.runtime.backends import cuda_memory, device_weights, trt, trt_library
@@ -38,7 +39,7 @@ from actvar.runtime.backends.device_weights import upload_weights
 from actvar.runtime.backends.memory import Block
 from actvar.runtime.backends.trt_library import DTYPES, EngineLibrary
 from actvar.runtime.machine import CACHE_VARIABLE
-from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pictures import Order, Picture, ScaleEnd
 from actvar.runtime.sources import open_engines, open_graphs
 
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
@@ -112,7 +113,7 @@ def test_tensorrt_alone_has_a_profile_for_the_fewest_pictures():
 
     def profiles(engine: str, batch: tuple[int, int, int]) -> list[dict[str, list]]:
         shapes = {"x": [(2, pictures, 8) for pictures in batch], "uniform": [(pictures,) for pictures in batch]}
-        return profiles_of(BuildJob(engine, (), "g", 1, "", (), shapes, "p", None, None, "all", None, None))
+        return profiles_of(BuildJob(engine, (), "g", 1, "", (), shapes, "p", None, None, "all", None, None, False))
 
     apart, whole = profiles(TENSORRT, (1, 8, 64))
     assert apart == {"x": [(2, 1, 8)] * 3, "uniform": [(1,)] * 3}
@@ -272,6 +273,22 @@ def test_a_batch_beyond_the_plans_is_refused_before_and_while_drawing(host: Host
     ):
         draw(too_many)
     assert_same_pictures(draw(source, orders=ORDERS[:2]), draw(open_graphs(bundle, 2, threads=1), orders=ORDERS[:2]))
+
+
+def test_plans_of_two_pictures_and_more_draw_and_encode_one(host: HostTensorRT, exported: Path, engine: str, tmp_path):
+    """The last batch of a run, a request by itself and the picture to be edited are fewer than the plans' fewest."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(exported, folder)
+    gpu_on_host.build_on_host(folder, PlanTarget(engine, HostTensorRT.__version__, (GPU,)), PlanOptions((3, 3, 4)))
+    wanted, source = open_graphs(exported, 1, threads=1), open_engines(folder, 4)
+    assert_same_pictures(draw(source, True, ORDERS[:5]), draw(wanted, True, ORDERS[:5]))
+    shown: list[ScaleEnd] = []
+    [picture] = source.draw(ORDERS[:1], SAMPLING, 7, on_scale_end=shown.append)
+    assert {(end.orders, len(end.pixels_BHW3)) for end in shown} == {((ORDERS[0],), 1)}
+    for found, same in zip(source.encode(picture.pixels_HW3), wanted.encode(picture.pixels_HW3), strict=True):
+        np.testing.assert_array_equal(found, same)
+    report = check_parity(vivid_model(CONFIG), source, 5, engine="the stand-in")
+    assert report.pictures == 7, "a batch of four, and one of three"
 
 
 # ---- kernels that are compiled where they run

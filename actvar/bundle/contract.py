@@ -23,6 +23,7 @@ second, too."""
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp16-weights"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 CPU_PRECISIONS = ("int8", "fp16-weights")
+HALF_PRECISIONS = ("fp16", "bf16")
 """Those that are for ONNX Runtime on the CPU alone."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 """Every type that a tensor of a bundle may have, and the bytes of one value."""

@@ -99,11 +99,14 @@ Add 2 1
 Cast 1 1 to=1|10
 Concat + 1 axis=1
 Conv 3 1 pads=0:0:0:0|1:1:1:1|0:0:1:1 strides=2:2|
+Div 2 1
 Gather 2 1 axis=0
 Gemm 2 1 transB=1
 InstanceNormalization 3 1 epsilon=float
 MatMul 2 1
+Max 2 1
 Mul 2 1
+ReduceL2 2 1 keepdims=0 @1=-1
 ReduceSum 2 1 keepdims=0 @1=-1
 Reshape 2 1
 Shape 1 1

@@ -29,6 +29,7 @@ class Checkpoint:
         decoder: "small" takes the small decoder that the checkpoint holds beside its VQVAE, too, and the model draws
             with it; "full" leaves it where it is.
         guidance_until: the last scale that is guided, from 1; the model's own if left out.
+        znorm: of an official VQVAE that was trained with `using_znorm`, which its file does not tell.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Checkpoint:
     schedule: ScaleSchedule | None = None
     decoder: Decoder = "full"
     guidance_until: int | None = None
+    znorm: bool = False
 
     def digest(self) -> str:
         """SHA-256 over what the files hold, and over what else is said of the model.
@@ -55,6 +57,8 @@ class Checkpoint:
             digest.update(self.decoder.encode())
         if self.guidance_until is not None:
             digest.update(f"guided until {self.guidance_until}".encode())
+        if self.znorm:
+            digest.update(b"znorm")
         return digest.hexdigest()
 
 

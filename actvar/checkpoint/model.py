@@ -14,11 +14,11 @@ import numpy as np
 
 from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.networks import networks
-from actvar.checkpoint.official import derive_vqvae, read_official, require_same, schedule_of, without_hits
+from actvar.checkpoint.official import derive_vqvae, own_names, read_official, require_same, schedule_of, without_hits
 from actvar.checkpoint.own_file import is_own, read_own, read_own_vqvae
 from actvar.checkpoint.tensor_file import open_tensor_file
 from actvar.checkpoint.weights import Weights
-from actvar.config import Activation, ModelConfig
+from actvar.config import Activation, ModelConfig, VQVAEConfig
 from actvar.errors import ArgumentError, CheckpointError, UsageError, counted, needs, shown
 from actvar.parameters import is_scorer, parameter_shapes
 from actvar.provenance import pasteable
@@ -90,9 +90,10 @@ def open_checkpoint(checkpoint: Checkpoint, activation: Activation | None = None
     path, vqvae, schedule = checkpoint.path, checkpoint.vqvae, checkpoint.schedule
     file = open_tensor_file(path)
     if is_own(file):
+        refuse_znorm(path, checkpoint.znorm)
         config, weights = read_own(file, vqvae, schedule)
     else:
-        config, *both = read_official(file, vqvae, schedule)
+        config, *both = read_official(file, vqvae, schedule, checkpoint.znorm)
         weights = dict(zip(("var", "vqvae"), both, strict=True))
     if checkpoint.decoder == "full":
         config = replace(config, small_decoder=None)
@@ -155,16 +156,18 @@ class StoredVQVAE:
     """
 
     vqvae: "VQVAE"
+    config: VQVAEConfig
     picture_size: int
     num_classes: int | None
 
 
-def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE:
+def load_vqvae(path: Path, schedule: ScaleSchedule | None = None, znorm: bool = False) -> StoredVQVAE:
     """Read the VQVAE of a checkpoint into memory, and nothing else of it.
 
     Args:
         path: a checkpoint of ours that holds a VQVAE, official `vae_ch160v4096z32.pth`, or a self-trained official one.
         schedule: the token maps, where the file does not tell them; without it the ten standard ones.
+        znorm: of an official VQVAE, which tells it nowhere: whether it was trained with `using_znorm`.
 
     Raises:
         CheckpointError: the file is missing, unreadable, hostile, incomplete, or holds no VQVAE.
@@ -180,6 +183,7 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
     if is_own(file):
         said, weights = read_own_vqvae(file)
         config = said.vqvae
+        refuse_znorm(path, znorm)
         own, num_classes = said.schedule, said.num_classes
     else:
         var, found = networks(file)
@@ -187,8 +191,8 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
             raise CheckpointError(
                 f"{shown(path)} holds no VQVAE. Name the official vae_ch160v4096z32.pth, or one of ours."
             )
-        weights = without_hits(found)
-        config = derive_vqvae(weights)
+        weights = own_names(without_hits(found))
+        config = derive_vqvae(weights, znorm=znorm)
         if var:
             own, num_classes = schedule_of(var, schedule), var.shape("class_emb.weight", 2)[0] - 1
     if own:
@@ -199,7 +203,17 @@ def load_vqvae(path: Path, schedule: ScaleSchedule | None = None) -> StoredVQVAE
     weights.require({name: p.shape for name, p in vqvae.named_parameters()}, "a VQVAE")
     values = {name: torch.from_numpy(weights.read(name, copy=True)) for name in vqvae.state_dict()}
     vqvae.load_state_dict(values, assign=True)
-    return StoredVQVAE(vqvae.eval().requires_grad_(False), schedule.side * config.downsampling, num_classes)
+    return StoredVQVAE(vqvae.eval().requires_grad_(False), config, schedule.side * config.downsampling, num_classes)
+
+
+def refuse_znorm(path: Path, znorm: bool) -> None:
+    """Refuse to be told what a checkpoint of ours says itself.
+
+    Raises:
+        UsageError: somebody tells.
+    """
+    if znorm:
+        raise UsageError(f"--znorm is of official VQVAEs, and {shown(path)} says itself what its own is. Leave it out.")
 
 
 def _activated(config: ModelConfig, activation: Activation, path: Path) -> ModelConfig:

@@ -8,6 +8,7 @@ Letters in shapes: L tokens of all scales, C width, V codes, E code width, S sca
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from actvar.checkpoint.networks import networks
 from actvar.checkpoint.tensor_file import TensorFile, open_tensor_file
+from actvar.checkpoint.values import Values
 from actvar.checkpoint.weights import Weights
 from actvar.config import HEAD_WIDTH, ModelConfig, VQVAEConfig
 from actvar.errors import CheckpointError, UsageError, counted, shown
@@ -22,11 +24,14 @@ from actvar.scales import LARGE_PATCH_NUMS, ScaleSchedule
 
 _SCHEDULES = {schedule.total: schedule for schedule in (ScaleSchedule(), ScaleSchedule(LARGE_PATCH_NUMS))}
 _ORIGINAL = "Use the whole, original file."
+_PHI_LIST = "quantize.quant_resi."
+_PHIS = f"{_PHI_LIST}qresi_ls."
+_NO_PHIS = "Use a VQVAE with a quant_resi of 0.5, which is official VAR's."
 _ITS_VQVAE = "Give the VQVAE that it was trained with; the official one is vae_ch160v4096z32.pth."
 
 
 def read_official(
-    file: TensorFile, vqvae: Path | None, schedule: ScaleSchedule | None = None
+    file: TensorFile, vqvae: Path | None, schedule: ScaleSchedule | None = None, znorm: bool = False
 ) -> tuple[ModelConfig, Weights, Weights]:
     """The weights of VAR and VQVAE in official files, and the model that they make.
 
@@ -35,8 +40,9 @@ def read_official(
             `trainer.var_wo_ddp` and `trainer.vae_local`; in any of the wrappings that `networks` knows.
         vqvae: `vae_ch160v4096z32.pth`, or a self-trained file whose VQVAE is wanted.
         schedule: the token maps, where VAR's file does not tell them.
+        znorm: of the VQVAE, which no file tells.
 
-    Returns: the configuration, VAR's weights, the VQVAE's; without the buffers that official files carry.
+    Returns: the configuration, VAR's weights, the VQVAE's by our names; without the buffers that official files carry.
 
     Raises:
         CheckpointError: a file is not what it should be, or the two do not fit each other.
@@ -60,7 +66,8 @@ def read_official(
             raise CheckpointError(f"{shown(vqvae)} holds no VQVAE. {_ITS_VQVAE}")
     if vqvae_weights is None:
         raise CheckpointError(f"{shown(file.path)} holds a VAR without its VQVAE. {_ITS_VQVAE}")
-    config = derive_config(var_weights, vqvae_weights, schedule_of(var_weights, schedule))
+    vqvae_weights = own_names(vqvae_weights)
+    config = derive_config(var_weights, vqvae_weights, schedule_of(var_weights, schedule), znorm=znorm)
     return config, _without_buffers(var_weights, config), without_hits(vqvae_weights)
 
 
@@ -72,7 +79,11 @@ def _first_names(content: Mapping[str, Any]) -> str:
 
 
 def derive_config(
-    var: Weights, vqvae: Weights, schedule: ScaleSchedule, norm_groups: int = VQVAEConfig.norm_groups
+    var: Weights,
+    vqvae: Weights,
+    schedule: ScaleSchedule,
+    norm_groups: int = VQVAEConfig.norm_groups,
+    znorm: bool = False,
 ) -> ModelConfig:
     """The dense model that the tensors are of, as far as shapes tell.
 
@@ -80,12 +91,12 @@ def derive_config(
         var: VAR's weights.
         vqvae: the VQVAE's.
         schedule: the scales; only their sum is held against the tensors.
-        norm_groups: of the VQVAE, which no shape tells.
+        norm_groups, znorm: of the VQVAE, which no shape tells.
 
     Raises:
         CheckpointError: a tensor that tells is missing, or two of them disagree.
     """
-    vqvae_config = derive_vqvae(vqvae, norm_groups)
+    vqvae_config = derive_vqvae(vqvae, norm_groups, znorm)
     width, code_width = var.shape("word_embed.weight", 2)
     depth = var.count("blocks.")
     if width != HEAD_WIDTH * depth:
@@ -113,8 +124,8 @@ def derive_config(
         raise CheckpointError(f"{shown(var.path)}: {error}. {_ORIGINAL}") from None
 
 
-def derive_vqvae(weights: Weights, norm_groups: int = VQVAEConfig.norm_groups) -> VQVAEConfig:
-    """The VQVAE that the tensors are of; no shape tells its `norm_groups`."""
+def derive_vqvae(weights: Weights, norm_groups: int = VQVAEConfig.norm_groups, znorm: bool = False) -> VQVAEConfig:
+    """The VQVAE that the tensors are of, by our names; no shape tells its `norm_groups`, nor `znorm`."""
     vocab_size, z_channels = weights.shape("quantize.embedding.weight", 2)
     ch = weights.shape("encoder.conv_in.weight", 4)[0]
     multiples = []
@@ -126,7 +137,8 @@ def derive_vqvae(weights: Weights, norm_groups: int = VQVAEConfig.norm_groups) -
         multiples.append(channels // ch)
     try:
         blocks = weights.count("encoder.down.0.block.")
-        return VQVAEConfig(vocab_size, z_channels, ch, tuple(multiples), blocks, norm_groups)
+        phis, kernel = weights.count(_PHIS), weights.shape("quant_conv.weight", 4)[-1]
+        return VQVAEConfig(vocab_size, z_channels, ch, tuple(multiples), blocks, norm_groups, phis, kernel, znorm)
     except ValueError as error:
         raise CheckpointError(f"{shown(weights.path)}: {error}. {_ORIGINAL}") from None
 
@@ -204,6 +216,29 @@ def _buffer(name: str, config: ModelConfig) -> np.ndarray:
     if name == "lvl_1L":
         return lvl_1L
     return np.where(lvl_1L > lvl_1L.T, -np.float32(np.inf), np.float32(0))[None, None]
+
+
+def own_names(vqvae: Weights) -> Weights:
+    """An official VQVAE's tensors as ours are called.
+
+    Its phis are a list only where scales share some of several (`share_quant_resi` 2 and more). One that all share is
+    `qresi`, and those that each scale has for itself bear their numbers alone. Which phi follows a scale depends on
+    their number, in all three forms.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    found: dict[str, Values] = {}
+    for name, values in vqvae.tensors.items():
+        rest = name.removeprefix(_PHI_LIST)
+        if rest != name and rest.startswith("qresi."):
+            name = f"{_PHIS}0.{rest.removeprefix('qresi.')}"
+        elif rest != name and rest.partition(".")[0].isdecimal():
+            name = _PHIS + rest
+        found[name] = values
+    if not any(name.startswith(_PHIS) for name in found):
+        raise vqvae.wrong(_PHIS.rstrip("."), "the quantizer's convolutions", "none", _NO_PHIS)
+    return replace(vqvae, tensors=found)
 
 
 def without_hits(vqvae: Weights) -> Weights:

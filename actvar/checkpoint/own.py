@@ -11,10 +11,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from actvar.checkpoint.own_file import FORMAT, VAR_PREFIX, VERSION
+from actvar.checkpoint.own_file import FORMAT, VAR_PREFIX, VERSION, VQVAE_PREFIX
+from actvar.config import ModelConfig
 from actvar.errors import CheckpointError, shown
 from actvar.files import written_whole
 from actvar.models.actvar import ActVAR
+from actvar.models.vqvae import VQVAE
 from actvar.parameters import is_scorer
 
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
@@ -42,6 +44,22 @@ def save_model(
         CheckpointError: a weight is not finite, or too large for `dtype`; or the file cannot be written.
     """
     state = {name: t for name, t in model.state_dict().items() if with_vqvae or name.startswith(VAR_PREFIX)}
+    _save(state, model.config if with_vqvae else replace(model.config, small_decoder=None), path, dtype, notes)
+
+
+def save_vqvae(vqvae: VQVAE, config: ModelConfig, path: Path) -> None:
+    """Write a VQVAE alone, in fp32, for `load_vqvae`; `config` is of a model that it is meant for.
+
+    Raises:
+        CheckpointError: a weight is not finite, or the file cannot be written.
+    """
+    state = {f"{VQVAE_PREFIX}{name}": tensor for name, tensor in vqvae.state_dict().items()}
+    _save(state, config, path, torch.float32, {})
+
+
+def _save(
+    state: Mapping[str, Tensor], model: ModelConfig, path: Path, dtype: torch.dtype, notes: Mapping[str, str]
+) -> None:
     tensors = {name: t.to("cpu", _stored_dtype(name, t, dtype)).contiguous() for name, t in state.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -49,8 +67,7 @@ def save_model(
                 f"{shown(path)} was not written: {name} holds NaN, infinity or a value too large for {tensor.dtype}. "
                 "Save an earlier state of the training, or in fp32."
             )
-    stored = model.config if with_vqvae else replace(model.config, small_decoder=None)
-    config = json.dumps(stored.to_dict(), sort_keys=True, allow_nan=False)
+    config = json.dumps(model.to_dict(), sort_keys=True, allow_nan=False)
     metadata = {**notes, "format": FORMAT, "version": VERSION, "config": config}
     try:
         with written_whole(path) as file:

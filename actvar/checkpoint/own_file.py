@@ -32,7 +32,7 @@ def read_own_vqvae(file: TensorFile) -> tuple[ModelConfig, Weights]:
     """
     said = own_config(file)
     weights = _part(_file_with_vqvae(file, None), VQVAE_PREFIX)
-    config = derive_vqvae(weights, said.vqvae.norm_groups)
+    config = derive_vqvae(weights, said.vqvae.norm_groups, said.vqvae.znorm)
     if said.vqvae != config:
         raise CheckpointError(
             f"{shown(file.path)}: vqvae: expected {said.vqvae}, found tensors of {config}. Write it again."
@@ -61,7 +61,7 @@ def read_own(
     other = _file_with_vqvae(file, vqvae_path)
     small = own_config(other).small_decoder
     var, vqvae = _part(file, VAR_PREFIX), _part(other, VQVAE_PREFIX)
-    derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups)
+    derived = derive_config(var, vqvae, config.schedule, config.vqvae.norm_groups, config.vqvae.znorm)
     for field in ("depth", "num_classes", "shared_adaln", "vqvae"):
         said, found = getattr(config, field), getattr(derived, field)
         if said != found:

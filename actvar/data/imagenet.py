@@ -65,6 +65,11 @@ class PictureFolders:
         names, class_ids = [self.names[i] for i in chosen], [self.class_ids[i] for i in chosen]
         return PictureFolders(self.folder, names, class_ids, self.class_names)
 
+    @property
+    def printed_names(self) -> tuple[str, ...]:
+        """Of the classes, each once; none where two folders print alike."""
+        return self.class_names if len(set(self.class_names)) == len(self.class_names) else ()
+
     @cached_property
     def sha256(self) -> str:
         """Of all names and, as a look at every file would take minutes on a network, of each class's first size.
@@ -84,13 +89,13 @@ class PictureFolders:
         return digest.hexdigest()
 
 
-def list_pictures(root: Path, split: Split, num_classes: int) -> PictureFolders:
+def list_pictures(root: Path, split: Split, num_classes: int | None = None) -> PictureFolders:
     """Find the pictures of a split.
 
     Args:
         root: holds `train` and `val`.
         split: one of them.
-        num_classes: of the model; there must be as many class folders.
+        num_classes: of the model; there must be as many class folders. None takes as many as there are.
 
     Raises:
         DataError: a folder is not there, cannot be read or holds no pictures, or there are fewer or more classes.
@@ -103,7 +108,7 @@ def list_pictures(root: Path, split: Split, num_classes: int) -> PictureFolders:
         with os.scandir(folder) as entries:
             kinds = {entry.name: entry.is_dir() for entry in entries}
         classes = sorted(name for name, is_folder in kinds.items() if is_folder)
-        _require_classes(folder, classes, num_classes)
+        _require_classes(folder, classes, num_classes or max(1, len(classes)))
         per_class = [_pictures_of(folder / name) for name in classes]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}. Check its permissions.") from None
@@ -161,8 +166,7 @@ class FolderPictures:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Those of the folders, unless two of them print alike."""
-        names = self.listed.class_names
-        return names if len(set(names)) == len(names) else ()
+        return self.listed.printed_names
 
     def __len__(self) -> int:
         """N."""
@@ -175,7 +179,7 @@ class FolderPictures:
             DataError: a file cannot be read at all, which may be the disk's or the network's fault, not the picture's.
         """
         with ThreadPoolExecutor(self.workers) as pool:
-            loaded = list(pool.map(self._square, numbers))
+            loaded = list(pool.map(self.square, numbers))
         size = self.preprocessing.size
         grey_HH3 = np.full((size, size, 3), 127, np.uint8)
         squares_NHH3 = np.stack([grey_HH3 if isinstance(square, SkippedPicture) else square for square in loaded])
@@ -186,7 +190,8 @@ class FolderPictures:
             tuple(square for square in loaded if isinstance(square, SkippedPicture)),
         )
 
-    def _square(self, number: int) -> np.ndarray | SkippedPicture:
+    def square(self, number: int) -> np.ndarray | SkippedPicture:
+        """One picture, uint8 HW3, or what is wrong with it; errors are those of `load`."""
         name = self.listed.names[number]
         try:
             return self.preprocessing.square(picture_bytes(self.listed.folder / name), number)

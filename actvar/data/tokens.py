@@ -160,8 +160,11 @@ def _mapped(folder: Path, plan: StorePlan, used: np.ndarray) -> MappedTokens:
 
 
 def vqvae_hash(vqvae: VQVAE) -> str:
-    """SHA-256 of a VQVAE's weights as fp32, by name and shape: the same for every file and device that holds them."""
-    digest = hashlib.sha256()
+    """SHA-256 of a VQVAE's weights as fp32, by name and shape: the same for every file and device that holds them.
+
+    What else decides tokens is in it where it is not as usual.
+    """
+    digest = hashlib.sha256(b"znorm\n" if vqvae.quantize.znorm else b"")
     for name, weight in sorted(vqvae.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().data)

@@ -23,13 +23,13 @@ CHECKPOINT = "actvar.safetensors"
 """In the folder of a stage that has ended."""
 
 
-def load_teacher(path: Path, vqvae: Path | None, schedule: ScaleSchedule | None = None) -> ActVAR:
+def load_teacher(path: Path, vqvae: Path | None, schedule: ScaleSchedule | None = None, znorm: bool = False) -> ActVAR:
     """The dense model that a file holds.
 
     Raises:
         CheckpointError: it holds none.
     """
-    teacher = load_checkpoint(Checkpoint(path, vqvae, schedule))
+    teacher = load_checkpoint(Checkpoint(path, vqvae, schedule, znorm=znorm))
     if teacher.config.activation:
         raise CheckpointError(f"--teacher {path} is an ActVAR. Name the dense VAR that it was made of.")
     return teacher

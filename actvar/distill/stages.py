@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from actvar.class_names import IMAGENET_CLASSES, imagenet_names
 from actvar.config import STATIC, ModelConfig
 from actvar.data.tokens import TokenStore
 from actvar.distill.expert_order import fix_orders, orders_from_data
@@ -31,6 +30,7 @@ from actvar.models.var import VAR, fresh_scorers
 from actvar.parameters import is_scorer
 from actvar.training.fingerprint import store_fingerprint, weights_fingerprint
 from actvar.training.loop import autocast, run
+from actvar.training.own_data import names_of_store
 from actvar.training.team import ALONE, Team
 from actvar.training.token_batches import TokenBatches, TokenSettings
 from actvar.training.update import Update
@@ -253,17 +253,5 @@ def _train(
 def _finished(student: VAR, store: TokenStore) -> VAR:
     """In evaluation mode, with names for its classes."""
     student.eval().requires_grad_(False)
-    student.config = replace(student.config, class_names=_class_names(student.config, store))
+    student.config = replace(student.config, class_names=names_of_store(student.config, store))
     return student
-
-
-def _class_names(config: ModelConfig, store: TokenStore) -> tuple[str, ...]:
-    """The model's own names, or else those of the folders that its pictures were in.
-
-    Classes that are ImageNet's, in folders that are called by their WordNet ids, need none: see `actvar.classes`.
-    """
-    names = store.class_names
-    if config.class_names or len(names) != config.num_classes:
-        return config.class_names
-    of_imagenet = len(names) == IMAGENET_CLASSES and names == tuple(of_class[-1] for of_class in imagenet_names())
-    return () if of_imagenet else names

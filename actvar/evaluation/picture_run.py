@@ -7,8 +7,8 @@
 
 A file that is not what its hash says, is another run's or another piece's, or no plain file, counts as not there.
 
-A picture follows from its number: its class is the number modulo the classes, and (seed, number) decides what is random
-in it. So any process may draw any of the files, on any machine, and the folder is the same in the end.
+A picture follows from its number: classes come in turn, all or those that are asked for, and (seed, number) decides
+what is random in it. So any process may draw any of the files, on any machine, and the folder is the same in the end.
 
 Knows numbers and files; not what draws. Plain numpy: no PyTorch.
 
@@ -35,6 +35,8 @@ RUN_FILE = "run.json"
 PIECE = 50
 """Pictures of a file: what a kill costs at most."""
 
+_NOT_SAID = "not given"
+
 Shard = tuple[int, int]
 """(i, n): every n-th file from the i-th on, counted from 0; the part of a run that one process draws."""
 WHOLE: Shard = (0, 1)
@@ -51,6 +53,7 @@ class RunSpec:
         classes: how many the model has; pictures go through them in turn.
         side: of a picture, in pixels.
         count: pictures in all.
+        class_ids: those that pictures go through, if not all; the number after the last class is none.
     """
 
     weights: str
@@ -65,16 +68,32 @@ class RunSpec:
     cfg: float
     top_k: int
     top_p: float
+    class_ids: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def record(self) -> dict[str, Any]:
-        """As it stands in `run.json`; 2 and 2.0 are one strength of guidance, and must have one hash."""
-        fields = {**asdict(self), "cfg": float(self.cfg), "top_p": float(self.top_p)}
+        """As it stands in `run.json`; 2 and 2.0 are one strength of guidance, and must have one hash.
+
+        `class_ids` is left out where it is empty, as it was when all classes were drawn always.
+        """
+        fields = {**asdict(self), "cfg": float(self.cfg), "top_p": float(self.top_p), "class_ids": list(self.class_ids)}
+        if not self.class_ids:
+            del fields["class_ids"]
         return {"format": FORMAT, "version": VERSION, **fields}
 
+    @property
+    def drawn_classes(self) -> int:
+        """How many classes pictures go through."""
+        return len(self.class_ids) or self.classes
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether every picture is of a class."""
+        return self.classes not in self.class_ids
+
     def class_of(self, number: int) -> int:
-        """All classes in turn, so that any stretch of pictures holds as many of each, or one more."""
-        return number % self.classes
+        """The classes in turn, so that any stretch of pictures holds as many of each, or one more."""
+        return self.class_ids[number % len(self.class_ids)] if self.class_ids else number % self.classes
 
 
 @dataclass(frozen=True)
@@ -268,9 +287,10 @@ def _require_same(path: Path, spec: RunSpec) -> None:
             "are those that were drawn. Name another folder with --out, or have that version end it."
         )
     reader.check_hash(reader.of_format(found, wanted["format"], wanted["version"]))
-    for name, mine in asdict(spec).items():
-        if found.get(name) != mine:
+    for name in asdict(spec):
+        theirs, mine = (record.get(name, _NOT_SAID) for record in (found, wanted))
+        if theirs != mine:
             raise ActVARError(
-                f"{path.parent} holds pictures of another run: {name} is {shown(str(found.get(name)), 80)} there, and "
-                f"{mine} here. Name another folder with --out, or give the options of that run."
+                f"{path.parent} holds pictures of another run: {name} is {shown(str(theirs), 80)} there, and "
+                f"{shown(str(mine), 80)} here. Name another folder with --out, or give the options of that run."
             )

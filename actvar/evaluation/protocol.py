@@ -83,9 +83,17 @@ class Protocol:
 
     @property
     def per_class(self) -> tuple[int, int]:
-        """Pictures of the class with the fewest, and of that with the most."""
-        least, more = divmod(self.run.count, self.run.classes)
+        """Pictures of the class with the fewest, and of that with the most, of those that are drawn."""
+        least, more = divmod(self.run.count, self.run.drawn_classes)
         return least, least + bool(more)
+
+    @property
+    def classes_in_words(self) -> str:
+        """What is drawn, where that is not all classes alike."""
+        if self.run.class_ids == (self.run.classes,):
+            return "pictures without a class"
+        none = "" if self.run.knows_classes else ", of which one is none"
+        return f"pictures of {counted(self.run.drawn_classes, 'class', 'classes')}{none}"
 
     @property
     def departures(self) -> tuple[str, ...]:
@@ -96,6 +104,8 @@ class Protocol:
         run = self.run
         if run.classes != IMAGENET_CLASSES:
             yield f"{counted(run.classes, 'class', 'classes')}, where ImageNet has {IMAGENET_CLASSES:,}"
+        if run.class_ids:
+            yield self.classes_in_words
         if run.side != _PICTURE_SIDE:
             yield f"pictures of {run.side}×{run.side}, not {_PICTURE_SIDE}×{_PICTURE_SIDE}"
         if run.count != PAPER_PICTURES:
@@ -116,6 +126,7 @@ class Protocol:
         return {
             "sampling": {**asdict(self.sampling), "seed": self.run.seed, "smoothed": False},
             "pictures": self.run.count,
+            "class_ids": list(self.run.class_ids) or None,
             "pictures_per_class": {"least": least, "most": most},
             "reference": asdict(self.reference),
             "extractor": asdict(self.extractor),
@@ -134,6 +145,8 @@ class Protocol:
             ("pictures resized", self.extractor.resizing),
             ("weights of the extractor", f"SHA-256 {self.extractor.weights[:12]}…"),
         ]
+        if self.run.class_ids:
+            rows.insert(1, ("drawn", self.classes_in_words))
         return rows + [("unlike papers", departure) for departure in self.departures]
 
 

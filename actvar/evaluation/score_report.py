@@ -70,7 +70,8 @@ def score_run(
     with counting("Looking", run.spec.count + reference.count) as advance:
         seen = judge.look(run, advance)
         other = judge.look(reference.pictures, advance) if reference.pictures else None
-    asked_N = np.array([run.spec.class_of(number) for number in range(run.spec.count)]) if judge.knows_classes else None
+    has_classes = judge.knows_classes and run.spec.knows_classes
+    asked_N = np.array([run.spec.class_of(number) for number in range(run.spec.count)]) if has_classes else None
     statistics = reference.statistics or (fitted(other.features_NF) if other else None)
     assert statistics is not None  # a reference is pictures, or statistics, or both
     scores = score(seen, statistics, other, asked_N)

@@ -1,6 +1,6 @@
 """The multi-scale residual quantizer: a feature map to ten token maps, and back (VAR, Algorithms 1 and 2).
 
-Knows the codebook and the four convolutions that follow an upsampling. The encoder and decoder around it are in
+Knows the codebook and the convolutions that follow an upsampling. The encoder and decoder around it are in
 `vqvae.py`.
 
 Letters in shapes: B pictures, E code width, H side of f_hat, p side of one token map, L = p*p, P tokens of the scales
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actvar.scales import PHI_COUNT, ScaleSchedule
+from actvar.scales import ScaleSchedule
 
 
 class Phi(nn.Conv2d):
@@ -26,11 +26,11 @@ class Phi(nn.Conv2d):
 
 
 class _SharedPhis(nn.Module):
-    """The four phis under the name that official checkpoints use."""
+    """The phis under the name that official checkpoints use where scales share some."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, count: int):
         super().__init__()
-        self.qresi_ls = nn.ModuleList(Phi(width) for _ in range(PHI_COUNT))
+        self.qresi_ls = nn.ModuleList(Phi(width) for _ in range(count))
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -40,13 +40,16 @@ class MultiScaleQuantizer(nn.Module):
         vocab_size: V.
         width: E.
         schedule: sides of the token maps.
+        phi_count: convolutions that the scales share.
+        znorm: whether the code of the nearest direction is taken, and not the nearest code.
     """
 
-    def __init__(self, vocab_size: int, width: int, schedule: ScaleSchedule):
+    def __init__(self, vocab_size: int, width: int, schedule: ScaleSchedule, phi_count: int = 4, znorm: bool = False):
         super().__init__()
-        self.schedule = schedule
+        self.schedule, self.znorm = schedule, znorm
+        self.phi_indices = schedule.phi_indices(phi_count)
         self.embedding = nn.Embedding(vocab_size, width)
-        self.quant_resi = _SharedPhis(width)
+        self.quant_resi = _SharedPhis(width, phi_count)
 
     @property
     def width(self) -> int:
@@ -63,7 +66,7 @@ class MultiScaleQuantizer(nn.Module):
         codes_BEpp = codes_BLE.mT.unflatten(2, (p, p))
         if p != side:
             codes_BEpp = F.interpolate(codes_BEpp, size=(side, side), mode="bicubic")
-        return self.quant_resi.qresi_ls[self.schedule.phi_indices[si]](codes_BEpp)
+        return self.quant_resi.qresi_ls[self.phi_indices[si]](codes_BEpp)
 
     def tokens_in(self, f_hat_BEHH: Tensor, si: int) -> Tensor:
         """What the transformer reads at scale si >= 1: f_hat averaged to that scale's map, [B, L, E]."""
@@ -71,8 +74,10 @@ class MultiScaleQuantizer(nn.Module):
         return F.interpolate(f_hat_BEHH, size=(p, p), mode="area").flatten(2).mT
 
     def nearest(self, codes_BLE: Tensor) -> Tensor:
-        """Index of the nearest code in squared distance: [B, L, E] -> [B, L] int64."""
+        """Index of the nearest code in squared distance, or with znorm in angle: [B, L, E] -> [B, L] int64."""
         weight_VE = self.embedding.weight
+        if self.znorm:
+            return (F.normalize(codes_BLE, dim=-1) @ F.normalize(weight_VE, dim=-1).T).argmax(-1)
         # |x|^2 is the same for all codes and is left out.
         distance_BLV = weight_VE.square().sum(1) - 2 * codes_BLE @ weight_VE.T
         return distance_BLV.argmin(-1)

@@ -183,9 +183,10 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig, schedule: ScaleSchedule):
         super().__init__()
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.quantize = MultiScaleQuantizer(config.vocab_size, config.z_channels, schedule)
-        self.quant_conv = _conv3(config.z_channels, config.z_channels)
-        self.post_quant_conv = _conv3(config.z_channels, config.z_channels)
+        codes, kernel = config.z_channels, config.code_kernel
+        self.quantize = MultiScaleQuantizer(config.vocab_size, codes, schedule, config.phi_count, config.znorm)
+        self.quant_conv = nn.Conv2d(codes, codes, kernel, padding=kernel // 2)
+        self.post_quant_conv = nn.Conv2d(codes, codes, kernel, padding=kernel // 2)
 
     @torch.no_grad()
     def encode(self, pictures_B3HW: Tensor, taken_BT: Tensor | None = None) -> Tensor:

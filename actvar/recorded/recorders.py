@@ -41,8 +41,23 @@ class CudaGraphs:
 
 
 @contextmanager
+def products_in_tf32() -> Iterator[None]:
+    """Products of fp32 may be multiplied in TF32 here."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        matmul.allow_tf32 = True
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+@contextmanager
 def _fp32_is_fp32() -> Iterator[None]:
-    """No TF32 in fp32's products and convolutions, and no sums in fp16; a recording keeps what it was made with."""
+    """No TF32 in fp32's products and convolutions unless a step asks for it, and no sums in fp16.
+
+    A recording keeps what it was made with.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction, cudnn.allow_tf32
     bf16_before = matmul.allow_bf16_reduced_precision_reduction

@@ -3,7 +3,8 @@
 Each reads and writes the tensors of `Places` and nothing else, gives nothing back, and does the same whatever they
 hold: so a CUDA graph can record it once and replay it. The arithmetic is that of `actvar.generation`, but that guidance
 is applied before the head, which is linear; precision is a bundle's: residual stream, norms, lengths of queries and
-keys, scorers, head and sampling in fp32.
+keys, scorers, head and sampling in fp32. In half precision the head is multiplied in TF32, which changes a tenth of the
+tokens that the blocks' half precision does (`benchmarks/fp32_products.py`).
 
 Letters in shapes: B pictures, G groups of rows, R = G * B rows, L tokens of a scale, K kept, P cached, T tokens that
 the cache has room for, S tokens of all scales, C width, E code width, H side of f_hat or height of a picture, D depth,
@@ -11,6 +12,7 @@ h heads, d = 64.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +25,7 @@ from actvar.drawers import pixels
 from actvar.models.block import modulated_norm
 from actvar.parameters import MODULATIONS
 from actvar.recorded.operators import SparseOperators, ffn
+from actvar.recorded.recorders import products_in_tf32
 from actvar.recorded.weights import COMPUTED_IN, BlockWeights, Precision, Weights
 from actvar.sampling import or_given, sample
 
@@ -134,7 +137,8 @@ class Steps:
             conditional, unconditional = drawn_from_BLC.chunk(2)
             strength = places.cfg * self.config.schedule.cfg_ramp(si)
             drawn_from_BLC = conditional + (conditional - unconditional) * strength
-        logits_BLV = weights.head(drawn_from_BLC)
+        with nullcontext() if self.precision == "fp32" else products_in_tf32():
+            logits_BLV = weights.head(drawn_from_BLC)
         of_scale = slice(start := self.config.schedule.starts[si], start + self.config.schedule.tokens[si])
         drawn_BL = sample(logits_BLV, places.uniforms_BS[:, of_scale], places.top_k, places.top_p)
         ids_BL = or_given(drawn_BL, places.given_BS[:, of_scale])

@@ -48,17 +48,21 @@ class RunSettings:
         """Whether the first so many steps are the same whatever `steps` is: the learning rate rises as it does."""
         return done <= self.warmup
 
+    def fallen(self, progress: float) -> float:
+        """Share of the peak's learning rate when this share of the steps after the warm-up is done."""
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+
 
 _SEEDS_APART = 0x9E3779B1
 """Odd, and far from a fraction of 2^32: the steps of two runs with different seeds do not meet."""
 
 
 def learning_rate_at(step: int, settings: RunSettings) -> float:
-    """Linear warm-up, then a half cosine down to 2 % of the peak at the last step."""
+    """Linear warm-up, then as the settings have it: a half cosine down to 2 % of the peak, if nothing else."""
     if step < settings.warmup:
         return settings.learning_rate * (step + 1) / settings.warmup
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return settings.learning_rate * settings.fallen(progress)
 
 
 def step_generator(settings: RunSettings, step: int) -> torch.Generator:

@@ -12,8 +12,6 @@ from actvar.training.team import ALONE, Team
 Losses = Callable[[], Mapping[str, Tensor]]
 """Runs the model on a part of the batch: `loss`, a mean over the part's pictures, and what else is to be logged."""
 
-_CLIP = 1.0  # the gradients' norm
-
 
 class Update:
     """Applies gradients.
@@ -25,6 +23,7 @@ class Update:
         parts: equal parts that each batch comes in: their mean is the batch's, and so is their gradient.
         decay: of the parameters' average, which the training leaves; 0 keeps none.
         team: the processes that take each step together.
+        clip: the largest norm of the gradients.
     """
 
     def __init__(
@@ -35,9 +34,10 @@ class Update:
         parts: int = 1,
         decay: float = 0.0,
         team: Team = ALONE,
+        clip: float = 1.0,
     ):
         self._model, self._parameters, self._optimizers = model, list(parameters.values()), optimizers
-        self._parts, self._team = parts, team
+        self._parts, self._team, self._clip = parts, team, clip
         self._average = Average(parameters, decay) if decay else None
 
     @property
@@ -66,7 +66,7 @@ class Update:
             for name, value in values.items():
                 share = value.detach() / self._parts
                 sums[name] = sums[name] + share if name in sums else share
-        norm = nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
         for optimizer in self._optimizers.values():
             optimizer.step()
         if self._average:

@@ -6,7 +6,7 @@ as Glyphs-100 the plain distances are enough.
 Letters in shapes: B pictures, E code width, H side of f_hat, V codes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +39,13 @@ class VQVAESettings(RunSettings):
         return done == 0
 
 
-def train_vqvae(config: ModelConfig, settings: VQVAESettings, pictures: Pictures) -> VQVAE:
-    """Train from random weights, or resume; returns the trained VQVAE on the CPU in evaluation mode."""
+def train_vqvae(
+    config: ModelConfig, settings: VQVAESettings, pictures: Pictures, inputs: Mapping[str, str] | None = None
+) -> VQVAE:
+    """Train from random weights, or resume; returns the trained VQVAE on the CPU in evaluation mode.
+
+    `inputs` are those of `actvar.training.loop.run`.
+    """
     torch.manual_seed(settings.seed)  # the initial weights
     vqvae = VQVAE(config.vqvae, config.schedule).to(settings.device)
     optimizer = torch.optim.AdamW(vqvae.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -79,7 +84,7 @@ def train_vqvae(config: ModelConfig, settings: VQVAESettings, pictures: Pictures
             usage.clear()
         return {"loss": loss, "mse": mse, "quantizer": quantizer_loss, "usage": share}
 
-    run("VQVAE", step, {"vqvae": vqvae, "optimizer": optimizer, "usage": usage}, settings)
+    run("VQVAE", step, {"vqvae": vqvae, "optimizer": optimizer, "usage": usage}, settings, inputs)
     return vqvae.to("cpu").eval()
 
 

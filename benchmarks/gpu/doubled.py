@@ -30,6 +30,11 @@ class DoubledEngine:
         """See `Engine`."""
         return self._engine.lanes
 
+    @property
+    def fewest(self) -> int:
+        """See `Engine`."""
+        return self._engine.fewest
+
     def upload(self, array: np.ndarray, dtype: str = "") -> Tensor:
         """See `Engine`."""
         return self._engine.upload(array, dtype)

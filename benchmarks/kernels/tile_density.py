@@ -11,6 +11,7 @@ import argparse
 import numpy as np
 import torch
 
+from actvar.benchmarks.command import end_with
 from actvar.models.selection import top_mask
 
 EXPERTS, TILE_ROWS, SORTED_EXPERTS = 16, 128, 8
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with(main)

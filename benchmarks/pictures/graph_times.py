@@ -88,6 +88,11 @@ class TimedEngine:
         """See `Engine`."""
         return self._engine.manifest
 
+    @property
+    def fewest(self) -> int:
+        """See `Engine`."""
+        return self._engine.fewest
+
     def upload(self, array: np.ndarray, dtype: str = "") -> Tensor:
         """See `Engine`."""
         return self._engine.upload(array, dtype)

@@ -54,7 +54,7 @@ class GraphBuilder:
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
         self.weights: dict[str, StoredTensor] = {}
-        self._stored, self._compute = weights, compute
+        self._stored, self.compute = weights, compute
         self._nodes: list[onnx.NodeProto] = []
         self._ahead: list[onnx.NodeProto] = []
         self._widened: dict[str, str] = {}
@@ -159,13 +159,13 @@ class GraphBuilder:
 
     def to_compute(self, value: str) -> str:
         """From fp32 to what matrices are multiplied in."""
-        if self._compute == "float32":
+        if self.compute == "float32":
             return value
-        return self.op("Cast", value, to=_ONNX_TYPES[self._compute], name=f"to_{SHORT[self._compute]}")
+        return self.op("Cast", value, to=_ONNX_TYPES[self.compute], name=f"to_{SHORT[self.compute]}")
 
     def to_fp32(self, value: str) -> str:
         """From what matrices are multiplied in to fp32."""
-        if self._compute == "float32":
+        if self.compute == "float32":
             return value
         return self.op("Cast", value, to=TensorProto.FLOAT, name="to_fp32")
 
@@ -200,7 +200,7 @@ class GraphBuilder:
         if name not in self._initializers:
             self.weights[name] = read
             self._initializers[name] = external_tensor(name, read)
-        if read.dtype != "float16" or self._compute != "float32":
+        if read.dtype != "float16" or self.compute != "float32":
             return name
         if name not in self._widened:
             with self.ahead():

@@ -1,13 +1,17 @@
 """What encoders and decoders are made of, as ONNX nodes: convolutions, norms, residual blocks, attention.
 
-Precision of an fp16 or bf16 graph: convolutions and attention in fp16 (see `weights_file.DECODER_TYPES`), norms and
-softmax in fp32.
+Precision of an fp16 or bf16 graph: convolutions, the decoder's norms and attention in fp16 (see
+`weights_file.DECODER_TYPES`), the encoder's norms and softmax in fp32. A norm's sums are fp32 whatever it reads:
+TensorRT computes a normalization so unless it is told not to, and ONNX Runtime has no other. A norm in fp32 between
+convolutions in fp16 makes an engine change layout and type around each; in the encoder, which runs once for a picture
+and chooses codes by small differences, it stays so.
 
 Letters in shapes: B pictures, C channels, H side of a map, W = H * H, G groups of n values.
 """
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,27 +41,33 @@ class VQVAEWriter(ConvolutionWriter):
     Attributes:
         config: of the VQVAE.
         side: of the smallest map, which is that of f_hat.
+        norms_in_fp32: or in what convolutions are in.
     """
 
     config: VQVAEConfig
     side: int
+    norms_in_fp32: ClassVar[bool] = True
 
     def _norm(self, x: str, layer: str) -> str:
-        """GroupNorm to fp32: with opset 20, groups are the channels of an InstanceNormalization."""
+        """GroupNorm: with opset 20, groups are the channels of an InstanceNormalization."""
         b, groups = self.b, self.config.norm_groups
+        if self.norms_in_fp32:
+            x = b.to_fp32(x)
+        dtype = "float32" if self.norms_in_fp32 else b.compute
         (width,) = b.shape(f"{layer}.weight")
         with b.scope(layer.removeprefix("vqvae.")):
-            ones_G = b.constant("group_ones", np.ones(groups, np.float32))
-            zeros_G = b.constant("group_zeros", np.zeros(groups, np.float32))
-            x_BCHH = b.to_fp32(x)
-            x_BGn = b.reshape(x_BCHH, 0, groups, -1)
+            ones_G = b.constant("group_ones", np.ones(groups, dtype))
+            zeros_G = b.constant("group_zeros", np.zeros(groups, dtype))
+            x_BGn = b.reshape(x, 0, groups, -1)
             normed_BGn = b.op("InstanceNormalization", x_BGn, ones_G, zeros_G, epsilon=NORM_EPS)
-            normed_BCHH = b.op("Reshape", normed_BGn, b.op("Shape", x_BCHH))
+            normed_BCHH = b.op("Reshape", normed_BGn, b.op("Shape", x))
             scaled_BCHH = b.op("Mul", normed_BCHH, b.weight(f"{layer}.weight", (width, 1, 1)), name="scale")
             return b.op("Add", scaled_BCHH, b.weight(f"{layer}.bias", (width, 1, 1)), name="shift")
 
     def _silu(self, x: str) -> str:
-        return self.b.to_compute(self.b.op("Mul", x, self.b.op("Sigmoid", x), name="silu"))
+        """Of a norm's result, to what convolutions are in."""
+        product = self.b.op("Mul", x, self.b.op("Sigmoid", x), name="silu")
+        return self.b.to_compute(product) if self.norms_in_fp32 else product
 
     def _resnet_block(self, x: str, weights: str) -> str:
         h = self._conv(self._silu(self._norm(x, f"{weights}.norm1")), f"{weights}.conv1")
@@ -67,7 +77,9 @@ class VQVAEWriter(ConvolutionWriter):
 
     def _attention(self, x_BCHH: str, weights: str) -> str:
         b, (width, *_) = self.b, self.b.shape(f"{weights}.proj_out.weight")
-        normed = b.to_compute(self._norm(x_BCHH, f"{weights}.norm"))
+        normed = self._norm(x_BCHH, f"{weights}.norm")
+        if self.norms_in_fp32:
+            normed = b.to_compute(normed)
         qkv_BCW = b.reshape(self._conv(normed, f"{weights}.qkv"), -1, 3 * width, self.side**2)
         q_BCW, k_BCW, v_BCW = b.split(qkv_BCW, 3, axis=1)
         scores_BWW = b.op("MatMul", b.op("Transpose", q_BCW, perm=[0, 2, 1]), k_BCW, name="scores")

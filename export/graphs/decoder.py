@@ -4,6 +4,7 @@ Letters in shapes: B pictures, C channels, H side of a map, E code width.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.convolutions import VQVAEWriter
@@ -37,6 +38,8 @@ def image(b: GraphBuilder, pixels_B3HH: str) -> str:
 @dataclass(frozen=True)
 class DecoderWriter(VQVAEWriter):
     """Writes the decoder of f_hat into a graph."""
+
+    norms_in_fp32: ClassVar[bool] = False
 
     def decode(self, f_hat_BEHH: str) -> str:
         """`image` [B, 3, size, size] in [0, 1]."""

@@ -16,6 +16,7 @@ from actvar.export.graphs.sampler import contribution, resized
 from actvar.export.graphs.sizes import OneScale
 
 _CODEBOOK = "vqvae.quantize.embedding.weight"
+_LEAST_LENGTH = 1e-12  # of a code that is taken for a direction, as `torch.nn.functional.normalize` has it
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,23 @@ class EncoderWriter(VQVAEWriter):
 def quantize(b: GraphBuilder, config: ModelConfig, map_BEHH: str) -> str:
     """`token_ids` [B, total]: at each scale the codes nearest to what the scales before it have left of the map."""
     codebook_VE, codes = b.weight(_CODEBOOK), config.vqvae.z_channels
-    squares_V = b.op("ReduceSum", b.op("Mul", codebook_VE, codebook_VE), b.ints(-1), keepdims=0, name="squares")
-    half_V = b.op("Mul", squares_V, b.scalar(0.5), name="half_squares")
+    if config.vqvae.znorm:
+        lengths_V = b.op("ReduceL2", codebook_VE, b.ints(-1), keepdims=0, name="lengths")
+        divisors_V = b.op("Max", lengths_V, b.scalar(_LEAST_LENGTH), name="divisors")
+    else:
+        squares_V = b.op("ReduceSum", b.op("Mul", codebook_VE, codebook_VE), b.ints(-1), keepdims=0, name="squares")
+        half_V = b.op("Mul", squares_V, b.scalar(0.5), name="half_squares")
     rest_BEHH, ids = map_BEHH, []
     for si in range(len(config.schedule)):
         sizes, p = OneScale(b, config, si), config.schedule.patch_nums[si]
         with b.scope(f"scale_{si + 1:02d}"):
             map_BEL = b.reshape(resized(b, rest_BEHH, sizes.residual_down(), "area"), -1, codes, p * p)
             codes_ME = b.reshape(b.op("Transpose", map_BEL, perm=[0, 2, 1]), -1, codes)
-            # |x - c|^2 = |x|^2 - 2 (xc - |c|^2 / 2), and |x|^2 is the same for all codes.
             products_MV = b.op("Gemm", codes_ME, codebook_VE, transB=1, name="products")
-            nearness_MV = b.op("Sub", products_MV, half_V, name="nearness")
+            if config.vqvae.znorm:  # the cosine is xc / |x| |c|, and |x| is the same for all codes
+                nearness_MV = b.op("Div", products_MV, divisors_V, name="nearness")
+            else:  # |x - c|^2 = |x|^2 - 2 (xc - |c|^2 / 2), and so is |x|^2
+                nearness_MV = b.op("Sub", products_MV, half_V, name="nearness")
             _, nearest_M1 = best_first(b, nearness_MV, b.ints(1), axis=-1, name="nearest")
             ids_BL = b.reshape(nearest_M1, -1, p * p)
             ids.append(ids_BL)

@@ -42,7 +42,7 @@ class Sizes(ABC):
     """
 
     def __init__(self, b: GraphBuilder, config: ModelConfig):
-        self.b, self._schedule = b, config.schedule
+        self.b, self._schedule, self._phi_count = b, config.schedule, config.vqvae.phi_count
         self._scales, self._next_sides = range(len(config.schedule)), (*config.schedule.patch_nums[1:], 1)
         tokens, kept = config.schedule.tokens, [config.kept_tokens(si) for si in self._scales]
         active = [config.active_experts(si) for si in self._scales]
@@ -75,7 +75,7 @@ class Sizes(ABC):
 
     def phi(self) -> Phi:
         """The quantizer's convolution."""
-        layers = [f"vqvae.quantize.phi.{i}" for i in self._schedule.phi_indices]
+        layers = [f"vqvae.quantize.phi.{i}" for i in self._schedule.phi_indices(self._phi_count)]
         weights, biases = ([f"{layer}.{part}" for layer in layers] for part in ("weight", "bias"))
         return self._weight("phi_weight", weights, axis=0), self._weight("phi_bias", biases, axis=0)
 

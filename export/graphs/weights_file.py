@@ -37,7 +37,7 @@ from actvar.errors import CheckpointError
 from actvar.export.graphs import int8
 from actvar.export.graphs.builder import SHORT
 from actvar.parameters import parameter_shapes
-from actvar.scales import PHI_COUNT, ScaleSchedule
+from actvar.scales import ScaleSchedule
 
 ALIGNMENT = 4096
 """Every tensor starts at a multiple of this: a page, so that it can be mapped into memory by itself."""
@@ -45,13 +45,13 @@ ALIGNMENT = 4096
 SUBPIXEL_CONV = "subpixel_conv"
 """What an upsampling layer's convolution is called here: it is not the checkpoint's; see `subpixel_weight`."""
 
-# What a precision decides: the matrices of the blocks, and the convolutions of decoder and encoder. The rest is small
-# or must be exact, so it is always fp32: embeddings (the residual stream), selector and router, head, codebook and phi
-# (f_hat), norms. Softmax and sampling are computed in fp32, too.
+# What a precision decides: the matrices of the blocks, convolutions of decoder and encoder, the decoder's norms. The
+# rest is small or must be exact, so it is always fp32: embeddings (the residual stream), selector and router, head,
+# codebook and phi (f_hat), the encoder's norms. Softmax and sampling are computed in fp32, too.
 _BLOCKS = re.compile(r"var\.(blocks\.\d+\.(attn\.(mat_qkv|proj)|ffn\.fc[12]|ada_lin)|shared_ada_lin)\.")
 _OF_ENCODER = ("vqvae.encoder.", "vqvae.quant_conv.")
 _OF_DECODER = ("vqvae.post_quant_conv.", "vqvae.decoder.", "small_decoder.")
-_CONVOLUTIONS = re.compile(r"vqvae\.((post_)?quant_conv|(en|de)coder\.(?!.*norm))|small_decoder\.")
+_CONVOLUTIONS = re.compile(r"vqvae\.((post_)?quant_conv|decoder|encoder(?!.*norm))\.|small_decoder\.")
 _UPSAMPLING = re.compile(r"((?:vqvae\.decoder|small_decoder)\..*upsample)\.conv\.(weight|bias)")
 
 BLOCK_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32", "fp16-weights": "float32"}
@@ -300,7 +300,7 @@ def _recipes(config: ModelConfig, names: Iterable[str], precision: str) -> dict[
     for i in range(config.depth):
         recipes.update(_block(config, i, precision))
     keep(*_linear("var.head"), "vqvae.quantize.embedding.weight")
-    for i in range(PHI_COUNT):
+    for i in range(config.vqvae.phi_count):
         weight, bias = _linear(f"vqvae.quantize.quant_resi.qresi_ls.{i}")
         recipes[f"vqvae.quantize.phi.{i}.weight"] = _Recipe((weight,), _phi_weight)
         recipes[f"vqvae.quantize.phi.{i}.bias"] = _Recipe((bias,), partial(np.multiply, np.float32(0.5)))

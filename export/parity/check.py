@@ -55,7 +55,8 @@ def check_parity(
         model: in evaluation mode, on the CPU.
         graphs: its bundle, opened; its batch size is that of the comparison. Where it was exported with `debug`, the
             inside of the graphs is compared, too, and all numbers at equal choices.
-        pictures: how many, spread over the classes; picture i is number i of the seed.
+        pictures: how many, spread over the classes; picture i is number i of the seed. There are as many more as the
+            last batch lacks, where the bundle's plans want more pictures than are left for it.
         seed: of the pictures.
         engine: what runs the graphs, in words, for the report.
         progress: told the share that is done, 0 to 1.
@@ -65,6 +66,8 @@ def check_parity(
         ActVARError: a picture's values are not numbers.
     """
     found: dict[tuple[str, str], Difference] = {}
+    left = pictures % graphs.batch_size
+    pictures += max(0, graphs.engine.fewest - left) if left else 0
     numbers = range(pictures)
     batches = [numbers[start : start + graphs.batch_size] for start in numbers[:: graphs.batch_size]]
     compared_per_batch = len(graphs.engine.manifest.graphs) + 1

@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon
 
 from actvar import __version__
-from actvar.bundle.contract import CPU_PRECISIONS
+from actvar.bundle.contract import CPU_PRECISIONS, HALF_PRECISIONS, scale_name
 from actvar.bundle.manifest import MANIFEST_FILE, Manifest, read_manifest
 from actvar.bundle.plans import (
     BUILD_AGAIN,
@@ -38,6 +38,7 @@ from actvar.export.plans.engine_library import library_path
 from actvar.export.plans.processes import Task, last_lines, run_tasks
 from actvar.export.plans.worker import BuildJob, BuildResult
 from actvar.files import hash_file, locked, read_verified
+from actvar.parameters import is_scorer
 from actvar.plugins.library import plugin_library
 from actvar.runtime.machine import cache_folder
 
@@ -170,6 +171,7 @@ class _Build:
             plugins=options.plugins,
             plugin_library=str(self.library) if self.library else None,
             timing_cache=self._timing_cache(),
+            tf32=allows_tf32(self.manifest, graph),
         )
         return Task(graph, job, plan, log)
 
@@ -215,6 +217,18 @@ def timing_cache_of(plans: PlanManifest) -> Path | None:
         return None
     library = f"-{plans.plugin_library[:16]}" if plans.plugin_library else ""
     return cache_folder() / "timing" / f"{plans.target.folder}{library}.cache"
+
+
+def allows_tf32(manifest: Manifest, graph: str) -> bool:
+    """Whether a graph's products of fp32 may be multiplied in TF32: where it changes less than half precision does.
+
+    Of all that a half-precision scale keeps in fp32 the head is nearly all the work. TensorRT's flag knows no
+    exceptions, and a selector or router in TF32 chooses otherwise: a scale that has one stays in fp32
+    (`benchmarks/fp32_products.py`). The encoder chooses codes by fp32's distances, and stays in it, too.
+    """
+    of_scale = graph in map(scale_name, range(len(manifest.model.schedule)))
+    scores = any(is_scorer(weight) for weight in manifest.graphs[graph].weights)
+    return manifest.precision in HALF_PRECISIONS and of_scale and not scores
 
 
 def _weighted(sizes: Mapping[str, int], progress: Callable[[float], None]) -> Callable[[str, float], None]:

@@ -47,6 +47,7 @@ class BuildJob:
         workspace, aux_streams, plugins: as in PlanOptions.
         plugin_library: with our plugins; None builds without.
         timing_cache: a file that remembers how fast which kernel was; None where nothing is timed.
+        tf32: whether products of fp32 may be multiplied in TF32.
         pipe: the descriptor that results go to; known once there is a process.
         parent: the process without which the work is for nothing.
     """
@@ -64,6 +65,7 @@ class BuildJob:
     plugins: str
     plugin_library: str | None
     timing_cache: str | None
+    tf32: bool
     pipe: int = -1
     parent: int = -1
 
@@ -163,7 +165,7 @@ def _parsed(trt: Any, builder: Any, logger: Any, lowered: Lowered) -> Any:
 
 def _config(trt: Any, builder: Any, network: Any, job: BuildJob) -> Any:
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # what a graph has in fp32 decides tokens: head, selector, router
+    (config.set_flag if job.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # a run that allocates could not be recorded
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job.engine == RTX and job.capabilities:

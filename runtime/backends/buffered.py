@@ -93,10 +93,11 @@ class BufferedEngine:
         executor: what runs its graphs.
         memory: where they run.
         lanes: chains that may be under way at a time.
+        fewest: the least that B may be.
     """
 
-    def __init__(self, manifest: Manifest, executor: Executor, memory: Memory, lanes: int = 1):
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, executor: Executor, memory: Memory, lanes: int = 1, fewest: int = 1):
+        self.manifest, self.fewest = manifest, fewest
         self._memory = memory
         ran = _with_growing_kv(manifest) if executor.kv_grows else manifest
         self._lanes = [_Lane(ran, executor, memory, number) for number in range(lanes)]

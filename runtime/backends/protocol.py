@@ -82,6 +82,10 @@ class Engine(GraphRunner, Protocol):
     def lanes(self) -> int:
         """Chains that may be under way at a time; the launch of one more waits for the oldest."""
 
+    @property
+    def fewest(self) -> int:
+        """The least that B may be."""
+
     def upload(self, array: np.ndarray, dtype: str = "") -> Tensor:
         """Bring an array to where the graphs run, as this type of a bundle if it is named."""
 

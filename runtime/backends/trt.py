@@ -84,8 +84,9 @@ def load_plans(
         engines[graph] = library.engine_of(read_plan(plan_folder, plans.plans[graph]), str(path))
         check_bindings(library.module, engines[graph], manifest, graph, spec, path)
     weights = upload_weights(folder / WEIGHTS_FILE, entry, memory)
+    batch = plans.options.batch
     return BufferedEngine(
-        manifest, TrtExecutor(manifest, library, engines, weights, plans.options.batch), memory, lanes
+        manifest, TrtExecutor(manifest, library, engines, weights, batch), memory, lanes, fewest=batch[0]
     )
 
 
