@@ -16,7 +16,7 @@ from kernel_library import host_library
 from small_models import small_config
 from test_kernel_bench import TimedCuda
 
-from actvar.benchmarks.gpu import kernel_runs, launches, timings, torch_times, watched
+from actvar.benchmarks.gpu import cache, kernel_runs, launches, timings, torch_times, watched
 from actvar.benchmarks.gpu.case import Departure, Places, Report, Skipped
 from actvar.benchmarks.gpu.kernel_runs import KernelRuns
 from actvar.benchmarks.gpu.steps import RECORDED, STEPS
@@ -133,6 +133,22 @@ def test_launches_are_timed_one_by_one_and_recorded(places: Places, cuda: TimedC
     with pytest.raises(Departure, match="not recorded"):
         launches.run("graph", places, report(places))
     assert not findings(places)["captured"] and "replayed_seconds" not in findings(places)
+
+
+def test_copies_into_the_cache_are_timed_beside_plain_ones(
+    places: Places, cuda: TimedCuda, monkeypatch: pytest.MonkeyPatch
+):
+    """Of every scale, with its bytes: keys and values of all blocks, rows and heads."""
+    config = small_config((1, 2, 3))
+    monkeypatch.setattr(cache, "PRESETS", {"small": config})
+    monkeypatch.setattr(cache, "_BATCHES", (1, 3))
+    cache.run("small", places, report(places))
+    found = findings(places)
+    for batch in (1, 3):
+        of_batch = found[f"batch_{batch}"]
+        each = config.depth * 2 * 2 * batch * config.heads * 64 * 2
+        assert [scale["bytes"] for scale in of_batch["scales"]] == [1 * each, 4 * each, 9 * each]
+        assert of_batch["rows_seconds"] == of_batch["plain_seconds"] == pytest.approx(3e-3)
 
 
 # ---- PyTorch

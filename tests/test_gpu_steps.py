@@ -35,6 +35,7 @@ REHEARSED_BY = {
     "timings:run": "test_timings_are_of_both_batches_and_hold_the_share_outside",
     "watched:sanitizer": "test_the_sanitizer_watches_every_kernel",
     "watched:profile": "test_a_profile_says_what_the_kernels_reach",
+    "cache:run": "test_copies_into_the_cache_are_timed_beside_plain_ones",
     "launches:run": "test_launches_are_timed_one_by_one_and_recorded",
     "torch_times:run": "test_the_recorded_model_is_timed_in_all_its_forms",
     "correctness:cuda_provider": "test_the_cuda_provider_is_compared_with_the_cpu",

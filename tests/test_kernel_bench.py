@@ -32,6 +32,7 @@ from kernel_library import host_library  # noqa: E402
 from plugin_build import kernel_library_path  # noqa: E402
 
 from actvar.benchmarks.kernels import bench as kernel_bench  # noqa: E402
+from actvar.benchmarks.kernels import cublas_lt  # noqa: E402
 from actvar.benchmarks.kernels.bench import KernelBench  # noqa: E402
 from actvar.benchmarks.kernels.cases import Cases, Ceiling, Moved, Routed  # noqa: E402
 from actvar.benchmarks.kernels.cublas_lt import CublasLt, Product, open_cublas_lt  # noqa: E402
@@ -155,6 +156,26 @@ def test_what_cublas_lt_refuses_is_said(lt):
     """Here a search without any workspace."""
     with pytest.raises(EngineError, match="cublasLtMatmulAlgoGetHeuristic of cuBLASLt failed with status 15"):
         lt.candidates(Product(1, 8, 8, True), 0, 0, None, 0, Block(0, 0, None))
+
+
+def test_cublas_lts_numbers_are_those_of_nvidias_own_binding():
+    """It holds no version of Python back, but has machine code: so what runs on a GPU does without it."""
+    nvmath = pytest.importorskip("nvmath")
+    from nvmath.bindings import cublas, cublasLt
+
+    attribute, epilogue = cublasLt.MatmulDescAttribute, cublasLt.Epilogue
+    result = cublasLt.matmul_heuristic_result_dtype
+    assert (cublas_lt._FP32, cublas_lt._FP16) == (nvmath.CudaDataType.CUDA_R_32F, nvmath.CudaDataType.CUDA_R_16F)
+    assert (cublas_lt._SUMS_IN_FP32, cublas_lt._TRANSPOSED) == (cublas.ComputeType.COMPUTE_32F, cublas.Operation.T)
+    assert cublas_lt._TRANSPOSE_A == attribute.TRANSA
+    assert (cublas_lt._EPILOGUE, cublas_lt._BIAS_POINTER) == (attribute.EPILOGUE, attribute.BIAS_POINTER)
+    assert cublas_lt._MOST_WORKSPACE == cublasLt.MatmulPreferenceAttribute.MAX_WORKSPACE_BYTES
+    assert (cublas_lt._NO_EPILOGUE, cublas_lt._BIAS) == (epilogue.DEFAULT, epilogue.BIAS)
+    assert cublas_lt._GELU_BIAS == epilogue.GELU_BIAS
+    heuristic = cublas_lt._Heuristic
+    assert ctypes.sizeof(heuristic) == result.itemsize
+    of_binding = [result.fields[name][1] for name in result.names]
+    assert [getattr(heuristic, name).offset for name, _ in heuristic._fields_] == of_binding
 
 
 def test_without_cublas_lt_it_is_said_what_to_install():

@@ -55,6 +55,7 @@ STEPS = (
     Step("kernels", (Case("bench", 150, _TORCH),), "project:kernels"),
     Step("profile", tuple(Case(kernel, 30, _KERNELS) for kernel in ("hidden", "output")), "watched:profile"),
     Step("launches", (Case("graph", 20, _KERNELS),)),
+    Step("cache", (Case(_TIMED, 20, _KERNELS),)),
     Step(
         "torch_times",
         (
