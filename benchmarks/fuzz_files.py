@@ -16,6 +16,7 @@ same count, seed and commit, without a change since.
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -122,6 +123,7 @@ def _watched(module: ModuleType, path: Path, rng: random.Random, folder: Path, s
     child = os.fork()
     if child == 0:
         os.close(readable)
+        faulthandler.disable()  # how the child ends is reported; where it was would be written to pytest's own output
         signal.setitimer(signal.ITIMER_PROF, seconds)  # a busy machine is no fault of the file
         signal.alarm(patience)
         for stream in (1, 2):

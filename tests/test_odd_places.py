@@ -183,7 +183,7 @@ def test_sigterm_as_a_thread_starts_ends_the_process(tmp_path):
     ("words", "sign"),
     [
         ("export --model m.safetensors --out exported", ".exported.*.tmp"),
-        ("export --model m.safetensors --precision int8 --out exported", "scratch/*"),
+        ("export --model m.safetensors --precision int8 --out exported", "scratch/actvar-int8-*"),
         ("build --model bundle --gpu-arch 8.9", "bundle/plans/*/.*.tmp"),
         ("encode --data glyphs --vqvae m.safetensors --count 100000 --out tokens", "tokens/store.json"),
         ("evaluate --model bundle --count 100000 --out run", "run/pictures-*"),
