@@ -190,6 +190,8 @@ class ModelConfig:
 
     A model with a `small_decoder` draws with that one.
 
+    A `smooth` one adds to f_hat not the code that was drawn, but a mixture of codes (official VAR's `more_smooth`).
+
     Raises:
         ValueError: the parts do not fit each other, or a rate keeps no token or no expert.
     """
@@ -204,6 +206,7 @@ class ModelConfig:
     sampling: Sampling = field(default_factory=Sampling)
     guided_scales: int | None = None
     small_decoder: SmallDecoderConfig | None = None
+    smooth: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.depth <= MAX_DEPTH:
@@ -318,6 +321,7 @@ class ModelConfig:
             "sampling": asdict(self.sampling),
             **({} if self.guided_scales is None else {"guided_scales": self.guided_scales}),
             **({} if self.small_decoder is None else {"small_decoder": asdict(self.small_decoder)}),
+            **({"smooth": True} if self.smooth else {}),
         }
 
     @classmethod
@@ -339,6 +343,8 @@ class ModelConfig:
             like["guided_scales"] = 0
         if isinstance(data, dict) and "small_decoder" in data:
             like["small_decoder"] = asdict(SmallDecoderConfig())
+        if isinstance(data, dict) and "smooth" in data:
+            like["smooth"] = True
         _check_types("the configuration", data, like)
         activation = data["activation"]
         return cls(
@@ -352,6 +358,7 @@ class ModelConfig:
             sampling=Sampling(**data["sampling"]),
             guided_scales=data.get("guided_scales"),
             small_decoder=SmallDecoderConfig(**data["small_decoder"]) if "small_decoder" in data else None,
+            smooth=data.get("smooth", False),
         )
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from actvar.config import ModelConfig, Sampling
 from actvar.models.actvar import ActVAR
 from actvar.models.kv_cache import KVCache
-from actvar.sampling import guide, or_given, sample
-from actvar.uniforms import token_uniforms
+from actvar.sampling import drawn, guide
+from actvar.uniforms import token_randoms
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,18 @@ def generate(
     f_hat_BEHH = var.pos_start.new_zeros(batch, quantizer.width, schedule.side, schedule.side)
 
     ids, f_hats, all_logits = [], [], []
-    for si, tokens in enumerate(schedule.tokens):
+    for si in range(len(schedule)):
         groups = model.config.row_groups(si)
         rows = groups * batch
         tokens_in_RLE = quantizer.tokens_in(f_hat_BEHH, si).repeat(groups, 1, 1) if si else None
         logits_RLV, new_kv = var.infer(tokens_in_RLE, condition.of_rows(rows), cache.past[:, :, :rows], si)
         cache.append(new_kv)
-        uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers])).to(device)
+        random = torch.from_numpy(np.stack([token_randoms(model.config, seed, n, si) for n in numbers])).to(device)
         logits_BLV = guide(logits_RLV, sampling.cfg * schedule.cfg_ramp(si)) if groups == 2 else logits_RLV
-        ids_BL = sample(logits_BLV, uniform_BL, sampling.top_k, sampling.top_p)
-        if given:
-            ids_BL = or_given(ids_BL, torch.from_numpy(given[si]).to(device))
-        f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL, si)
-        ids.append(ids_BL)
+        given_BL = torch.from_numpy(given[si]).to(device) if given else None
+        tokens = drawn(model.config, quantizer, si, logits_BLV, random, sampling.top_k, sampling.top_p, given_BL)
+        f_hat_BEHH = f_hat_BEHH + quantizer.enlarge(tokens.codes_BLE, si)
+        ids.append(tokens.ids_BL)
         f_hats.append(f_hat_BEHH)
         all_logits.append(logits_BLV)
         if on_scale_end:

@@ -110,3 +110,11 @@ class ScaleSchedule:
     def cfg_ramp(self, si: int) -> float:
         """The share of the guidance strength that scale si is given: 0 at the first scale, 1 at the last."""
         return si / (len(self) - 1)
+
+    def smooth_gain(self, si: int) -> float:
+        """What logits are multiplied by where codes are mixed: 1 at the first scale, 2 at the last (official VAR)."""
+        return 1 + self.cfg_ramp(si)
+
+    def smooth_temperature(self, si: int) -> float:
+        """How softly codes are mixed: 0.27 at the first scale, where many count, to 0.0135, where mostly one does."""
+        return max(0.27 * (1 - 0.95 * self.cfg_ramp(si)), 0.005)

@@ -19,6 +19,7 @@ from actvar.cli.options import (
     GuidanceUntilOption,
     JsonOption,
     OptionalModelOption,
+    SmoothOption,
     VqvaeOption,
     chosen_precision,
     engine_option,
@@ -55,6 +56,7 @@ def build(
     size: Size,
     rates: Rates,
     guidance_until: GuidanceUntilOption = None,
+    smooth: SmoothOption = False,
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,
         precision_option(
@@ -122,9 +124,10 @@ def build(
     if not (model or size.is_given):
         raise UsageError("There is nothing to build. Give --depth 20, a --preset or a --model.")
     named = chosen_model(model, vqvae, size.patch_nums, facts) if model else None
-    if named and named.bundle and (rates.are_given or out or guidance_until is not None):
+    if named and named.bundle and (rates.are_given or out or guidance_until is not None or smooth):
         raise UsageError(
-            f"Rates, experts, --guidance-until and --out shape what is exported, and {model} is there. Leave them out."
+            f"Rates, experts, --guidance-until, --smooth and --out shape what is exported, and {model} is there. "
+            "Leave them out."
         )
     wanted = chosen_precision(precision, fp16)
     with needs("export", "to build plans"):
@@ -137,7 +140,7 @@ def build(
         target = choose_target(engine, tuple(gpu_arch.split(",")) if gpu_arch else None)
     except EngineError as error:
         lack = error  # the graphs can be exported all the same
-    folder = bundle_to_build(named, size, rates, guidance_until, wanted, out, decoder)
+    folder = bundle_to_build(named, size, rates, guidance_until, wanted, out, decoder, smooth)
     manifest = read_manifest(folder)
     graphs = _graphs(manifest, scales)
     if target is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
-from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size, guided_until, until_suffix
+from actvar.cli.model_choice import RANDOM_ROUTER, Rates, Size, form_suffix, guided_until
 from actvar.cli.output import replaced_bundle
 from actvar.config import Decoder, ModelConfig
 from actvar.console import progress_bar, say
@@ -26,6 +26,7 @@ def bundle_to_build(
     precision: str | None,
     out: Path | None,
     decoder: Decoder | None = None,
+    smooth: bool = False,
 ) -> Path:
     """The folder of the bundle, which is exported if it is not there.
 
@@ -37,6 +38,7 @@ def bundle_to_build(
         precision: "fp32", "fp16" or "bf16"; None takes what is there, or fp32.
         out: where the bundle is to be; None takes a folder below bundles/ that is named after the model.
         decoder: of a checkpoint the one that is exported; None takes the full one, or what is there.
+        smooth: whether what is exported mixes codes.
 
     Raises:
         UsageError: there is a bundle of something else, in another precision or with another decoder.
@@ -52,14 +54,17 @@ def bundle_to_build(
             raise UsageError(f"{named.bundle} has the {holds} decoder. Leave --decoder out, or name another bundle.")
         return named.bundle
     precision = precision or "fp32"
-    ending = f"{until_suffix(guidance_until)}-{precision}"
+    ending = f"{form_suffix(guidance_until, smooth)}-{precision}"
     if named and named.checkpoint:
-        checkpoint = replace(named.checkpoint, decoder=decoder or "full", guidance_until=guidance_until)
+        checkpoint = replace(
+            named.checkpoint, decoder=decoder or "full", guidance_until=guidance_until, smooth=smooth or None
+        )
         kind = "-small-decoder" if decoder == "small" else ""
         folder = out or Path("bundles") / f"{named.name}{kind}{ending}"
         return _of_checkpoint(checkpoint, rates, folder, precision)
     name, config = size.model(rates, decoder)
-    config, folder = guided_until(config, guidance_until), out or Path("bundles") / f"{name}{ending}"
+    config = replace(guided_until(config, guidance_until), smooth=smooth)
+    folder = out or Path("bundles") / f"{name}{ending}"
     if not _is_there(folder, config, precision):
         _export_graphs(config, folder, precision, name)
     return folder

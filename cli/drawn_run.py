@@ -77,6 +77,7 @@ def run_spec(
         side=model.picture_size,
         count=count,
         seed=seed,
+        smooth=model.smooth,
         **asdict(sampling),
         class_ids=class_ids,
     )

@@ -48,6 +48,8 @@ actvar-trt evaluate --model var-mini --reference glyphs-held-out --json var-mini
 
 actvar-trt evaluate --model bundles/d20-fp16 --backend tensorrt --batch-size 50 --npz d20.npz
 
+actvar-trt evaluate --count 300 --smooth
+
 actvar-trt evaluate --model bundles/d20-fp16 --shard 1/8 --out runs/d20-50k
 
 actvar-trt evaluate --model bundles/d20-fp16 --out runs/d20-50k --reference VIRTUAL_imagenet256_labeled.npz"""

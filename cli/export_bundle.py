@@ -14,13 +14,14 @@ from actvar.cli.model_choice import (
     Rates,
     Size,
     chosen_checkpoint,
+    form_suffix,
     guided_until,
-    until_suffix,
 )
 from actvar.cli.options import (
     Fp16Option,
     GuidanceUntilOption,
     OptionalCheckpointOption,
+    SmoothOption,
     VqvaeOption,
     chosen_precision,
     decoder_option,
@@ -51,6 +52,8 @@ actvar-trt export --model mine.safetensors --precision int8 --decoder small
 
 actvar-trt export --model var-mini --guidance-until 7
 
+actvar-trt export --model var-mini --smooth
+
 actvar-trt export --preset mini --patch-nums 1,2,4,8,16 --active-scales 4,5 --token-rates 0.5 --experts 8"""
 
 
@@ -62,6 +65,7 @@ def export(
     size: Size,
     rates: Rates,
     guidance_until: GuidanceUntilOption = None,
+    smooth: SmoothOption = False,
     precision: Annotated[Precision | None, graph_precision_option("fp32")] = None,
     fp16: Fp16Option = False,
     decoder: Annotated[
@@ -91,9 +95,9 @@ def export(
         name, checkpoint = chosen_checkpoint(model, vqvae, size.patch_nums, facts)
     else:
         name, config = size.model(rates, decoder)
-        config = guided_until(config, guidance_until)
+        config = replace(guided_until(config, guidance_until), smooth=smooth)
     kind = "-small-decoder" if model and decoder == "small" else ""
-    target = out or Path("bundles") / f"{name}{kind}{until_suffix(guidance_until)}-{wanted}"
+    target = out or Path("bundles") / f"{name}{kind}{form_suffix(guidance_until, smooth)}-{wanted}"
     replaces = replaced_bundle(target)
 
     with needs("export", "to export a model"):
@@ -103,7 +107,7 @@ def export(
     started = time.perf_counter()
     network: StoredModel | ActVAR
     if model:
-        checkpoint = replace(checkpoint, decoder=decoder, guidance_until=guidance_until)
+        checkpoint = replace(checkpoint, decoder=decoder, guidance_until=guidance_until, smooth=smooth or None)
         network = open_checkpoint(checkpoint)
         source = f"checkpoint {checkpoint.path.name}"
         if activation := rates.of(network.config):

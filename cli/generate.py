@@ -34,6 +34,8 @@ actvar-trt generate --class brown-crescent --class 0-9 --count 8 --grid --out sh
 
 actvar-trt generate --class 88 --show-scales
 
+actvar-trt generate --class 88 --smooth
+
 actvar-trt generate --class "golden retriever" --model var_d16.pth --vqvae vae_ch160v4096z32.pth
 
 actvar-trt generate --class all --model bundles/d20-fp16 --backend tensorrt --batch-size 8"""

@@ -125,9 +125,9 @@ def guided_until(model: ModelConfig, scale: int | None) -> ModelConfig:
         raise UsageError(f"--guidance-until: {error}.") from None
 
 
-def until_suffix(scale: int | None) -> str:
-    """What a bundle's folder is called besides, where its guidance ends at a scale."""
-    return "" if scale is None else f"-guided-{scale}"
+def form_suffix(guided_until: int | None, smooth: bool) -> str:
+    """What a bundle's folder is called besides, where its guidance ends at a scale, and where it mixes codes."""
+    return ("" if guided_until is None else f"-guided-{guided_until}") + ("-smooth" if smooth else "")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,14 @@ GuidanceUntilOption: TypeAlias = Annotated[
     ),
 ]
 
+SmoothOption: TypeAlias = Annotated[
+    bool,
+    model_option(
+        "--smooth",
+        help="Mix codes as pictures are drawn, for a smoother look: not for scores, and a bundle of its own.",
+    ),
+]
+
 # ---- in which precision
 
 

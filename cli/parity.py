@@ -21,6 +21,7 @@ from actvar.cli.options import (
     OptionalCheckpointOption,
     PrecisionOption,
     SeedOption,
+    SmoothOption,
     VqvaeOption,
     batch_size_option,
     chosen_precision,
@@ -59,6 +60,7 @@ def parity(
     size: Size,
     rates: Rates,
     guidance_until: GuidanceUntilOption = None,
+    smooth: SmoothOption = False,
     bundle: Annotated[
         Path | None,
         model_option(
@@ -96,8 +98,9 @@ def parity(
         raise UsageError("--bundle is compared with the --model that it was made from. Give both, or neither.")
     if bundle and precision:
         raise UsageError("--precision is for an export, and --bundle names one that is there. Leave it out.")
-    if bundle and guidance_until is not None:
-        raise UsageError("--guidance-until is for an export, and --bundle names one that is there. Leave it out.")
+    if bundle and (guidance_until is not None or smooth):
+        option = "--smooth" if smooth else "--guidance-until"
+        raise UsageError(f"{option} is for an export, and --bundle names one that is there. Leave it out.")
     require_place(backend, device, precision)
     if backend == "tensorrt" and first_gpu() is None:
         raise UsageError("--backend tensorrt needs an NVIDIA GPU, and there is none. Take --backend onnxruntime.")
@@ -108,14 +111,17 @@ def parity(
         from actvar.models.actvar import random_model
 
     if size.is_given:
-        config = guided_until(size.model(rates, decoder)[1], guidance_until)
+        config = replace(guided_until(size.model(rates, decoder)[1], guidance_until), smooth=smooth)
         say(f"Random weights: {size.name} draws nothing that means anything; its graphs can be compared all the same.")
         network, source = random_model(config), f"random weights, preset {size.name}"
     else:
         _, chosen = chosen_checkpoint(model or _DEFAULT_MODEL, vqvae, size.patch_nums, facts)
-        until = _guided_until(bundle) if bundle else guidance_until
-        wanted = decoder or ("small" if bundle and read_manifest(bundle).model.small_decoder else "full")
-        network = load_checkpoint(replace(chosen, decoder=wanted, guidance_until=until))
+        there = read_manifest(bundle).model if bundle else None
+        mixes = there.smooth if there else smooth or None
+        if there:  # graphs that guide all scales or none do as their model does
+            guidance_until = there.guided_scales or None
+        wanted = decoder or ("small" if there and there.small_decoder else "full")
+        network = load_checkpoint(replace(chosen, decoder=wanted, guidance_until=guidance_until, smooth=mixes))
         source = f"checkpoint {chosen.path.name}"
     with scratch_folder("parity") as scratch:
         folder = bundle or scratch / "bundle"
@@ -137,11 +143,6 @@ def parity(
     deliver([report.table(), *map(escape, lines)], report.to_json(), json_file)
     if not report.passed:
         raise typer.Exit(1)
-
-
-def _guided_until(bundle: Path) -> int | None:
-    """The last scale that the graphs of a bundle guide; None where they guide all or none, as their model does."""
-    return read_manifest(bundle).model.guided_scales or None
 
 
 def _build(folder: Path, batch_size: int) -> None:

@@ -17,6 +17,7 @@ from actvar.cli.options import (
     ModelOption,
     PatchNumsOption,
     PrecisionOption,
+    SmoothOption,
     ThreadsOption,
     VqvaeOption,
 )
@@ -67,6 +68,7 @@ def serve(
     precision: PrecisionOption = None,
     fp16: Fp16Option = False,
     decoder: DecoderOption = None,
+    smooth: SmoothOption = False,
     threads: ThreadsOption = 0,
 ) -> None:
     """Serve pictures over HTTP, in the form of OpenAI's API, with a page at / and the API's own at /docs.
@@ -78,7 +80,7 @@ def serve(
         from actvar.serve.app import create_app
         from actvar.serve.server import listen, run
     listening = listen(host, port)
-    engine = Engine(backend, device, precision, fp16, decoder, max_batch, threads)
+    engine = Engine(backend, device, precision, fp16, decoder, max_batch, threads, smooth)
     named = chosen_model(model, vqvae, patch_nums, facts, backend == "tensorrt")
     with engine.open(named, lambda config: None, guidance_until) as pipeline:
         app = create_app(

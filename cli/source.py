@@ -13,6 +13,7 @@ from actvar.cli.options import (
     DeviceOption,
     Fp16Option,
     PrecisionOption,
+    SmoothOption,
     ThreadsOption,
     batch_size_option,
     chosen_precision,
@@ -80,6 +81,7 @@ class Engine:
         int, batch_size_option("Pictures that are drawn at a time; more take more memory, and no picture changes.")
     ] = 1
     threads: ThreadsOption = 0
+    smooth: SmoothOption = False
 
     @property
     def place(self) -> str:
@@ -99,6 +101,7 @@ class Engine:
             named,
             precision=chosen_precision(self.precision, self.fp16),
             decoder=self.decoder,
+            smooth=self.smooth or None,
             backend=self.backend,
             device=self.device,
             batch_size=self.batch_size,

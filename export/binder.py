@@ -177,7 +177,8 @@ def _require_activation(checkpoint: Path, found: ModelConfig, bundle: Path, made
 
 
 def _guided(checkpoint: Path, found: ModelConfig, bundle: Path, made_for: ModelConfig) -> ModelConfig:
-    """The model as graphs run it: where guidance ends is theirs to say, and whether there is any the checkpoint's.
+    """The model as graphs run it: where guidance ends, and whether codes are mixed, is theirs to say; whether there is
+    any guidance the checkpoint's.
 
     Raises:
         CheckpointError: one of the two has guidance, and the other has none.
@@ -187,7 +188,7 @@ def _guided(checkpoint: Path, found: ModelConfig, bundle: Path, made_for: ModelC
         raise CheckpointError(
             f"{checkpoint} {own}, and the graphs of {bundle} {graphs}. Export a bundle of {checkpoint.name}."
         )
-    return replace(found, guided_scales=made_for.guided_scales)
+    return replace(found, guided_scales=made_for.guided_scales, smooth=made_for.smooth)
 
 
 def _bind(

@@ -69,6 +69,7 @@ class Pipeline(api.Pipeline):
         progress_bar: bool = True,
         guidance_until: int | None = None,
         decoder: Decoder | None = None,
+        smooth: bool | None = None,
         accept: Accept | None = None,
     ) -> "Pipeline":
         """Open a model by its name.
@@ -94,6 +95,8 @@ class Pipeline(api.Pipeline):
                 class alone, in half the time. All that the model guides, if left out.
             decoder: "full" or "small", of a checkpoint that has a small one, too; "full" if left out. Of a bundle the
                 one that it must have.
+            smooth: mix codes in place of drawing one for each token, as official VAR's `more_smooth` does it
+                (docs/smooth.md). Of a bundle what it must do.
             accept: sees the model's configuration before any long work, and may refuse it by raising.
 
         Raises:
@@ -121,7 +124,7 @@ class Pipeline(api.Pipeline):
                 shown=progress_bar,
             )
         wanted = _Wanted(precision, accept or (lambda config: None))
-        named = _chosen(named, decoder, guidance_until)
+        named = _chosen(named, decoder, guidance_until, smooth)
         source, folder = _opened(named, engine, wanted, progress_bar)
         pipe = cls(source, name=named.name, bundle=folder, progress_bar=progress_bar)
         pipe.checkpoint = named.checkpoint
@@ -259,26 +262,38 @@ class _Engine:
         return self.open(folder)
 
 
-def _chosen(named: NamedModel, decoder: Decoder | None, guidance_until: int | None) -> NamedModel:
-    """The model with one of its decoders, guided until a scale.
+def _chosen(named: NamedModel, decoder: Decoder | None, guidance_until: int | None, smooth: bool | None) -> NamedModel:
+    """The model with one of its decoders, guided until a scale, mixing codes or not.
 
     Raises:
-        ArgumentError: it is a bundle, which has another decoder, or whose graphs decide about guidance.
+        ArgumentError: it is a bundle, which has another decoder, or whose graphs decide about guidance and mixing.
     """
     if decoder is not None:
         one_of("decoder", decoder, get_args(Decoder))
     if named.checkpoint:
-        said = replace(named.checkpoint, decoder=decoder or named.checkpoint.decoder, guidance_until=guidance_until)
+        said = replace(
+            named.checkpoint,
+            decoder=decoder or named.checkpoint.decoder,
+            guidance_until=guidance_until,
+            smooth=smooth,
+        )
         return replace(named, checkpoint=said)
     assert named.bundle
     if guidance_until is not None:
         raise ArgumentError(
             f"{named.name} is a bundle, whose graphs decide where guidance ends. Leave it out, or name a checkpoint."
         )
-    if decoder is None:
+    if decoder is None and smooth is None:
         return named
-    found = "small" if read_manifest(named.bundle).model.small_decoder else "full"
-    if found != decoder:
+    model = read_manifest(named.bundle).model
+    if smooth not in (None, model.smooth):
+        asked, graphs = ("smooth", "draw codes") if smooth else ("not smooth", "mix codes")
+        raise ArgumentError(
+            f"{named.name} is a bundle whose graphs {graphs}, and {asked} drawing was asked for. Leave it out, or name "
+            "a checkpoint."
+        )
+    found = "small" if model.small_decoder else "full"
+    if decoder not in (None, found):
         raise ArgumentError(
             f"{named.name} is a bundle with the {found} decoder, and the {decoder} one was asked for. "
             "Leave it out, or export the checkpoint again."

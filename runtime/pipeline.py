@@ -20,7 +20,7 @@ from actvar.errors import BundleError
 from actvar.image import to_bytes, to_numbers
 from actvar.runtime.backends.protocol import Engine, GraphRunner, Launched, Tensor
 from actvar.runtime.pictures import OnScaleEnd, Order, Picture, ScaleEnd, require_orders
-from actvar.uniforms import token_uniforms
+from actvar.uniforms import random_input, token_randoms
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ class GraphSource:
         dtypes = {t.name: t.dtype for graph in self.engine.manifest.graphs.values() for t in graph.inputs}
         typed = {name: array.astype(dtypes[name]) for name, array in arrays.items() if name in dtypes}  # cfg may not be
         for si, tokens in enumerate(schedule.tokens):
-            drawn_by = [token_uniforms(order.seed_in(seed), order.number, si, tokens) for order in orders]
-            typed[_uniform(si)] = np.stack(drawn_by)
+            typed[_random(si)] = np.stack([token_randoms(self.model, o.seed_in(seed), o.number, si) for o in orders])
             typed[_given(si)] = np.array([order.given_at(si, tokens) for order in orders], np.int64)
         return typed
 
@@ -125,15 +124,14 @@ class _PictureChain:
 
     def run(self, graphs: GraphRunner, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `actvar.runtime.backends.protocol.Chain`."""
-        last = len(self.manifest.model.schedule) - 1
+        last, random = len(self.manifest.model.schedule) - 1, random_input(self.manifest.model)
         held = {**given, **self._run(graphs, "condition", given)}
         cache = graphs.kv_cache(self.pictures)
         results = {}
         for si in range(last + 1):
             if si:
                 held["past_kv"] = cache.past
-            drawing = {"uniform": given[_uniform(si)], "given": given[_given(si)]}
-            made = self._run(graphs, scale_name(si), {**held, **drawing})
+            made = self._run(graphs, scale_name(si), {**held, random: given[_random(si)], "given": given[_given(si)]})
             results[_tokens(si)] = made["token_ids"]
             held["f_hat"] = made["next_f_hat"]
             if si < last:
@@ -154,8 +152,8 @@ class _PictureChain:
         return graphs.run(graph, {tensor.name: held[tensor.name] for tensor in inputs})
 
 
-def _uniform(si: int) -> str:
-    return f"{scale_name(si)}/uniform"
+def _random(si: int) -> str:
+    return f"{scale_name(si)}/random"
 
 
 def _given(si: int) -> str:

@@ -181,8 +181,13 @@ def phi_index(si: int, scales: int, phis: int = 4) -> int:
 
 def contribution(state: State, patch_nums: Sequence[int], si: int, ids_L: Sequence[int]) -> np.ndarray:
     """What the tokens of scale si add to f_hat, [E, H, H]."""
+    return enlarged(state, patch_nums, si, state["quantize.embedding.weight"][list(ids_L)])
+
+
+def enlarged(state: State, patch_nums: Sequence[int], si: int, codes_LE: np.ndarray) -> np.ndarray:
+    """What these vectors of scale si add to f_hat, [E, H, H]."""
     p, side = patch_nums[si], patch_nums[-1]
-    map_Epp = state["quantize.embedding.weight"][list(ids_L)].T.reshape(-1, p, p)
+    map_Epp = codes_LE.T.reshape(-1, p, p)
     up = bicubic(map_Epp, side) if si + 1 < len(patch_nums) else map_Epp
     phis = sum("qresi_ls" in name and name.endswith("weight") for name in state)
     return 0.5 * up + 0.5 * conv(state, f"quantize.quant_resi.qresi_ls.{phi_index(si, len(patch_nums), phis)}", up)
@@ -335,6 +340,13 @@ def draw(probability_V: np.ndarray, uniform: float) -> tuple[int, float]:
     return found, margin
 
 
+def mixture(logits_V: np.ndarray, noise_V: np.ndarray, ratio: float, top_k: int, top_p: float) -> np.ndarray:
+    """How much of each code there is where codes are mixed: a Gumbel softmax of what top-k and top-p keep."""
+    temperature = max(0.27 * (1 - ratio * 0.95), 0.005)
+    kept_V = distribution(logits_V, top_k, top_p) > 0
+    return softmax(np.where(kept_V, ((1 + ratio) * logits_V + noise_V) / temperature, -math.inf))
+
+
 def is_kept(mask_SS: np.ndarray, side: int, y: int, x: int) -> bool:
     """Whether a token of a scale's map stays: what the mask is at its centre, between its four neighbours, is over 1/2.
 
@@ -373,10 +385,13 @@ def generate(
     groups: int,
     own_ids: Sequence[Sequence[int]] = (),
     mask_SS: np.ndarray | None = None,
+    smooth: bool = False,
 ) -> Drawn:
     """Draw one picture. `state` has `var.*` and `vqvae.*`; `uniforms` one array for each scale.
 
     With a mask, edit one: where it keeps, the codes of every scale are the picture's own.
+
+    A smooth one mixes codes by noise, of which `uniforms` then has a row for each token; its ids are the heaviest.
     """
     var, vqvae = part(state, "var."), part(state, "vqvae.")
     no_class = len(var["class_emb.weight"]) - 1
@@ -388,14 +403,22 @@ def generate(
         conditional, unconditional = (row.logits(si, inputs) for row in rows)
         t = cfg * si / (len(patch_nums) - 1)
         logits_LV = (1 + t) * conditional - t * unconditional
-        drawn = [draw(distribution(z, top_k, top_p), u) for z, u in zip(logits_LV, uniforms[si], strict=True)]
-        ids.append([code for code, _ in drawn])
-        margin = min(margin, min(m for _, m in drawn))
+        if smooth:
+            ratio, pairs = si / (len(patch_nums) - 1), zip(logits_LV, uniforms[si], strict=True)
+            weights_LV = [mixture(z, noise_V.astype(float), ratio, top_k, top_p) for z, noise_V in pairs]
+            codes_LE = np.array(weights_LV) @ vqvae["quantize.embedding.weight"]
+            ids.append([int(np.argmax(weights_V)) for weights_V in weights_LV])
+        else:
+            drawn = [draw(distribution(z, top_k, top_p), u) for z, u in zip(logits_LV, uniforms[si], strict=True)]
+            ids.append([code for code, _ in drawn])
+            margin = min(margin, min(m for _, m in drawn))
+            codes_LE = vqvae["quantize.embedding.weight"][ids[-1]]
         if mask_SS is not None:
             for place in range(p * p):
                 if is_kept(mask_SS, p, place // p, place % p):
                     ids[si][place] = own_ids[si][place]
-        f_hat = f_hat + contribution(vqvae, patch_nums, si, ids[-1])
+                    codes_LE[place] = vqvae["quantize.embedding.weight"][own_ids[si][place]]
+        f_hat = f_hat + enlarged(vqvae, patch_nums, si, codes_LE)
         f_hats.append(f_hat)
         all_logits.append(logits_LV)
     return Drawn((decode(vqvae, f_hat, groups) + 1) / 2, ids, f_hats, all_logits, margin)

@@ -86,7 +86,8 @@ def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str
     reads the part that the scales before it have filled, so that the cache is allocated once and never moved.
     `next_f_hat` is f_hat with this scale's tokens added: in ONNX an output cannot bear an input's name. `cfg` is the
     strength at the last scale; the ramp up to it is the graph's, and a scale that is not guided has no `cfg`. `given`
-    holds codes that take the places of drawn ones, and `DRAWN` where there is none.
+    holds codes that take the places of drawn ones, and `DRAWN` where there is none. `uniform` decides what is drawn, or
+    `noise` where codes are mixed.
     """
     width, depth, code, side = model.width, model.depth, model.vqvae.z_channels, model.schedule.side
     groups = model.row_groups(0)
@@ -108,8 +109,10 @@ def contract(model: ModelConfig, graph: str) -> tuple[dict[str, Shape], dict[str
     own_groups, rest = model.row_groups(si), (model.heads, model.kept_tokens(si), HEAD_WIDTH)
     first: dict[str, Shape] = {"start": (groups, "B", 1, width)} if si == 0 else {"tokens_in": ("B", tokens[si], code)}
     guidance: dict[str, Shape] = {"cfg": ()} if own_groups == 2 else {}
-    drawn: dict[str, Shape] = {"uniform": ("B", tokens[si]), "given": ("B", tokens[si])}
-    drawing: dict[str, Shape] = {**drawn, **guidance, "top_k": (), "top_p": ()}
+    randoms: dict[str, Shape] = {"uniform": ("B", tokens[si])}
+    if model.smooth:
+        randoms = {"noise": ("B", tokens[si], model.vqvae.vocab_size)}
+    drawing: dict[str, Shape] = {**randoms, "given": ("B", tokens[si]), **guidance, "top_k": (), "top_p": ()}
     room = (model.heads, model.cached_tokens[-1], HEAD_WIDTH)
     past: dict[str, Shape] = {"past_kv": (depth, 2, groups, "B", *room)} if si else {}
     inputs = {**first, **f_hat, **modulation, **drawing, **past}

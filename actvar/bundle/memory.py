@@ -11,7 +11,7 @@ from actvar.bundle.manifest import Manifest
 from actvar.config import HEAD_WIDTH
 from actvar.errors import EngineError, counted
 
-_OF_A_SCALE = ("uniform", "given")
+_OF_A_SCALE = ("uniform", "noise", "given")
 """Inputs that the host gives each scale for itself."""
 
 

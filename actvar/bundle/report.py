@@ -206,7 +206,7 @@ def _rows(model: ModelConfig) -> str:
 
 def _sampling(model: ModelConfig) -> str:
     strength = f"cfg {model.sampling.cfg:g}, " if model.is_guided else ""
-    return f"{strength}top-k {model.sampling.top_k}, top-p {model.sampling.top_p:g}"
+    return f"{strength}top-k {model.sampling.top_k}, top-p {model.sampling.top_p:g}{', smooth' if model.smooth else ''}"
 
 
 def _plans(plans: PlanManifest) -> str:

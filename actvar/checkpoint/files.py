@@ -29,6 +29,7 @@ class Checkpoint:
         decoder: "small" takes the small decoder that the checkpoint holds beside its VQVAE, too, and the model draws
             with it; "full" leaves it where it is.
         guidance_until: the last scale that is guided, from 1; the model's own if left out.
+        smooth: whether codes are mixed as the model draws; as its file says, which is mostly no, if left out.
         znorm: of an official VQVAE that was trained with `using_znorm`, which its file does not tell.
     """
 
@@ -37,6 +38,7 @@ class Checkpoint:
     schedule: ScaleSchedule | None = None
     decoder: Decoder = "full"
     guidance_until: int | None = None
+    smooth: bool | None = None
     znorm: bool = False
 
     def digest(self) -> str:
@@ -57,6 +59,8 @@ class Checkpoint:
             digest.update(self.decoder.encode())
         if self.guidance_until is not None:
             digest.update(f"guided until {self.guidance_until}".encode())
+        if self.smooth is not None:
+            digest.update(b"smooth" if self.smooth else b"not smooth")
         if self.znorm:
             digest.update(b"znorm")
         return digest.hexdigest()

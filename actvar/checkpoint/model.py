@@ -107,6 +107,8 @@ def open_checkpoint(checkpoint: Checkpoint, activation: Activation | None = None
         config = config.guided_until(checkpoint.guidance_until)
     except ValueError as error:
         raise ArgumentError(f"{shown(path)} cannot be guided so: {error}.") from None
+    if checkpoint.smooth is not None:
+        config = replace(config, smooth=checkpoint.smooth)
     of_var = _expected(config, "var")
     if is_dense:
         of_var = {name: shape for name, shape in of_var.items() if not is_scorer(name)}

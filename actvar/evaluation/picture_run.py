@@ -54,6 +54,7 @@ class RunSpec:
         side: of a picture, in pixels.
         count: pictures in all.
         class_ids: those that pictures go through, if not all; the number after the last class is none.
+        smooth: whether codes are mixed.
     """
 
     weights: str
@@ -69,16 +70,19 @@ class RunSpec:
     top_k: int
     top_p: float
     class_ids: tuple[int, ...] = field(default=(), kw_only=True)
+    smooth: bool = field(default=False, kw_only=True)
 
     @property
     def record(self) -> dict[str, Any]:
         """As it stands in `run.json`; 2 and 2.0 are one strength of guidance, and must have one hash.
 
-        `class_ids` is left out where it is empty, as it was when all classes were drawn always.
+        `class_ids` and `smooth` are left out where they are empty and false, as they were when nothing else was drawn.
         """
         fields = {**asdict(self), "cfg": float(self.cfg), "top_p": float(self.top_p), "class_ids": list(self.class_ids)}
         if not self.class_ids:
             del fields["class_ids"]
+        if not self.smooth:
+            del fields["smooth"]
         return {"format": FORMAT, "version": VERSION, **fields}
 
     @property

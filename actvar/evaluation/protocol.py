@@ -97,8 +97,9 @@ class Protocol:
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """Where it is not what papers do, in words; nothing of an extractor whose scores nobody has published."""
-        return tuple(self._departures()) if self.extractor.is_inception else ()
+        """Where it is not what papers do, in words; of an extractor whose scores nobody has published no numbers."""
+        smooth = ("smooth sampling, which papers use for pictures to look at, and for no score",)
+        return (*(smooth if self.run.smooth else ()), *(self._departures() if self.extractor.is_inception else ()))
 
     def _departures(self) -> Iterator[str]:
         run = self.run
@@ -124,7 +125,7 @@ class Protocol:
         """As it stands in a report."""
         least, most = self.per_class
         return {
-            "sampling": {**asdict(self.sampling), "seed": self.run.seed, "smoothed": False},
+            "sampling": {**asdict(self.sampling), "seed": self.run.seed, "smoothed": self.run.smooth},
             "pictures": self.run.count,
             "class_ids": list(self.run.class_ids) or None,
             "pictures_per_class": {"least": least, "most": most},
@@ -138,8 +139,12 @@ class Protocol:
     def rows(self) -> list[tuple[str, str]]:
         """As it stands in a table, but for the names of the reference and the extractor."""
         (least, most), drawn = self.per_class, self.sampling
+        smooth = ", smooth" if self.run.smooth else ""
         rows = [
-            ("drawn with", f"cfg {drawn.cfg:g}, top-k {drawn.top_k}, top-p {drawn.top_p:g}, seed {self.run.seed}"),
+            (
+                "drawn with",
+                f"cfg {drawn.cfg:g}, top-k {drawn.top_k}, top-p {drawn.top_p:g}{smooth}, seed {self.run.seed}",
+            ),
             ("pictures of each class", str(least) if least == most else f"{least} or {most}"),
             ("reference resized", self.reference.resizing),
             ("pictures resized", self.extractor.resizing),

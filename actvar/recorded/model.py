@@ -20,7 +20,7 @@ from actvar.recorded.operators import SparseOperators
 from actvar.recorded.recorders import Recorder, Step
 from actvar.recorded.steps import Places, Steps, cached_tokens
 from actvar.recorded.weights import COMPUTED_IN, Precision, Weights
-from actvar.uniforms import token_uniforms
+from actvar.uniforms import token_randoms
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +108,13 @@ class RecordedModel:
         batch = [*pictures, *[pictures[-1]] * (size - len(pictures))]
         class_ids = [picture.class_id for picture in batch]
         places.classes_R.copy_(torch.tensor([*class_ids, *[self.config.num_classes] * size * (groups - 1)]))
-        tokens = self.config.schedule.tokens
-        uniforms_BS = [
-            np.concatenate([token_uniforms(each.seed, each.number, si, count) for si, count in enumerate(tokens)])
+        config, schedule = self.config, self.config.schedule
+        randoms = [
+            np.concatenate([token_randoms(config, each.seed, each.number, si) for si in range(len(schedule))])
             for each in batch
         ]
-        places.uniforms_BS.copy_(torch.from_numpy(np.stack(uniforms_BS)))
-        given_BS = [np.concatenate(each.given or [np.full(sum(tokens), DRAWN)]) for each in batch]
+        places.randoms.copy_(torch.from_numpy(np.stack(randoms)))
+        given_BS = [np.concatenate(each.given or [np.full(schedule.total, DRAWN)]) for each in batch]
         places.given_BS.copy_(torch.from_numpy(np.array(given_BS, np.int64)))
         for name in ("cfg", "top_k", "top_p"):
             getattr(places, name).fill_(getattr(sampling, name))

@@ -8,7 +8,7 @@ tokens that the blocks' half precision does (`benchmarks/fp32_products.py`).
 
 Letters in shapes: B pictures, G groups of rows, R = G * B rows, L tokens of a scale, K kept, P cached, T tokens that
 the cache has room for, S tokens of all scales, C width, E code width, H side of f_hat or height of a picture, D depth,
-h heads, d = 64.
+h heads, d = 64, V codes.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from actvar.parameters import MODULATIONS
 from actvar.recorded.operators import SparseOperators, ffn
 from actvar.recorded.recorders import products_in_tf32
 from actvar.recorded.weights import COMPUTED_IN, BlockWeights, Precision, Weights
-from actvar.sampling import or_given, sample
+from actvar.sampling import drawn
 
 
 def cached_tokens(config: ModelConfig) -> int:
@@ -39,13 +39,13 @@ def cached_tokens(config: ModelConfig) -> int:
 class Places:
     """What the steps of a batch read and write, made once.
 
-    Those of all scales stand side by side along S, their tokens together. `classes_R`, `uniforms_BS`, `given_BS` and
-    the three settings are the host's to fill; tokens, pixels and `is_finite` are for it to read. The others pass from
-    step to step.
+    Those of all scales stand side by side along S, their tokens together. `classes_R`, `randoms`, `given_BS` and the
+    three settings are the host's to fill; tokens, pixels and `is_finite` are for it to read. The others pass from step
+    to step. `randoms` are uniforms BS, or noise BSV where codes are mixed.
     """
 
     classes_R: Tensor
-    uniforms_BS: Tensor
+    randoms: Tensor
     given_BS: Tensor
     cfg: Tensor
     top_k: Tensor
@@ -71,13 +71,14 @@ class Places:
         rows, depth, width, device = config.row_groups(0) * pictures, config.depth, config.width, kv.device
         shape = depth, 2, rows, config.heads, cached_tokens(config), HEAD_WIDTH
         schedule, size = config.schedule, config.picture_size
+        codes = (config.vqvae.vocab_size,) if config.smooth else ()
 
         def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         return cls(
             classes_R=fresh(rows, dtype=torch.int64),
-            uniforms_BS=fresh(pictures, schedule.total),
+            randoms=fresh(pictures, schedule.total, *codes),
             given_BS=fresh(pictures, schedule.total, dtype=torch.int64) + DRAWN,
             cfg=fresh(),
             top_k=fresh(dtype=torch.int64) + 1,
@@ -140,10 +141,11 @@ class Steps:
         with nullcontext() if self.precision == "fp32" else products_in_tf32():
             logits_BLV = weights.head(drawn_from_BLC)
         of_scale = slice(start := self.config.schedule.starts[si], start + self.config.schedule.tokens[si])
-        drawn_BL = sample(logits_BLV, places.uniforms_BS[:, of_scale], places.top_k, places.top_p)
-        ids_BL = or_given(drawn_BL, places.given_BS[:, of_scale])
-        places.token_ids_BS[:, of_scale].copy_(ids_BL)
-        places.f_hat_BEHH.add_(weights.quantizer.contribution(ids_BL, si))
+        random, given_BL = places.randoms[:, of_scale], places.given_BS[:, of_scale]
+        limits = places.top_k, places.top_p
+        tokens = drawn(self.config, weights.quantizer, si, logits_BLV, random, *limits, given_BL)
+        places.token_ids_BS[:, of_scale].copy_(tokens.ids_BL)
+        places.f_hat_BEHH.add_(weights.quantizer.enlarge(tokens.codes_BLE, si))
 
     def decode(self) -> None:
         """Pixels of f_hat as it is."""

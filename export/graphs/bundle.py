@@ -24,6 +24,7 @@ from actvar.export.graphs.sizes import AllScales, OneScale, Sizes
 from actvar.export.graphs.small_decoder import SmallDecoderWriter
 from actvar.export.graphs.transformer import Cache
 from actvar.export.graphs.weights_file import BLOCK_TYPES, DECODER_TYPES, positions_name
+from actvar.uniforms import random_input
 
 _INTEGERS = (SCALE_INPUT, "class_ids", "given", "token_ids", "top_k", KEPT, EXPERTS)
 _ATTENTION = ("past_kv", "new_kv")  # in the precision of the blocks; all other tensors between graphs are fp32
@@ -95,7 +96,8 @@ def build_scales(
     own: Dimension = groups if len(every) == 1 else "G"
     inputs: dict[str, Shape] = {SCALE_INPUT: (), "start": (own, "B", 1, width), "tokens_in": ("B", "L", codes)}
     inputs |= {"f_hat": f_hat, "modulation": (config.depth, groups, "B", 6, width)}
-    inputs |= {"head_modulation": (groups, "B", 2, width), "uniform": ("B", "L"), "given": ("B", "L")}
+    randoms: Shape = ("B", "L", config.vqvae.vocab_size) if config.smooth else ("B", "L")
+    inputs |= {"head_modulation": (groups, "B", 2, width), random_input(config): randoms, "given": ("B", "L")}
     inputs |= {"cfg": (), "top_k": (), "top_p": ()} if config.is_guided else {"top_k": (), "top_p": ()}
     inputs |= {past: (own, "B", config.heads, "P", HEAD_WIDTH) for past, _ in cache}
     _declare(b.input, inputs)

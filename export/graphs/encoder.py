@@ -12,10 +12,9 @@ from actvar.config import ModelConfig
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.convolutions import VQVAEWriter
 from actvar.export.graphs.layers import best_first
-from actvar.export.graphs.sampler import contribution, resized
+from actvar.export.graphs.sampler import CODEBOOK, codes_of, enlarged, resized
 from actvar.export.graphs.sizes import OneScale
 
-_CODEBOOK = "vqvae.quantize.embedding.weight"
 _LEAST_LENGTH = 1e-12  # of a code that is taken for a direction, as `torch.nn.functional.normalize` has it
 
 
@@ -50,7 +49,7 @@ class EncoderWriter(VQVAEWriter):
 
 def quantize(b: GraphBuilder, config: ModelConfig, map_BEHH: str) -> str:
     """`token_ids` [B, total]: at each scale the codes nearest to what the scales before it have left of the map."""
-    codebook_VE, codes = b.weight(_CODEBOOK), config.vqvae.z_channels
+    codebook_VE, codes = b.weight(CODEBOOK), config.vqvae.z_channels
     if config.vqvae.znorm:
         lengths_V = b.op("ReduceL2", codebook_VE, b.ints(-1), keepdims=0, name="lengths")
         divisors_V = b.op("Max", lengths_V, b.scalar(_LEAST_LENGTH), name="divisors")
@@ -72,6 +71,7 @@ def quantize(b: GraphBuilder, config: ModelConfig, map_BEHH: str) -> str:
             ids_BL = b.reshape(nearest_M1, -1, p * p)
             ids.append(ids_BL)
             if si + 1 < len(config.schedule):
-                added_BEHH = contribution(b, ids_BL, b.ints(-1, codes, p, p), sizes.up(), sizes.phi())
+                shape, up, phi = b.ints(-1, codes, p, p), sizes.up(), sizes.phi()
+                added_BEHH = enlarged(b, codes_of(b, ids_BL), shape, up, phi)
                 rest_BEHH = b.op("Sub", rest_BEHH, added_BEHH, name="rest")
     return b.op("Concat", *ids, axis=1, output="token_ids")

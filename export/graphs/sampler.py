@@ -18,6 +18,8 @@ from actvar.export.graphs.layers import best_first
 Phi: TypeAlias = tuple[str, str]
 """Weight and bias of a convolution phi of the quantizer."""
 
+CODEBOOK = "vqvae.quantize.embedding.weight"
+
 
 def guided(b: GraphBuilder, ramp: str, normed_RLC: str, cfg: str) -> str:
     """The guided input of the head, BLC: logits = (1 + t) * conditional - t * unconditional, t = cfg * ramp.
@@ -31,37 +33,102 @@ def guided(b: GraphBuilder, ramp: str, normed_RLC: str, cfg: str) -> str:
         return b.op("Add", conditional, b.op("Mul", difference, strength, name="push"), name="guided")
 
 
+@dataclass(frozen=True)
+class _Best:
+    """Values of a graph: the best codes in falling order, and of each its logit, what top-k leaves of the mass, whether
+    top-p keeps it and, by its place alone, whether top-k does."""
+
+    count: int
+    order_BLS: str
+    logits_BLS: str
+    probability_BLS: str
+    kept_BLS: str
+    allowed_S: str
+
+    def last_BL1(self, b: GraphBuilder) -> str:
+        """Place of the last code that is kept."""
+        usable_BLS = b.op("And", self.kept_BLS, self.allowed_S, name="usable")
+        return b.op("Sub", _count(b, usable_BLS), b.constant("one_int32", np.array(1, np.int32)), name="last")
+
+
+def _best(b: GraphBuilder, logits_BLV: str, vocab_size: int, top_k: str, top_p: str) -> _Best:
+    """The codes that count, inside the scope of the one that asks."""
+    count = min(SORTED_CODES, vocab_size)
+    sorted_BLS, order_BLS = best_first(b, logits_BLV, b.ints(count), axis=-1, name="sorted")
+    rank_S = b.op("Range", b.int_scalar(0), b.int_scalar(count), b.int_scalar(1), name="rank")
+    allowed_S = b.op("Less", rank_S, top_k, name="in_top_k")
+    masked_BLS = b.op("Where", allowed_S, sorted_BLS, b.scalar(-np.inf), name="masked")
+    probability_BLS = b.op("Softmax", masked_BLS, axis=-1, name="probability")
+    mass_BLS = b.op("CumSum", probability_BLS, b.int_scalar(-1), name="mass")
+    before_BLS = b.op("Sub", mass_BLS, probability_BLS, name="mass_before")
+    kept_BLS = b.op("Less", before_BLS, top_p, name="in_top_p")
+    return _Best(count, order_BLS, sorted_BLS, probability_BLS, kept_BLS, allowed_S)
+
+
 def sample(b: GraphBuilder, logits_BLV: str, vocab_size: int, uniform_BL: str, top_k: str, top_p: str) -> str:
     """Drawn codes [B, L] int64: the inverse CDF of the top-k, then top-p distribution at the uniforms."""
-    count = min(SORTED_CODES, vocab_size)
     last_axis = b.ints(-1)
     with b.scope("sampling"):
-        sorted_BLS, order_BLS = best_first(b, logits_BLV, b.ints(count), axis=-1, name="sorted")
-        rank_S = b.op("Range", b.int_scalar(0), b.int_scalar(count), b.int_scalar(1), name="rank")
-        allowed_S = b.op("Less", rank_S, top_k, name="in_top_k")
-        masked_BLS = b.op("Where", allowed_S, sorted_BLS, b.scalar(-np.inf), name="masked")
-        probability_BLS = b.op("Softmax", masked_BLS, axis=-1, name="probability")
-        mass_BLS = b.op("CumSum", probability_BLS, b.int_scalar(-1), name="mass")
-        before_BLS = b.op("Sub", mass_BLS, probability_BLS, name="mass_before")
-        kept_BLS = b.op("Less", before_BLS, top_p, name="in_top_p")
-        drawn_BLS = b.op("Where", kept_BLS, probability_BLS, b.scalar(0.0), name="drawn_from")
+        best = _best(b, logits_BLV, vocab_size, top_k, top_p)
+        drawn_BLS = b.op("Where", best.kept_BLS, best.probability_BLS, b.scalar(0.0), name="drawn_from")
         cdf_BLS = b.op("CumSum", drawn_BLS, b.int_scalar(-1), name="cdf")
-        total_BL1 = b.op("Gather", cdf_BLS, b.ints(count - 1), axis=-1, name="total")
+        total_BL1 = b.op("Gather", cdf_BLS, b.ints(best.count - 1), axis=-1, name="total")
         uniform_BL1 = b.op("Unsqueeze", uniform_BL, last_axis, name="uniform")
         goal_BL1 = b.op("Mul", uniform_BL1, total_BL1, name="goal")
         below_BLS = b.op("LessOrEqual", cdf_BLS, goal_BL1, name="below")
-        usable_BLS = b.op("And", kept_BLS, allowed_S, name="usable")
-        last_BL1 = b.op("Sub", _count(b, usable_BLS), b.constant("one_int32", np.array(1, np.int32)), name="last")
+        last_BL1 = best.last_BL1(b)
         place_BL1 = b.op("Min", _count(b, below_BLS), last_BL1, name="place")
-        ids_BL1 = b.op("GatherElements", order_BLS, place_BL1, axis=-1, name="chosen")
+        ids_BL1 = b.op("GatherElements", best.order_BLS, place_BL1, axis=-1, name="chosen")
         return b.op("Squeeze", ids_BL1, last_axis, name="drawn")
+
+
+def mix(
+    b: GraphBuilder,
+    logits_BLV: str,
+    vocab_size: int,
+    noise_BLV: str,
+    top_k: str,
+    top_p: str,
+    smoothing: tuple[str, str],
+) -> tuple[str, str]:
+    """Drawn codes [B, L] int64, and mixtures of codes [B, L, E]; see `actvar.sampling.mix`."""
+    gain, temperature = smoothing
+    with b.scope("sampling"):
+        best = _best(b, logits_BLV, vocab_size, top_k, top_p)
+        least_BL1 = b.op("GatherElements", best.logits_BLS, best.last_BL1(b), axis=-1, name="least")
+        gained_BLV = b.op("Mul", logits_BLV, gain, name="gained")
+        noisy_BLV = b.op("Add", gained_BLV, noise_BLV, name="noisy")
+        is_out_BLV = b.op("Less", logits_BLV, least_BL1, name="is_out")
+        kept_BLV = b.op("Where", is_out_BLV, b.scalar(-np.inf), noisy_BLV, name="kept")
+        most_BL1, ids_BL1 = best_first(b, kept_BLV, b.ints(1), axis=-1, name="most")
+        behind_BLV = b.op("Sub", kept_BLV, most_BL1, name="behind")
+        weights_BLV = b.op("Softmax", b.op("Div", behind_BLV, temperature, name="cooled"), axis=-1, name="weights")
+        mixed_BLE = b.op("MatMul", weights_BLV, b.weight(CODEBOOK), name="mixed")
+        return b.op("Squeeze", ids_BL1, b.ints(-1), name="drawn"), mixed_BLE
 
 
 def or_given(b: GraphBuilder, drawn_BL: str, given_BL: str) -> str:
     """`token_ids` [B, L] int64: the drawn codes, but for those in whose place one is given, which is no `DRAWN`."""
     with b.scope("sampling"):
-        is_drawn_BL = b.op("Less", given_BL, b.int_scalar(0), name="is_drawn")
-        return b.op("Where", is_drawn_BL, drawn_BL, given_BL, output="token_ids")
+        return b.op("Where", is_drawn(b, given_BL), drawn_BL, given_BL, output="token_ids")
+
+
+def mixed_or_given(b: GraphBuilder, mixed_BLE: str, given_BL: str, codes_BLE: str) -> str:
+    """Mixtures [B, L, E], but for the vectors of the tokens that are given."""
+    with b.scope("sampling"):
+        is_drawn_BL1 = b.op("Unsqueeze", is_drawn(b, given_BL), b.ints(-1), name="is_mixed")
+        return b.op("Where", is_drawn_BL1, mixed_BLE, codes_BLE, name="mixed_or_given")
+
+
+def is_drawn(b: GraphBuilder, given_BL: str) -> str:
+    """Whether no code is given, bool [B, L]."""
+    return b.op("Less", given_BL, b.int_scalar(0), name="is_drawn")
+
+
+def codes_of(b: GraphBuilder, token_ids_BL: str) -> str:
+    """The vectors of tokens, [B, L, E]."""
+    with b.scope("quantizer"):
+        return b.op("Gather", b.weight(CODEBOOK), token_ids_BL, axis=0, name="codes")
 
 
 @dataclass(frozen=True)
@@ -72,19 +139,16 @@ class Resize:
     columns: str
 
 
-def add_tokens(
-    b: GraphBuilder, token_ids_BL: str, f_hat_BEHH: str, shape_BEpp: str, up: Resize | None, phi: Phi
-) -> str:
+def add_codes(b: GraphBuilder, codes_BLE: str, f_hat_BEHH: str, shape_BEpp: str, up: Resize | None, phi: Phi) -> str:
     """`next_f_hat` [B, E, H, H]: f_hat + phi(up(codes)); `shape_BEpp` is how codes are arranged to a map."""
-    added_BEHH = contribution(b, token_ids_BL, shape_BEpp, up, phi)
+    added_BEHH = enlarged(b, codes_BLE, shape_BEpp, up, phi)
     with b.scope("quantizer"):
         return b.op("Add", f_hat_BEHH, added_BEHH, output="next_f_hat")
 
 
-def contribution(b: GraphBuilder, token_ids_BL: str, shape_BEpp: str, up: Resize | None, phi: Phi) -> str:
-    """What the tokens of a scale add to f_hat, [B, E, H, H]."""
+def enlarged(b: GraphBuilder, codes_BLE: str, shape_BEpp: str, up: Resize | None, phi: Phi) -> str:
+    """What the codes of a scale add to f_hat, [B, E, H, H]."""
     with b.scope("quantizer"):
-        codes_BLE = b.op("Gather", b.weight("vqvae.quantize.embedding.weight"), token_ids_BL, axis=0, name="codes")
         codes_BEL = b.op("Transpose", codes_BLE, perm=[0, 2, 1])
         codes_BEHH = resized(b, b.op("Reshape", codes_BEL, shape_BEpp, name="map"), up, "bicubic")
         return b.op("Conv", codes_BEHH, *phi, pads=[1, 1, 1, 1], name="phi")

@@ -14,7 +14,16 @@ import numpy as np
 from actvar.config import FIXED, ModelConfig
 from actvar.export.graphs.builder import GraphBuilder
 from actvar.export.graphs.layers import best_places, linear, modulated_norm
-from actvar.export.graphs.sampler import add_tokens, guided, next_tokens_in, or_given, sample
+from actvar.export.graphs.sampler import (
+    add_codes,
+    codes_of,
+    guided,
+    mix,
+    mixed_or_given,
+    next_tokens_in,
+    or_given,
+    sample,
+)
 from actvar.export.graphs.sizes import Flag, Size, Sizes
 from actvar.export.graphs.transformer import BlockWriter, Cache, WrittenBlock
 
@@ -100,11 +109,18 @@ class ScaleWriter:
             logits_MV = linear(b, b.reshape(drawn_from_BLC, -1, width), "var.head", "head")
             shape_BLV = sizes.shape("logits", -1, sizes.tokens, codes)
             logits_BLV = b.op("Reshape", logits_MV, shape_BLV, output=LOGITS if self.debug else "")
-        drawn_BL = sample(b, logits_BLV, codes, "uniform", "top_k", "top_p")
+        if self.config.smooth:
+            limits = "top_k", "top_p"
+            drawn_BL, mixed_BLE = mix(b, logits_BLV, codes, "noise", *limits, sizes.smoothing())
+        else:
+            drawn_BL, mixed_BLE = sample(b, logits_BLV, codes, "uniform", "top_k", "top_p"), ""
         token_ids_BL = or_given(b, drawn_BL, "given")
         phi, up = sizes.phi(), sizes.up()
         shape_BEpp = sizes.shape("map", -1, self.config.vqvae.z_channels, sizes.side, sizes.side)
-        return add_tokens(b, token_ids_BL, "f_hat", shape_BEpp, up, phi)
+        codes_BLE = codes_of(b, token_ids_BL)
+        if mixed_BLE:
+            codes_BLE = mixed_or_given(b, mixed_BLE, "given", codes_BLE)
+        return add_codes(b, codes_BLE, "f_hat", shape_BEpp, up, phi)
 
     def hand_on(self, f_hat_BEHH: str) -> None:
         """`next_tokens_in`."""

@@ -69,6 +69,14 @@ class Sizes(ABC):
         """The part of the guidance strength that counts, fp32 without dimensions."""
         return self._scalar("ramp", [self._schedule.cfg_ramp(si) for si in self._scales])
 
+    def smoothing(self) -> tuple[str, str]:
+        """Gain and temperature where codes are mixed, fp32 without dimensions."""
+        gains, temperatures = (
+            [of_scale(si) for si in self._scales]
+            for of_scale in (self._schedule.smooth_gain, self._schedule.smooth_temperature)
+        )
+        return self._scalar("smooth_gain", gains), self._scalar("smooth_temperature", temperatures)
+
     def positions(self) -> str:
         """What tokens are told of their scale and place, [1, L, C]."""
         return self._weight("positions", [positions_name(si) for si in self._scales], axis=1)

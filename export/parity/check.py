@@ -18,12 +18,12 @@ from actvar.bundle.contract import ENCODER, scale_name
 from actvar.bundle.manifest import Manifest
 from actvar.export.graphs.scale import HIDDEN
 from actvar.export.parity.compare import (
-    CHAIN_TOLERANCES,
     ENCODER_TOLERANCES,
-    GRAPH_TOLERANCES,
     Difference,
     OutputCompareFunc,
     Tolerance,
+    chain_tolerances,
+    graph_tolerances,
 )
 from actvar.export.parity.recording import record
 from actvar.export.parity.report import CHAIN, ParityReport
@@ -105,7 +105,7 @@ def compare_batch(
         choices = {choice: outputs[choice] for choice in CHOICES if choice in outputs}
         eager = EagerGraphRunner(model, name, manifest.graphs[name], choices)
         yield name, _compared(_run(eager, recording.inputs), drawn, compare)
-    compare = OutputCompareFunc(CHAIN_TOLERANCES[manifest.precision], numbers)
+    compare = OutputCompareFunc(chain_tolerances(manifest.precision, manifest.model.smooth), numbers)
     orders = {"class_ids": np.array(class_ids), "numbers": np.array(numbers)}
     expected = _run(PictureRunner(PYTORCH, eager_source(model), sampling, seed), orders)
     yield CHAIN, _compared(expected, _run(PictureRunner(GRAPHS, graphs, sampling, seed), orders), compare)
@@ -115,7 +115,8 @@ def _tolerances(manifest: Manifest, graph: str) -> Mapping[str, Tolerance]:
     """Of a graph's outputs. Half precision chooses otherwise: numbers are held to anything at equal choices alone."""
     if graph == ENCODER:
         return ENCODER_TOLERANCES[manifest.precision]
-    tolerances, spec, model = GRAPH_TOLERANCES[manifest.precision], manifest.graphs[graph], manifest.model
+    spec, model = manifest.graphs[graph], manifest.model
+    tolerances = graph_tolerances(manifest.precision, model.smooth)
     active = any(graph == scale_name(si) and model.is_active(si) for si in range(len(model.schedule)))
     if manifest.precision == "fp32" or not active or any(tensor.name == HIDDEN for tensor in spec.outputs):
         return tolerances

@@ -22,7 +22,8 @@ from actvar.bundle.contract import PRECISIONS
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.export.parity.runners import FORCED, FREE, PIXELS, TOKENS
 
-_SHALLOW = ("modulation", "head_modulation", "start", "next_f_hat", "next_tokens_in")  # a few operations behind inputs
+_OF_CODES = ("next_f_hat", "next_tokens_in")
+_SHALLOW = ("modulation", "head_modulation", "start", *_OF_CODES)  # a few operations behind inputs
 _DEEP = ("new_kv", LOGITS, "image")  # all blocks, or the whole decoder, behind them
 _SELECTIONS = (KEPT, EXPERTS)
 _OF_BLOCKS = (KEPT, EXPERTS, "new_kv", HIDDEN)
@@ -92,6 +93,25 @@ CHAIN_TOLERANCES: dict[str, dict[str, Tolerance]] = {
     "fp16-weights": {TOKENS: Tolerance(), PIXELS: Tolerance()},
 }
 """Of whole pictures, by precision and output."""
+
+_SMOOTH_GRAPH: dict[str, dict[str, Tolerance]] = {
+    # A mixture's temperature makes an error of the logits up to 148 times as large.
+    "fp32": dict.fromkeys(_OF_CODES, Tolerance(relative=1e-3)),
+}
+_SMOOTH_CHAIN: dict[str, dict[str, Tolerance]] = {"fp32": {TOKENS: Tolerance(equal=0.99), PIXELS: Tolerance()}}
+
+
+def graph_tolerances(precision: str, smooth: bool) -> dict[str, Tolerance]:
+    """Of one graph's outputs. In half precision a mixture may be mostly another code: reported, not judged."""
+    if not smooth:
+        return GRAPH_TOLERANCES[precision]
+    mixed = _SMOOTH_GRAPH.get(precision, dict.fromkeys((TOKENS, *_OF_CODES), Tolerance()))
+    return {**GRAPH_TOLERANCES[precision], **mixed}
+
+
+def chain_tolerances(precision: str, smooth: bool) -> dict[str, Tolerance]:
+    """Of whole pictures. Where codes are mixed, rounding is not lost in the choice of a code, and grows by scales."""
+    return _SMOOTH_CHAIN.get(precision, CHAIN_TOLERANCES[precision]) if smooth else CHAIN_TOLERANCES[precision]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from actvar.generation import class_rows, generate
 from actvar.models.actvar import ActVAR
 from actvar.models.selection import Selection
 from actvar.models.var import Condition
-from actvar.uniforms import token_uniforms
+from actvar.uniforms import random_input, token_randoms
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def record(
     f_hat_BEHH = torch.zeros_like(made.f_hats[0])
     for si, tokens in enumerate(config.schedule.tokens):
         tokens_in_BLE = quantizer.tokens_in(f_hat_BEHH, si)
-        uniform_BL = torch.from_numpy(np.stack([token_uniforms(seed, n, si, tokens) for n in numbers]))
-        drawing = {"f_hat": f_hat_BEHH, "uniform": uniform_BL, "past_kv": window_D2GBhTd}
+        random = torch.from_numpy(np.stack([token_randoms(config, seed, n, si) for n in numbers]))
+        drawing = {"f_hat": f_hat_BEHH, random_input(config): random, "past_kv": window_D2GBhTd}
         drawing["given"] = torch.full((batch, tokens), DRAWN)
         inputs = {**fixed, **drawing, **({"tokens_in": tokens_in_BLE} if si else first)}
 

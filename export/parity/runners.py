@@ -29,7 +29,8 @@ from actvar.models.selection import Selection
 from actvar.models.var import Condition, ScaleTrace
 from actvar.runtime.backends import protocol
 from actvar.runtime.pictures import Order, PictureSource
-from actvar.sampling import guide, or_given, sample
+from actvar.sampling import drawn, guide
+from actvar.uniforms import random_input
 
 PYTORCH, GRAPHS = "PyTorch", "graphs"
 TOKENS, PIXELS = "token_ids", "pixels"
@@ -143,17 +144,23 @@ class EagerGraphRunner(_Runner):
         forced = self._selections(si, stacked(config, free.best))
         traced = run(forced) if forced else free
         logits_BLV, free_logits_BLV = logits(traced), logits(free)
-        limits = given["uniform"], int(given["top_k"]), float(given["top_p"])
-        ids_BL = or_given(sample(free_logits_BLV, *limits), given["given"])
+        limits = given[random_input(config)], int(given["top_k"]), float(given["top_p"]), given["given"]
+        own = drawn(config, quantizer, si, free_logits_BLV, *limits)
+        at_forced = drawn(config, quantizer, si, logits_BLV, *limits) if forced else own
+        ids_BL = own.ids_BL
         drawn_BL = self._possible(TOKENS, ids_BL, self._choices.get(TOKENS), config.vqvae.vocab_size)
-        next_f_hat_BEHH = f_hat_BEHH + quantizer.contribution(ids_BL if drawn_BL is None else drawn_BL, si)
+        if config.smooth:  # a mixture takes no side: it is what the logits at the other side's selections make
+            codes_BLE = at_forced.codes_BLE
+        else:
+            codes_BLE = quantizer.embedding(ids_BL if drawn_BL is None else drawn_BL)
+        next_f_hat_BEHH = f_hat_BEHH + quantizer.enlarge(codes_BLE, si)
         of_rows = {HIDDEN: traced.hidden_DRLC, **stacked(config, traced.best)}
         made = {LOGITS: logits_BLV, TOKENS: ids_BL, "next_f_hat": next_f_hat_BEHH}
         if KEPT in self._choices or EXPERTS in self._choices:
             of_rows |= {name + FREE: ids for name, ids in stacked(config, free.best).items()}
             made |= {
                 LOGITS + FREE: free_logits_BLV,
-                TOKENS + FORCED: or_given(sample(logits_BLV, *limits), given["given"]),
+                TOKENS + FORCED: at_forced.ids_BL,
             }
         made |= of_rows_in_groups(of_rows, groups)
         if si + 1 < len(schedule):
