@@ -10,6 +10,10 @@ class ActVARError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message. Of whatever names are in it, a terminal obeys nothing; lines stay lines."""
+        return "\n".join(map(_escaped, super().__str__().split("\n")))
+
 
 class UsageError(ActVARError):
     """An option or argument is wrong, before any file was touched."""
@@ -41,6 +45,10 @@ class DataError(ActVARError):
     """A folder of pictures or of their tokens is not what it should be."""
 
 
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else "".join(s if s.isprintable() else repr(s)[1:-1] for s in text)
+
+
 def shown(text: object, limit: int = 500) -> str:
     """A text that came from a file or a path as a message may show it: the terminal obeys nothing in it.
 
@@ -52,7 +60,7 @@ def shown(text: object, limit: int = 500) -> str:
         surrogates are escaped as Python writes them; what is printable stays.
     """
     whole = str(text)
-    signs = [sign if sign.isprintable() else repr(sign)[1:-1] for sign in whole[:limit]]
+    signs = [_escaped(sign) for sign in whole[:limit]]
     if len(whole) <= limit and sum(map(len, signs)) <= limit:
         return "".join(signs)
     kept = sum(length < limit for length in accumulate(map(len, signs)))  # no escape is cut in two

@@ -101,7 +101,7 @@ def vqvae(
         device=device,
     )
     pictures = ShuffledPictures(listed, config.picture_size, seed)
-    trained = train_vqvae(config, settings, pictures, {"data": pictures.identity})
+    trained = train_vqvae(config, settings, pictures, {"data": pictures.identity, "preset": preset})
     path = out / "vqvae.safetensors"
     save_vqvae(trained, config, path)
     following = pasteable("encode", "--data", data, "--vqvae", path, "--out", "tokens/train")

@@ -25,7 +25,7 @@ from actvar.bundle.plans import LOCK_FILE
 from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.model import open_checkpoint
 from actvar.config import Decoder, ModelConfig
-from actvar.errors import BundleError, CheckpointError, UsageError, counted, needs
+from actvar.errors import BundleError, CheckpointError, UsageError, counted, needs, shown
 from actvar.export.bundle_folder import folder_written_whole
 from actvar.export.graphs.weights_file import Read, WeightsFile
 from actvar.files import locked, read_verified
@@ -231,12 +231,12 @@ def _plans_locked(bundle: Path) -> Iterator[None]:
 def _share_any(source: Path, target: Path, depth: int) -> None:
     """The same file, or the same folder of files, under another name; of folders in each other so many at most."""
     if source.is_symlink() or not (source.is_file() or source.is_dir()):
-        raise BundleError(f"{source} must be a plain file or a folder, and is a link or a device. Remove it.")
+        raise BundleError(f"{shown(source)} must be a plain file or a folder, and is a link or a device. Remove it.")
     if source.is_file():
         _share(source, target)
         return
     if depth == 0:
-        raise BundleError(f"{source} lies deeper than any plan does. Remove it.")
+        raise BundleError(f"{shown(source)} lies deeper than any plan does. Remove it.")
     target.mkdir()
     for path in source.iterdir():
         _share_any(path, target / path.name, depth - 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actvar.errors import shown
+from actvar.errors import BundleError, UsageError, shown
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ def test_a_long_text_is_cut():
     assert shown("ab\ud800cd", limit=7) == "ab…"
     assert shown("ab\ud800", limit=8) == r"ab\ud800"
     assert shown("abcdef", limit=4) == "abc…"
+
+
+@pytest.mark.parametrize("error", [BundleError, UsageError])
+def test_no_error_of_ours_says_what_a_terminal_obeys(error):
+    """Whoever wrote the message and forgot; the lines of a log stay lines."""
+    said = str(error("plans/\x1b[2J is a link.\nIts log is \u202ex, and ends with:\n\ud800"))
+    assert said == "plans/\\x1b[2J is a link.\nIts log is \\u202ex, and ends with:\n\\ud800"

@@ -56,10 +56,13 @@ def test_ten_classes_of_ones_own_become_an_engine(run: Command, pictures: Path):
     assert load_vqvae(Path("vqvae/vqvae.safetensors")).num_classes == 10
     done("encode", "--data", pictures, "--vqvae", "vqvae/vqvae.safetensors", "--out", "tokens")
     own = ("--tokens-dir", "tokens", "--batch-size", 10)
-    out = done("train", "var", *own, "--vqvae", "vqvae/vqvae.safetensors", "--depth", 1, "--steps", 3, "--out", "var")
+    train_var = ("train", "var", *own, "--vqvae", "vqvae/vqvae.safetensors", "--steps", 3, "--out", "var")
+    out = done(*train_var, "--depth", 1)
     assert "Wrote var/var.safetensors. Next: actvar-trt export --model var/var.safetensors" in out
     dense = load_model(Path("var/var.safetensors")).config
     assert (dense.depth, dense.num_classes, dense.class_names) == (1, 10, CLASSES)
+    code, _, err = run(*train_var, "--depth", 2)
+    assert code == 1 and "var holds another run (depth 1 -> 2)" in err
     teacher = ("--teacher", "var/var.safetensors", *own, "--steps", 1)
     done("train", "stage1", *teacher, "--active-scales", 4, "--experts", 4, "--out", "stage1")
     done("train", "stage2", *teacher, "--student", "stage1", "--out", "stage2")

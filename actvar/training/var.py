@@ -74,6 +74,8 @@ def train_var(config: ModelConfig, settings: VARSettings, store: TokenStore, qua
         return {**values, "tokens": torch.tensor(count)}
 
     inputs = {"data": store_fingerprint(store), "vqvae": weights_fingerprint(quantizer)}
+    if settings.recipe == "official":
+        inputs["depth"] = str(config.depth)
     run("VAR", step, {"var": var, **update.states}, settings, inputs)
     update.finish()
     return var.cpu().eval()

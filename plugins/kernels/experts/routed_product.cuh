@@ -80,20 +80,29 @@ private:
     int hidden_, expert_ = 0, within_ = 0;
 };
 
-// Sums a tile over all slabs: `load(slab, tokens, weights)` starts the copies of one. Ends with the memory free.
+// Sums a tile over all slabs: `load(slab, stage)` starts the copies of one. All but the one that is multiplied are
+// on their way. Ends with the memory free.
 template <Weights kOrder, typename Tile, typename Slabs, typename Load>
 __device__ void sum_slabs(Tile& tile, typename Tile::Memory& memory, Slabs slabs, Load load) {
-    Slab slab{};
-    bool more = slabs.next(slab);
-    if (more) load(slab, memory.tokens[0], memory.weights[0]);
-    __pipeline_commit();
-    for (int half = 0; more; half ^= 1) {
-        __pipeline_wait_prior(0);
-        __syncthreads();  // the slab is here for all threads, and all are through with the other half
-        more = slabs.next(slab);
-        if (more) load(slab, memory.tokens[half ^ 1], memory.weights[half ^ 1]);
+    constexpr int kStages = Tile::Memory::kStages;
+    int started = 0;  // slabs whose copies have begun and that are not multiplied yet
+    auto const start_next = [&](int stage) {
+        Slab slab{};
+        if (slabs.next(slab)) {
+            load(slab, memory.stages[stage]);
+            ++started;
+        }
         __pipeline_commit();
-        tile.template multiply<kOrder>(memory.tokens[half], memory.weights[half]);
+    };
+#pragma unroll 1
+    for (int stage = 0; stage < kStages - 1; ++stage) start_next(stage);
+    for (int stage = 0, vacant = kStages - 1; started > 0; --started) {
+        __pipeline_wait_prior(kStages - 2);
+        __syncthreads();  // the slab is here for all threads, and all are through with the one before it
+        start_next(vacant);
+        tile.template multiply<kOrder>(memory.stages[stage]);
+        vacant = stage;
+        stage = stage + 1 == kStages ? 0 : stage + 1;
     }
     __syncthreads();
 }
@@ -103,18 +112,14 @@ __device__ inline float gelu(float value) {
     return 0.5f * value * (1.0f + tanhf(kRootOf2OverPi * (value + 0.044715f * value * value * value)));
 }
 
-// Blocks of the first product that a multiprocessor has registers for: without a word the widest tile takes 168 in bf16,
-// which leaves room for one. Where as many would spill it is left to the compiler.
+// Blocks that a multiprocessor has registers for: left to itself the compiler takes more for the widest tile, which
+// leaves room for one. Turing's tensor cores want more registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 template <typename Tile>
 constexpr int kBlocksAtOnce = 1;
 #else
 template <typename Tile>
 constexpr int kBlocksAtOnce = Tile::kColumns > 64 ? 2 : Tile::kRows > 32 ? 3 : 4;
-#endif
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-template <>
-constexpr int kBlocksAtOnce<TensorCoreTile<__nv_bfloat16, 128, 160, 4>> = 1;
 #endif
 
 // Grid: (tiles of places, experts * tiles of an expert's neurons).
@@ -140,10 +145,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Tile>) hidden_kernel(R
     std::int64_t const first_weight = static_cast<std::int64_t>(expert) * ffn.hidden + first_neuron;
     T const* const weights = ffn.w1 + first_weight * ffn.width;
     Tile tile;
-    sum_slabs<Weights::kByColumn>(tile, memory, WidthSlabs(ffn.width), [&](Slab slab, T* tokens_to, T* weights_to) {
-        copy_tokens<Tile::kRows, Memory::kSlabStride>(tokens_to, ffn.x + slab.start, ffn.width, rows, slab.depth);
-        copy_rectangle<Tile::kColumns, kSlab, Memory::kSlabStride>(
-            weights_to, Rectangle<T>{weights + slab.start, ffn.width, ffn.hidden - first_neuron, slab.depth});
+    sum_slabs<Weights::kByColumn>(tile, memory, WidthSlabs(ffn.width), [&](Slab slab, typename Memory::Stage& to) {
+        copy_tokens<Tile::kRows>(to.tokens, ffn.x + slab.start, ffn.width, rows, slab.depth);
+        copy_rectangle<Tile::kColumns, kSlab>(
+            to.weights, Rectangle<T>{weights + slab.start, ffn.width, ffn.hidden - first_neuron, slab.depth});
     });
     tile.drain(memory, [&](int row, int column, float(&values)[kRun]) {
         if (first_place + row >= ffn.tokens || first_neuron + column >= ffn.hidden) return;
@@ -156,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Tile>) hidden_kernel(R
 
 // Grid: (tiles of places, tiles of the width, slices). With one slice it adds b2 and writes y, else it writes partials.
 template <typename Tile>
-__global__ void __launch_bounds__(kThreads) output_kernel(RoutedFfn<typename Tile::Element> ffn) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<Tile>) output_kernel(RoutedFfn<typename Tile::Element> ffn) {
     using T = typename Tile::Element;
     using Memory = typename Tile::Memory;
     __shared__ Memory memory;
@@ -180,12 +185,11 @@ __global__ void __launch_bounds__(kThreads) output_kernel(RoutedFfn<typename Til
     std::int64_t const stride = static_cast<std::int64_t>(ffn.slices.experts) * ffn.hidden;
     ExpertSlabs const slabs(used & ffn.slices.bits(slice), ffn.hidden);
     Tile tile;
-    sum_slabs<Weights::kBySummed>(tile, memory, slabs, [&](Slab slab, T* tokens_to, T* weights_to) {
-        copy_tokens<Tile::kRows, Memory::kSlabStride>(tokens_to, ffn.activations + slab.start, stride, places,
-                                                      slab.depth);
+    sum_slabs<Weights::kBySummed>(tile, memory, slabs, [&](Slab slab, typename Memory::Stage& to) {
+        copy_tokens<Tile::kRows>(to.tokens, ffn.activations + slab.start, stride, places, slab.depth);
         T const* const weights = ffn.w2 + static_cast<std::int64_t>(slab.start) * ffn.width + first_column;
-        copy_rectangle<kSlab, Tile::kColumns, Memory::kColumnStride>(
-            weights_to, Rectangle<T>{weights, ffn.width, slab.depth, ffn.width - first_column});
+        copy_rectangle<kSlab, Tile::kColumns>(
+            to.weights, Rectangle<T>{weights, ffn.width, slab.depth, ffn.width - first_column});
     });
     tile.drain(memory, [&](int row, int column, float(&values)[kRun]) {
         if (tokens[row] < 0 || first_column + column >= ffn.width) return;
