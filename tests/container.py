@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 CACHE, OUT = "cache", "out"
 _PERIOD = 100_000  # microseconds
 _QUOTA = int(float(os.environ.get("ACTVAR_TEST_CPUS", "1")) * _PERIOD)
+_PATIENCE = 100  # tenths of a second
 
 # What is given: the folder that may be written, a user, where Python lies, a folder above it that only root may enter,
 # and the command. The last but one is replaced by one that leads to Python and to nothing else, as a process of the
@@ -154,7 +156,17 @@ def within_a_quota() -> Iterator[Callable[[], object] | None]:
         yield (lambda: (group / "cgroup.procs").write_text(str(os.getpid()))) if group else None
     finally:
         if group:
+            _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """A control group, when the last of its processes is gone: one that was killed still counts for a moment."""
+    for _ in range(_PATIENCE):
+        with suppress(OSError):
             group.rmdir()
+            return
+        time.sleep(0.1)
+    group.rmdir()
 
 
 def _new_group() -> Path | None:
