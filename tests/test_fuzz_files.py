@@ -38,8 +38,14 @@ def kind(read: Callable[[Path], object]) -> ModuleType:
     return module
 
 
+class RawError(BundleError):
+    """An error of ours that says what it was given."""
+
+    __str__ = Exception.__str__
+
+
 def refuse(text: str) -> None:
-    raise BundleError(text)
+    raise RawError(text)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def open_network(checkpoint: Path, compiled: bool, where: Where) -> TorchDrawer:
         vqvae.decode = torch.compile(vqvae.decode)  # type: ignore[method-assign]
     clock = _ScaleClock(where)
     clock.laps_end_with(var, "condition", "condition")
-    clock.laps_end_with(vqvae.quantize, "contribution")
+    clock.laps_end_with(vqvae.quantize, "enlarge")
     clock.laps_end_with(vqvae, "decode", "decoder")
 
     def draw(class_ids: list[int], first: int) -> Tensor:
