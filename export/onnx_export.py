@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from actvar import __version__
-from actvar.bundle.contract import ENCODER, MASKED_SCALES, PRECISIONS, SCALES, graph_names
+from actvar.bundle.contract import ENCODER, HALF_PRECISIONS, MASKED_SCALES, PRECISIONS, SCALES, graph_names
 from actvar.bundle.manifest import WEIGHTS_FILE, GraphSpec, Manifest, ScalesSpec, write_manifest
 from actvar.checkpoint.model import StoredModel
 from actvar.config import DYNAMIC, ModelConfig
@@ -157,7 +157,7 @@ def _export(
 
 def _of_all_scales(config: ModelConfig, precision: str) -> tuple[str, ...]:
     """The graphs that run every scale: where tokens choose experts, what fp32 does in two ways has one in int8."""
-    if precision in ("fp16", "bf16"):
+    if precision in HALF_PRECISIONS:
         return ()
     activation = config.activation
     routes = activation and activation.expert_choice == DYNAMIC and min(activation.expert_rates) < 1

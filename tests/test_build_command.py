@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_line import Command, in_process
 from import_tree import ROOT
 from small_models import small_config, vivid_model
 
@@ -18,7 +18,6 @@ from actvar.bundle.contract import graph_names
 from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import Gpu, PlanManifest, PlanOptions, PlanTarget, read_plans
 from actvar.checkpoint.own import save_model
-from actvar.cli.main import main
 from actvar.config import PRESETS, Activation
 from actvar.export.onnx_export import export_graphs
 from actvar.export.plans import builder as engine_builder
@@ -27,18 +26,6 @@ from actvar.export.plans import engine_library
 pytest.importorskip("tensorrt_rtx", reason="builds plans by TensorRT-RTX: pip install tensorrt-rtx")
 
 MODEL = small_config((1, 2), activation=Activation(4, (2,), (0.5,), (0.5,)), depth=1)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Run]
 
 
 @pytest.fixture
@@ -50,15 +37,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def run(*arguments: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["actvar-trt", "build", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Run(int(left.value.code or 0), said.out, said.err)
-
-    return run
+    return in_process(monkeypatch, capsys, "build")
 
 
 @dataclass

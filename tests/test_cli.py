@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import Command, in_process
 from conftest import gpu
 from PIL import Image
 from small_models import small_config, vivid_model
@@ -24,7 +24,6 @@ from actvar import Pipeline
 from actvar.bundle.manifest import read_manifest
 from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.own import save_model
-from actvar.cli.main import main
 from actvar.config import Activation
 from actvar.errors import ActVARError, needs
 from actvar.export.bundle_cache import cached_bundle
@@ -34,18 +33,6 @@ from actvar.runtime.machine import cache_folder
 NAMES = ("red-disc", "green-disc", "red-star", "green-star", "brown-crescent")
 MODEL = replace(small_config(activation=Activation(16, (3, 4), (0.75, 0.5), (0.5, 0.25))), class_names=NAMES)
 SIDE, SCALES = 10, 4
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Run]
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +62,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
-    def run(*arguments: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["actvar-trt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Run(int(left.value.code or 0), said.out, said.err)
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 def files(folder: Path = Path(".")) -> list[str]:

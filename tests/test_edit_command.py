@@ -1,18 +1,16 @@
 """`actvar-trt edit` and `Pipeline.edit`: the same pictures, what is said of them, and what is refused."""
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Command, in_process
 from PIL import Image
 
 from actvar import Pipeline
 from actvar.bundle.contract import DRAWN
 from actvar.class_names import CLASS_NAMES
-from actvar.cli.main import main
 from actvar.data.glyphs import HELD_OUT_SEED, render_glyphs
 from actvar.editing.area import Keep, Replace
 from actvar.editing.edit import Edit
@@ -39,30 +37,14 @@ def crescents() -> np.ndarray:
     return np.rint((pictures_N3HW.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Run:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys, pipe, crescents) -> Callable[..., Run]:
+def command(tmp_path, monkeypatch, capsys, pipe, crescents) -> Command:
     """`actvar-trt edit` in this process, with a picture beside it."""
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
     Image.fromarray(crescents[0]).save("crescent.png")
 
-    def run(*arguments: object) -> Run:
-        words = ["actvar-trt", "edit", *map(str, arguments), "--model", str(pipe.bundle), "--threads", "1"]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Run(int(left.value.code or 0), said.out, said.err)
-
-    return run
+    return in_process(monkeypatch, capsys, "edit", "--model", pipe.bundle, "--threads", 1)
 
 
 def judged(images: list[Image.Image]) -> list[int]:

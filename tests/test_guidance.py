@@ -9,21 +9,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gpu_on_host
-import numpy as np
 import pytest
 import torch
 from command_line import Command, in_process
+from drawn_models import ORDERS, SAMPLING, Bundles, assert_same_pictures, bundles_of, draw
 from gpu_on_host import CAPABILITY, HostCuda, HostTensorRT
 from small_models import small_config, vivid_model
 
 from actvar.bundle.contract import scale_name
-from actvar.bundle.manifest import Manifest, read_manifest
+from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import MODULES, RTX, PlanOptions, PlanTarget
 from actvar.checkpoint.own import save_model
-from actvar.config import Activation, ModelConfig, Sampling
+from actvar.config import Activation, ModelConfig
 from actvar.errors import ArgumentError, CheckpointError, UsageError
 from actvar.export.binder import bind
 from actvar.export.front_door import Pipeline
@@ -37,7 +36,6 @@ from actvar.models.actvar import ActVAR
 from actvar.runtime.backends import cuda_memory
 from actvar.runtime.backends.torch_source import eager_source
 from actvar.runtime.machine import CACHE_VARIABLE
-from actvar.runtime.pictures import Order, Picture
 from actvar.runtime.sources import open_engines, open_graphs
 from actvar.scales import ScaleSchedule
 
@@ -47,36 +45,12 @@ MODELS = {
     for kind, activation in (("VAR", None), ("ActVAR", ACTIVE))
     for words, guided in (("guided", None), ("guided to 1", 1), ("guided to 3", 3), ("guidance-free", 0))
 }
-SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
-ORDERS = [Order(class_id, number) for class_id, number in ((3, 0), (0, 1), (4, 7), (3, 1), (1, 2**40), (2, 5), (2, 6))]
-
-Bundles = Callable[[str], tuple[ActVAR, Path, Manifest]]
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Models and their bundles by name, each made once."""
-    made: dict[str, tuple[ActVAR, Path, Manifest]] = {}
-
-    def get(name: str) -> tuple[ActVAR, Path, Manifest]:
-        if name not in made:
-            model, folder = vivid_model(MODELS[name]), tmp_path_factory.mktemp("guided") / "bundle"
-            made[name] = model, folder, export_bundle(model, folder, "fp32", "random weights", debug=True)
-        return made[name]
-
-    return get
-
-
-def draw(source: Any, orders: list[Order] = ORDERS) -> list[Picture]:
-    return list(source.draw(orders, SAMPLING, 7))
-
-
-def assert_same_pictures(found: list[Picture], wanted: list[Picture], off: int = 1) -> None:
-    """All tokens; pixels may be off by one where another library rounds."""
-    for picture, same in zip(found, wanted, strict=True):
-        for tokens, same_tokens in zip(picture.token_ids, same.token_ids, strict=True):
-            np.testing.assert_array_equal(tokens, same_tokens)
-        assert np.abs(picture.pixels_HW3.astype(int) - same.pixels_HW3).max() <= off
+    """Of the models above."""
+    return bundles_of(MODELS, tmp_path_factory)
 
 
 # ---- the configuration

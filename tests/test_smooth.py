@@ -6,10 +6,8 @@ library, or another size of a batch, rounds otherwise.
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gpu_on_host
 import graphs_on_host
@@ -18,11 +16,12 @@ import pytest
 import reference_var as reference
 import torch
 from command_line import Command, in_process
+from drawn_models import ORDERS, SAMPLING, Bundles, assert_same_pictures, bundles_of, draw
 from gpu_on_host import CAPABILITY, HostCuda, HostTensorRT
 from small_models import small_config, vivid_model
 
 from actvar.bundle.contract import DRAWN
-from actvar.bundle.manifest import Manifest, read_manifest
+from actvar.bundle.manifest import read_manifest
 from actvar.bundle.plans import MODULES, RTX, PlanOptions, PlanTarget
 from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.own import save_model
@@ -36,19 +35,17 @@ from actvar.export.front_door import Pipeline
 from actvar.export.onnx_export import export_bundle, export_graphs
 from actvar.export.parity.check import check_parity
 from actvar.generation import generate
-from actvar.models.actvar import ActVAR
 from actvar.recorded.model import RecordedModel
 from actvar.recorded.operators import PlainOperators
 from actvar.runtime.backends import cuda_memory
 from actvar.runtime.backends.torch_source import eager_source
 from actvar.runtime.machine import CACHE_VARIABLE
-from actvar.runtime.pictures import Order, Picture
+from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_engines, open_graphs
 from actvar.sampling import mix
 from actvar.uniforms import token_noise, token_uniforms
 
 ACTIVE = Activation(4, (2, 4), (0.5, 0.6), (0.75, 0.25))
-SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
 PLAIN = small_config()
 MODELS: dict[str, ModelConfig] = {
     "VAR": replace(PLAIN, smooth=True, sampling=SAMPLING),
@@ -60,35 +57,12 @@ MODELS: dict[str, ModelConfig] = {
         sampling=SAMPLING,
     ),
 }
-ORDERS = [Order(class_id, number) for class_id, number in ((3, 0), (0, 1), (4, 7), (3, 1), (1, 2**40), (2, 5), (2, 6))]
-
-Bundles = Callable[[str], tuple[ActVAR, Path, Manifest]]
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Models and their bundles by name, each made once."""
-    made: dict[str, tuple[ActVAR, Path, Manifest]] = {}
-
-    def get(name: str) -> tuple[ActVAR, Path, Manifest]:
-        if name not in made:
-            model, folder = vivid_model(MODELS[name]), tmp_path_factory.mktemp("smooth") / "bundle"
-            made[name] = model, folder, export_bundle(model, folder, "fp32", "random weights", debug=True)
-        return made[name]
-
-    return get
-
-
-def draw(source: Any, orders: list[Order] = ORDERS) -> list[Picture]:
-    return list(source.draw(orders, SAMPLING, 7))
-
-
-def assert_same_pictures(found: list[Picture], wanted: list[Picture], off: int = 1) -> None:
-    """All tokens; pixels are truncated, and off by one in 255 at most."""
-    for picture, same in zip(found, wanted, strict=True):
-        for tokens, same_tokens in zip(picture.token_ids, same.token_ids, strict=True):
-            np.testing.assert_array_equal(tokens, same_tokens)
-        assert np.abs(picture.pixels_HW3.astype(int) - same.pixels_HW3).max() <= off
+    """Of the models above."""
+    return bundles_of(MODELS, tmp_path_factory)
 
 
 def noise_of(config: ModelConfig, seed: int, number: int) -> list[np.ndarray]:

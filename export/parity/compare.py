@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from polygraphy.comparator import BaseCompareFunc, IterationResult
 
-from actvar.bundle.contract import PRECISIONS
+from actvar.bundle.contract import HALF_PRECISIONS, PRECISIONS
 from actvar.export.graphs.scale import EXPERTS, HIDDEN, KEPT, LOGITS
 from actvar.export.parity.runners import FORCED, FREE, PIXELS, TOKENS
 
@@ -79,7 +79,7 @@ GRAPH_TOLERANCES: dict[str, dict[str, Tolerance]] = {
 """Of one graph that is given the reference's inputs, by precision and output (docs/parity.md)."""
 
 ENCODER_TOLERANCES: dict[str, dict[str, Tolerance]] = {
-    precision: {TOKENS: Tolerance(equal=0.99 if precision in ("fp16", "bf16") else 0.999)} for precision in PRECISIONS
+    precision: {TOKENS: Tolerance(equal=0.99 if precision in HALF_PRECISIONS else 0.999)} for precision in PRECISIONS
 }
 """Of the encoder's codes, each the nearest when those of the scales before it are the graph's: near-ties may part."""
 
