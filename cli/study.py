@@ -27,10 +27,10 @@ from actvar.reports import show, write_report
 from actvar.runtime.machine import this_machine
 from actvar.study.budget import BUDGETS, Budget
 from actvar.study.figures import Figures
-from actvar.study.matrix import CELLS, Cell
+from actvar.study.matrix import ALL_CELLS, CELLS, Cell
 from actvar.study.page import page
 from actvar.study.plots import drawings
-from actvar.study.results import Result, read_results, require_settings, settings_of, write_result
+from actvar.study.results import RECIPE, Result, read_results, require_settings, settings_of, write_result
 from actvar.study.runner import Plan, run
 
 EXAMPLES = """Examples:
@@ -131,10 +131,12 @@ def _make(
     require_device(device)
     shipped = shipped_checkpoint("var-mini")
     teacher, weights = load_teacher(shipped.path, shipped.vqvae)
-    wanted = {cell.name: settings_of(cell, budget, weights) for cell in cells}
     done = {name: found for name, found in read_results(results, cells).items() if name not in again}
-    for name, found in done.items():
-        require_settings(found, wanted[name], results)
+    is_whole = len(done) == len(cells)
+    for cell in cells:
+        if found := done.get(cell.name):  # a study that is whole may be of older code: nothing is mixed into it
+            recipe = found.settings["recipe"] if is_whole else RECIPE
+            require_settings(found, settings_of(cell, budget, weights, recipe), results)
     for name in again:
         shutil.rmtree(work / "cells" / name, ignore_errors=True)
     before = [sum(found.seconds.values()) for found in done.values() if "stage2" in found.seconds]
@@ -148,7 +150,8 @@ def _make(
     def measure(cell: Cell) -> Result:
         folder = work / "cells" / cell.name
         found = run_cell(cell, budget, inputs, folder, device)
-        result = Result(cell.name, cell.row.name, cell.seed, wanted[cell.name], found.metrics, found.seconds, made_by)
+        settings = settings_of(cell, budget, weights)
+        result = Result(cell.name, cell.row.name, cell.seed, settings, found.metrics, found.seconds, made_by)
         write_result(results, result)
         shutil.rmtree(folder, ignore_errors=True)
         _write_page(results, doc)
@@ -158,16 +161,17 @@ def _make(
 
 
 def page_files(results: Path, doc: Path) -> dict[Path, str]:
-    """What `--report` writes: the page, with what cells of other steps of stage 2 say, and the plots beside it."""
+    """What `--report` writes: the page, with what studies say that lie beside this one, and the plots beside it."""
     found = list(read_results(results, CELLS).values())
     folders = sorted(results.parent.glob(f"{results.name}-stage2-*"))
     others = [result for folder in folders for result in read_results(folder, CELLS).values()]
+    orders = list(read_results(results.parent / f"{results.name}-orders", ALL_CELLS).values())
     plots: dict[str, str] = {}
     with where_possible():
         plots = drawings(Figures(found))
     pictures = {doc.parent / "pictures" / name: text for name, text in plots.items()}
     command = pasteable("study", "--preset", "mini", *_budget_options(results))
-    return {doc: page(found, command, list(plots), others), **pictures}
+    return {doc: page(found, command, list(plots), others, orders), **pictures}
 
 
 def _write_page(results: Path, doc: Path) -> None:
@@ -187,16 +191,18 @@ def _budget_options(results: Path) -> list[str]:
 
 
 def _chosen(names: Sequence[str] | None, option: str) -> list[Cell]:
-    """The cells that are named, or those of the rows; all without names.
+    """The cells that are named, or those of the rows; without names all of the study itself.
 
     Raises:
         UsageError: a name is neither a row's nor a cell's.
     """
-    known = {name for cell in CELLS for name in (cell.name, cell.row.name)}
-    for name in names or ():
+    if not names:
+        return list(CELLS)
+    known = {name for cell in ALL_CELLS for name in (cell.name, cell.row.name)}
+    for name in names:
         if name not in known:
             raise UsageError(f"{option} {name} is no row and no cell of the study. See `actvar-trt study --list`.")
-    return [cell for cell in CELLS if not names or cell.name in names or cell.row.name in names]
+    return [cell for cell in ALL_CELLS if cell.name in names or cell.row.name in names]
 
 
 def _matrix(cells: Sequence[Cell], done: dict[str, Result]) -> Table:

@@ -17,7 +17,7 @@ from actvar.cli.model_choice import Rates, activated, chosen_schedule
 from actvar.cli.options import ZnormOption, model_option, patch_nums_option, training_option, vqvae_option
 from actvar.cli.training_run import TrainingRun
 from actvar.config import STATIC, Activation, ModelConfig
-from actvar.distill.label_choice import DATA, Labels
+from actvar.distill.label_choice import LEARNED, Labels
 from actvar.errors import UsageError, needs
 from actvar.provenance import pasteable
 
@@ -82,9 +82,10 @@ def stage1(
         training_option(help="As the paper prints it, which is nearly even, or 95 % to the best."),
     ] = "softened",
     expert_order: Annotated[
-        Literal["learned", "data"],
+        Literal["learned", "data", "index"],
         training_option(
-            help="Of static experts: learned by this stage, or fixed before it by what each adds to the FFN on data."
+            help="Of static experts: learned by this stage, or fixed before it, by what each adds to the FFN on data or "
+            "by their numbers."
         ),
     ] = "learned",
     alpha: Annotated[float, training_option(min=0, help="Weight of the labels' loss (Eq. 19).")] = 0.05,
@@ -108,8 +109,8 @@ def stage1(
         chosen = rates.of(dense.config) or replace(Activation(), scales=(scales - 1, scales))
         config = activated(dense.config, chosen)
         _require_a_choice(config)
-        if expert_order == DATA and chosen.expert_choice != STATIC:
-            raise UsageError("--expert-order data is for static experts. Give --expert-choice static, too.")
+        if expert_order != LEARNED and chosen.expert_choice != STATIC:
+            raise UsageError(f"--expert-order {expert_order} is for static experts. Give --expert-choice static, too.")
         labels = Labels(expert_label, token_label, label_form)
         weighed = {"alpha": alpha, "beta": beta, "labels": labels, "expert_order": expert_order}
         _train(run, 2.0, train_stage1, dense, student_of(dense.var, config, run.seed), team, weighed)

@@ -213,9 +213,20 @@ def test_an_order_from_data_is_fixed_before_stage_1(teacher: ActVAR, store: Toke
         assert not any(parameter.requires_grad for parameter in trained.parameters())
 
 
-def test_an_order_from_data_is_for_static_experts(teacher: ActVAR, store: TokenStore, tmp_path: Path):
+def test_experts_may_be_taken_as_they_are_numbered(teacher: ActVAR, store: TokenStore, tmp_path: Path):
+    """Whatever scores the student came with."""
+    student = student_of(teacher.var, replace(STUDENT, activation=replace(STUDENT.activation, expert_choice="static")))
+    with torch.no_grad():
+        student.blocks[0].ffn.router.bias.copy_(torch.tensor([0.0, 3.0, 1.0, 2.0]))
+    run = settings(tmp_path, expert_order="index")
+    trained = train_stage1(teacher.var, student, run, store, teacher.vqvae.quantize)
+    assert trained.blocks[0].ffn.router.bias.tolist() == [0, -1, -2, -3]
+
+
+@pytest.mark.parametrize("order", ["data", "index"])
+def test_a_fixed_order_is_for_static_experts(teacher: ActVAR, store: TokenStore, tmp_path: Path, order: str):
     with pytest.raises(ValueError, match="for a static choice"):
-        run = settings(tmp_path, expert_order="data")
+        run = settings(tmp_path, expert_order=order)
         train_stage1(teacher.var, student_of(teacher.var, STUDENT), run, store, teacher.vqvae.quantize)
 
 

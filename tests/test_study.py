@@ -5,6 +5,7 @@ import math
 import os
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,11 +20,13 @@ from actvar.config import MINI
 from actvar.errors import BundleError
 from actvar.evaluation.paper_savings import PAPER_ROWS, savings
 from actvar.study.budget import BUDGETS
-from actvar.study.claims import CLAIMS, FRECHET, KL, Claim, Comparison, Verdict, decide
+from actvar.study.claims import CLAIMS, FRECHET, KL, ORDER_CLAIMS, Claim, Comparison, Verdict, decide
 from actvar.study.figures import Figures
-from actvar.study.matrix import CELLS, DENSE, FULL, ROWS, SEEDS, row_named
+from actvar.study.matrix import ALL_CELLS, ALL_ROWS, CELLS, DENSE, FULL, ROWS, SEEDS, row_named
 from actvar.study.paper import TABLES
 from actvar.study.results import (
+    ONE_ORDER,
+    RECIPE,
     Result,
     read_result,
     read_results,
@@ -58,12 +61,16 @@ def test_the_rows_of_the_papers_tables_leave_out_what_the_paper_leaves_out():
 
 def test_every_row_is_a_model_of_the_mini_preset_and_is_shown():
     """Names are files' names; a claim or table that names a row which is not there would fail only in its report."""
-    assert len({row.name for row in ROWS}) == len(ROWS)
-    for row in ROWS:
+    assert len({row.name for row in ALL_ROWS}) == len(ALL_ROWS)
+    for row in ALL_ROWS:
         assert row.model().dense() == MINI
-    named = {line.row for table in TABLES for line in table.lines}
-    named |= {name for claim in CLAIMS for each in (*claim.all_of, *claim.none_of) for name in (each.row, each.other)}
+    named = {line.row for table in TABLES for line in table.lines} | rows_of(CLAIMS)
     assert named <= {row.name for row in ROWS}
+    assert rows_of(ORDER_CLAIMS) <= {row.name for row in ALL_ROWS}
+
+
+def rows_of(claims: Sequence[Claim]) -> set[str]:
+    return {name for claim in claims for each in (*claim.all_of, *claim.none_of) for name in (each.row, each.other)}
 
 
 def test_all_rows_of_a_seed_come_before_the_next_seed():
@@ -177,7 +184,7 @@ def test_an_order_fails_where_two_neighbours_are_the_other_way_round():
 
 def made(name: str = FULL, seed: int = 0, distance: float = 0.4) -> Result:
     """A finished cell with made-up figures."""
-    cell = next(cell for cell in CELLS if cell.row.name == name and cell.seed == seed)
+    cell = next(cell for cell in ALL_CELLS if cell.row.name == name and cell.seed == seed)
     trained, full = cell.row.trained, cell.row.activation is not None
     share = {"share": 0.8, "chance": 0.75} if full else None
     held_out = {"cross_entropy": 1.0, "kl": 0.2 if trained else 0.0, "kl_by_scale": [0.1], "block_mse": 0.1}
@@ -450,6 +457,31 @@ def test_cells_of_other_steps_lie_beside_the_study_and_are_on_its_page(tmp_path:
     assert "**2 of " in text, "they are no cells of the study"
 
 
+def test_orders_of_experts_are_compared_by_cells_of_their_own(tmp_path: Path):
+    """In their table and claims, and nowhere else: those of the study have other data."""
+    better = {"static-experts-data", "static-experts-data-e25"}
+    for row in (FULL, "t50-75-e25", STATIC_EXPERTS, "static-experts-e25", "static-experts-index", *better):
+        for seed in SEEDS:
+            write_result(tmp_path / "study-orders", with_steps(row, seed, 80, 0.3 if row in better else 0.4 + 0.01 * seed))
+    write_result(tmp_path / "study", made(FULL))
+    text = page_files(tmp_path / "study", tmp_path / "study.md")[tmp_path / "study.md"]
+    assert f"**1 of {len(CELLS)} cells are done.**" in text
+    before, section = text.split("### Where the order of static experts comes from")
+    section, after = section.split("### VAR-mini beside it")
+    assert section.count("0.300 ± 0.000") == 2 and "0.300 ± 0.000" not in before + after
+    assert all(f"| {claim.text} | " in section for claim in ORDER_CLAIMS)
+    assert section.count("**reproduced** (by the held-out KL to the teacher)") == 4
+    assert "static-experts-index / static-experts = 1.00 [" in section
+
+
+@pytest.mark.parametrize("recipe", [ONE_ORDER, RECIPE])
+def test_the_page_says_where_all_seeds_saw_one_order(tmp_path: Path, recipe: int):
+    cell = made()
+    write_result(tmp_path, replace(cell, settings={**cell.settings, "recipe": recipe}))
+    text = page_files(tmp_path, tmp_path / "study.md")[tmp_path / "study.md"]
+    assert ("saw the training pictures in the same order" in text) == (recipe == ONE_ORDER)
+
+
 def test_a_figure_without_a_logarithm_is_left_out_of_comparisons():
     """The teacher's KL to itself is 0."""
     figures = Figures([made(DENSE), made(FULL)])
@@ -511,6 +543,19 @@ def test_a_folder_of_another_budget_is_refused_before_any_training(command: Comm
     code, _, err = command("--batch-size", 3)
     assert code == 1 and f"--rerun {FULL}-seed0" in err and "budget.batch" in err
     assert not Path("runs").exists()
+
+
+def test_a_study_of_older_code_stays_whole_and_nothing_is_mixed_into_it(command: Command):
+    """Its own cells are of one kind; one that is made anew would be of another."""
+    weights = read_result(COMMITTED / f"{FULL}-seed0.json").settings["teacher"]
+    for seed in SEEDS:
+        cell = made(seed=seed)
+        write_result(Path("cells"), replace(cell, settings={**cell.settings, "recipe": ONE_ORDER, "teacher": weights}))
+    options = ("--only", FULL, "--results", "cells", "--doc", "page/study.md")
+    code, out, err = command(*options)
+    assert (code, "All cells are done." in out + err) == (0, True), err
+    code, _, err = command(*options, "--rerun", f"{FULL}-seed1")
+    assert code == 1 and f"{FULL}-seed0.json was made by other settings (recipe {ONE_ORDER} -> {RECIPE})" in err
 
 
 def test_results_are_plain_json():

@@ -80,13 +80,14 @@ def test_a_baseline_is_an_option(train: Command, choice: str, value: str):
     assert getattr(load_model(Path("stage1/actvar.safetensors")).config.activation, choice) == value
 
 
-def test_an_order_of_static_experts_may_come_from_data(train: Command):
+@pytest.mark.parametrize("order", ["data", "index"])
+def test_an_order_of_static_experts_may_be_fixed(train: Command, order: str):
     """Scores of whole numbers, which stage 2 leaves alone; of experts that are routed it is refused."""
-    assert train(*STAGE1, "--expert-choice", "static", "--expert-order", "data")[0] == 0 and train(*STAGE2)[0] == 0
+    assert train(*STAGE1, "--expert-choice", "static", "--expert-order", order)[0] == 0 and train(*STAGE2)[0] == 0
     router = load_model(Path("stage2/actvar.safetensors")).var.blocks[0].ffn.router
     assert sorted(router.bias.tolist()) == [-3, -2, -1, 0]
-    code, _, err = train(*STAGE1, "--out", "other", "--expert-order", "data")
-    assert code == 2 and "Give --expert-choice static, too" in err
+    code, _, err = train(*STAGE1, "--out", "other", "--expert-order", order)
+    assert code == 2 and f"--expert-order {order} is for static experts" in err and "Give --expert-choice static, too" in err
 
 
 def test_official_files_are_teachers(train: Command):

@@ -1,4 +1,4 @@
-"""A static order of experts that is taken from data before stage 1, in place of one that stage 1 learns.
+"""A static order of experts that is fixed before stage 1, in place of one that stage 1 learns.
 
 Letters in shapes: B pictures, T tokens of all scales, K tokens of a piece, D blocks, N experts, C width.
 """
@@ -51,6 +51,13 @@ def orders_from_data(
                 products_NN += expert_products(block.ffn, x_KC, experts).sum(0, dtype=torch.float64)
     dropped_DN, _ = dropped_in_turn(products_DNN, experts)
     return dropped_DN.flip(1).cpu()
+
+
+def orders_by_index(student: VAR) -> Tensor:
+    """DN int64: experts as they are numbered, which tells nothing of them. A learned order, and one from data, is worth
+    what it is better than this."""
+    assert student.config.activation is not None
+    return torch.arange(student.config.activation.experts).expand(student.config.depth, -1)
 
 
 @torch.no_grad()

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 ALONE, TOGETHER = "alone", "together"
 BLOCK, LOGITS = "block", "logits"
 SOFTENED, SHARP = "softened", "sharp"
-LEARNED, DATA = "learned", "data"
-"""A static order of experts: stage 1 learns it, or it is fixed before (`actvar.distill.expert_order`)."""
+LEARNED, DATA, INDEX = "learned", "data", "index"
+"""A static order of experts: stage 1 learns it, or it is fixed before, from data (`actvar.distill.expert_order`) or as
+the experts are numbered."""
 
 
 @dataclass(frozen=True)

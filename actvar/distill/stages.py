@@ -18,9 +18,9 @@ from torch import Tensor
 
 from actvar.config import STATIC, ModelConfig
 from actvar.data.tokens import TokenStore
-from actvar.distill.expert_order import fix_orders, orders_from_data
+from actvar.distill.expert_order import fix_orders, orders_by_index, orders_from_data
 from actvar.distill.guidance import guidance_loss, guided_pass
-from actvar.distill.label_choice import DATA, LEARNED, PAPER, Labels
+from actvar.distill.label_choice import DATA, INDEX, LEARNED, PAPER, Labels
 from actvar.distill.labels import TeacherPass, teacher_pass
 from actvar.distill.losses import block_loss, output_loss
 from actvar.distill.scorer_losses import scorer_losses
@@ -40,7 +40,8 @@ from actvar.training.update import Update
 class StageSettings(TokenSettings):
     """The run; alpha and beta weigh stage 1's distillation and balancing losses (Eq. 19), whose labels are `labels`.
 
-    `expert_order` says where a static order of experts comes from: "learned" by stage 1, or from "data" before it.
+    `expert_order` says where a static order of experts comes from: "learned" by stage 1, from "data" before it, or
+    the "index" that they have.
     """
 
     alpha: float = 0.05
@@ -97,7 +98,7 @@ def train_stage1(
 ) -> VAR:
     """Train routers and selectors; everything else is frozen (Eq. 19).
 
-    Experts whose order comes from data are given it first, and only selectors are left to train, if even they.
+    Experts whose order is not learned are given it first, and only selectors are left to train, if even they.
 
     Args:
         teacher: the dense model.
@@ -112,14 +113,16 @@ def train_stage1(
 
     Raises:
         CheckpointError, ActVARError, UsageError: see `actvar.training.loop.run`.
-        ValueError: an order from data is asked for, and every token has its own.
+        ValueError: a fixed order is asked for, and every token has its own.
     """
     config, is_learned = student.config, settings.expert_order == LEARNED
+    if not is_learned and (config.activation is None or config.activation.expert_choice != STATIC):
+        raise ValueError("a fixed order of experts is for a static choice of experts")
     if settings.expert_order == DATA:
-        if config.activation is None or config.activation.expert_choice != STATIC:
-            raise ValueError("an order of experts from data is for a static choice of experts")
         device = team.device(settings.device)
         fix_orders(student, orders_from_data(teacher.to(device), student, store, quantizer.to(device)))
+    if settings.expert_order == INDEX:
+        fix_orders(student, orders_by_index(student))
 
     def losses(batch: Pass) -> dict[str, Tensor]:
         cls = batch.classification_loss

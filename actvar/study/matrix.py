@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from actvar.config import FIXED, MINI, STATIC, Activation, ModelConfig
-from actvar.distill.label_choice import DATA, LEARNED, LOGITS, PAPER, SHARP, TOGETHER, Labels
+from actvar.distill.label_choice import DATA, INDEX, LEARNED, LOGITS, PAPER, SHARP, TOGETHER, Labels
 
 SEEDS = (0, 1, 2)
 """A seed decides the routers' first values, the order of the data, and the pictures that are drawn."""
@@ -92,7 +92,10 @@ ROWS: Sequence[Row] = (
         "static weight pruning, rates (50 %, 75 %; 25 %)",
         replace(_rates(0.5, 0.75, 0.25), expert_choice=STATIC),
     ),
-    # What the order is worth that static experts are given.
+)
+"""Of the study itself."""
+
+FIXED_ORDER_ROWS: Sequence[Row] = (
     Row("static-experts-data", "static experts, order from data", Activation(expert_choice=STATIC), expert_order=DATA),
     Row(
         "static-experts-data-e25",
@@ -100,12 +103,26 @@ ROWS: Sequence[Row] = (
         replace(_rates(0.5, 0.75, 0.25), expert_choice=STATIC),
         expert_order=DATA,
     ),
+    Row(
+        "static-experts-index",
+        "static experts, as they are numbered",
+        Activation(expert_choice=STATIC),
+        expert_order=INDEX,
+    ),
 )
+"""What the order is worth that static experts are given; beside rows of the study, all made anew."""
 
-CELLS: Sequence[Cell] = tuple(Cell(row, seed) for seed in SEEDS for row in ROWS)
-"""In the order in which they are made: all rows of a seed before the next seed."""
+ALL_ROWS: Sequence[Row] = (*ROWS, *FIXED_ORDER_ROWS)
+
+
+def _cells(rows: Sequence[Row]) -> Sequence[Cell]:
+    """In the order in which they are made: all rows of a seed before the next seed."""
+    return tuple(Cell(row, seed) for seed in SEEDS for row in rows)
+
+
+CELLS, ALL_CELLS = _cells(ROWS), _cells(ALL_ROWS)
 
 
 def row_named(name: str) -> Row:
     """The row of this name; there is one."""
-    return next(row for row in ROWS if row.name == name)
+    return next(row for row in ALL_ROWS if row.name == name)

@@ -6,11 +6,11 @@ from statistics import median
 
 from actvar.config import DYNAMIC
 from actvar.study.budget import Budget
-from actvar.study.claims import CLAIMS, FRECHET, KL, Claim, Comparison, Finding, Verdict, decide
+from actvar.study.claims import CLAIMS, FRECHET, KL, ORDER_CLAIMS, Claim, Comparison, Finding, Verdict, decide
 from actvar.study.figures import Figures, Spread
 from actvar.study.matrix import CELLS, DENSE, FULL, ROWS, SEEDS, TRAINED_ON, row_named
 from actvar.study.paper import TABLES, PaperTable
-from actvar.study.results import Result
+from actvar.study.results import ONE_ORDER, Result
 from actvar.study.spread import ERRORS, MIN_FREEDOM, MIN_SEEDS, Ratio, ratio
 from actvar.study.static_experts import (
     BY_SETS,
@@ -27,7 +27,13 @@ NONE = "–"
 _LEAST_LOAD, _MOST_LOAD = 0.25, 4.0  # of an expert, as multiples of its fair share: the aim
 
 
-def page(results: Sequence[Result], command: str, plots: Sequence[str], others: Sequence[Result] = ()) -> str:
+def page(
+    results: Sequence[Result],
+    command: str,
+    plots: Sequence[str],
+    others: Sequence[Result] = (),
+    orders: Sequence[Result] = (),
+) -> str:
     """The whole page.
 
     Args:
@@ -35,12 +41,13 @@ def page(results: Sequence[Result], command: str, plots: Sequence[str], others: 
         command: what makes the missing ones.
         plots: names of the plots in pictures/ beside the page.
         others: cells of the same study but for the steps of stage 2.
+        orders: cells of the comparison of static experts' orders.
     """
     figures = Figures(results)
-    parts = [_head(results, command), _claims(figures), "## The paper's tables", _key()]
+    parts = [_head(results, command), "## The claims", _claims(CLAIMS, figures), _RULE, "## The paper's tables", _key()]
     parts += [_table(table, figures) for table in TABLES]
     parts += [f"![{name}](pictures/{name})" for name in plots]
-    parts += [_labels(figures), _orders(figures), _against(figures), _stage1(figures), _stage2(figures)]
+    parts += [_labels(figures), _orders(orders, command), _against(figures), _stage1(figures), _stage2(figures)]
     parts += [_static(results, others, figures, command), _making(results, command)]
     return "\n\n".join(parts) + "\n"
 
@@ -68,16 +75,16 @@ def _missing(results: Sequence[Result], command: str) -> str:
 # ---- claims
 
 
-def _claims(figures: Figures) -> str:
+def _claims(claims: Sequence[Claim], figures: Figures) -> str:
     metrics = {name: figures.positive(name) for name in (FRECHET, KL)}
     rows = []
-    for claim in CLAIMS:
+    for claim in claims:
         decided, found = decide(claim, metrics)
         verdict = f"**{decided.verdict.value}**"
         if decided.verdict is not Verdict.OPEN and len(claim.metrics) > 1:
             verdict += f" (by the {decided.metric})"
         rows.append((claim.text, claim.source, "<br>".join(_evidence(claim, each) for each in found), verdict))
-    return "\n\n".join(["## The claims", _markdown(("claim", "where", "found", "verdict"), rows), _RULE])
+    return _markdown(("claim", "where", "found", "verdict"), rows)
 
 
 _RULE = (
@@ -162,16 +169,46 @@ def _rows(figures: Figures, names: Iterable[str]) -> str:
     return _markdown(("row", *_MEASURED), [(words[name], *_measured(figures, name)) for name in names])
 
 
-def _orders(figures: Figures) -> str:
-    text = (
-        "### Where the order of static experts comes from\n\n"
-        "A question of our own. A block's order is learned by stage 1, by the same labels as a router; or it is taken "
-        "from data before, and only the selectors learn in stage 1. Then experts are dropped one after the other, each "
-        "time the one that the FFN's output misses least over the tokens of 64 training pictures, and the last to go "
-        "is the first of the order. The first three rows are of 12 experts of 16, the others of 4."
-    )
-    many = (FULL, STATIC_EXPERTS, "static-experts-data")
-    return f"{text}\n\n{_rows(figures, (*many, FEW.other, FEW.row, 'static-experts-data-e25'))}"
+_ORDERS = (
+    FULL,
+    STATIC_EXPERTS,
+    "static-experts-index",
+    "static-experts-data",
+    FEW.other,
+    FEW.row,
+    "static-experts-data-e25",
+)
+"""Dynamic experts first, then static ones: of 12 of 16, and of 4."""
+
+
+def _orders(orders: Sequence[Result], command: str) -> str:
+    figures = Figures(orders)
+    only = "".join(f" --only {name}" for name in _ORDERS)
+    parts = [
+        "### Where the order of static experts comes from",
+        "A question of our own. A block's order is learned by stage 1, by the same labels as a router; or it is fixed "
+        "before, and only the selectors learn in stage 1. Fixed is the order of the experts' numbers, which tells "
+        "nothing of them, or one from data: experts are dropped one after the other, each time the one that the FFN's "
+        "output misses least over the tokens of 64 training pictures, and the last to go is the first of the order. "
+        "The first four rows are of 12 experts of 16, the others of 4. *L_f before* is after stage 1.",
+        _markdown(
+            ("row", "L_f before", *_MEASURED),
+            [
+                (row_named(name).words, _spread(figures, name, "kl before"), *_measured(figures, name))
+                for name in _ORDERS
+            ],
+        ),
+        _claims(ORDER_CLAIMS, figures),
+        "All of these cells were made for this comparison on one machine; none is a row of the tables above."
+        + (f" The machine: {_made_by(orders, 'machine')}; commit {_made_by(orders, 'commit')}." if orders else ""),
+        f"    {command}{only} \\\n        --results benchmarks/results/study-mini-orders --doc FILE",
+    ]
+    return "\n\n".join(parts)
+
+
+def _made_by(results: Sequence[Result], name: str) -> str:
+    """All machines, or all commits."""
+    return "; ".join(sorted({result.made_by[name] for result in results}))
 
 
 def _against(figures: Figures) -> str:
@@ -307,14 +344,18 @@ def _making(results: Sequence[Result], command: str) -> str:
         usual = {name: median(result.seconds.get(name, 0.0) for result in trained) for name in names}
         split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in usual.items())
         parts.append(f"A trained cell took {sum(usual.values()) / 60:.1f} min, by medians: {split}.")
-    machines = sorted({result.made_by["machine"] for result in results})
-    commits = sorted({result.made_by["commit"] for result in results})
-    parts.append("Machines: " + "; ".join(machines) + ". Commits: " + ", ".join(commits) + ".")
+    parts.append(f"Machines: {_made_by(results, 'machine')}. Commits: {_made_by(results, 'commit')}.")
     wrong = sum(len(result.metrics["drawn"]["wrong_pictures"]) for result in results)
+    in_one_order = ""
+    if any(result.settings["recipe"] == ONE_ORDER for result in results):
+        in_one_order = (
+            "All of these cells saw the training pictures in the same order, by a fault of the training's random "
+            "numbers that was found later; so the spread leaves out what the order does. (Where orders of experts are "
+            "compared, each seed has an order of its own.) "
+        )
     parts.append(
         f"Seeds are {', '.join(map(str, SEEDS))}. They decide the first values of routers and selectors and which "
-        "pictures are drawn. All of these cells saw the training pictures in the same order, by a fault of the "
-        "training's random numbers that was found later; so the spread leaves out what the order does. Each file in "
+        f"pictures are drawn. {in_one_order}Each file in "
         f"the results' folder also names the pictures whose class was missed (up to 20; {wrong} in all), L_f by "
         "scale, and what the student was before stage 1."
     )

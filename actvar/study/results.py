@@ -18,8 +18,9 @@ from actvar.study.budget import Budget
 from actvar.study.matrix import Cell
 
 FORMAT, VERSION = "actvar-study-cell", 1
-RECIPE = 1
-"""Goes up with every change of the code that changes what a cell comes to: cells of both must not be mixed."""
+ONE_ORDER, RECIPE = 1, 2
+"""Goes up with every change of the code that changes what a cell comes to: cells of both must not be mixed. By the
+first, all seeds saw the training pictures in one order."""
 _FIELDS = "format version cell row seed settings metrics seconds made_by sha256"
 _HELD_OUT = "cross_entropy kl kl_by_scale block_mse tokens experts load"
 _SECONDS = ("stage1", "stage2", "held_out", "drawing", "resumed")
@@ -53,18 +54,19 @@ class Result:
     made_by: Mapping[str, str]
 
 
-def settings_of(cell: Cell, budget: Budget, teacher: str) -> dict[str, Any]:
+def settings_of(cell: Cell, budget: Budget, teacher: str, recipe: int = RECIPE) -> dict[str, Any]:
     """Everything that decides a cell's result.
 
     Args:
         cell: its row and seed.
         budget: of the study.
         teacher: SHA-256 of its weights.
+        recipe: that of the code; of a finished cell its own.
     """
     row = {name: value for name, value in asdict(cell.row).items() if name != "words"}
     if cell.row.expert_order == LEARNED:
         del row["expert_order"]  # as it was when there was no other
-    plain = {"recipe": RECIPE, "row": row, "seed": cell.seed, "budget": asdict(budget), "teacher": teacher}
+    plain = {"recipe": recipe, "row": row, "seed": cell.seed, "budget": asdict(budget), "teacher": teacher}
     return json.loads(json.dumps(plain))  # tuples as lists, as a file gives them back
 
 
