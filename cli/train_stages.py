@@ -84,8 +84,8 @@ def stage1(
     expert_order: Annotated[
         Literal["learned", "data", "index"],
         training_option(
-            help="Of static experts: learned by this stage, or fixed before it, by what each adds to the FFN on data or "
-            "by their numbers."
+            help="Of static experts: learned by this stage, or fixed before it, by what each adds to the FFN on data "
+            "or by their numbers."
         ),
     ] = "learned",
     alpha: Annotated[float, training_option(min=0, help="Weight of the labels' loss (Eq. 19).")] = 0.05,

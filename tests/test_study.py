@@ -462,7 +462,8 @@ def test_orders_of_experts_are_compared_by_cells_of_their_own(tmp_path: Path):
     better = {"static-experts-data", "static-experts-data-e25"}
     for row in (FULL, "t50-75-e25", STATIC_EXPERTS, "static-experts-e25", "static-experts-index", *better):
         for seed in SEEDS:
-            write_result(tmp_path / "study-orders", with_steps(row, seed, 80, 0.3 if row in better else 0.4 + 0.01 * seed))
+            kl = 0.3 if row in better else 0.4 + 0.01 * seed
+            write_result(tmp_path / "study-orders", with_steps(row, seed, 80, kl))
     write_result(tmp_path / "study", made(FULL))
     text = page_files(tmp_path / "study", tmp_path / "study.md")[tmp_path / "study.md"]
     assert f"**1 of {len(CELLS)} cells are done.**" in text
