@@ -50,6 +50,7 @@ _MINI_STEPS = 1600
 _EPOCHS = 200.0  # official VAR's own, as are the others below
 _RATE_OF_256 = 1e-4
 _WARM_UP = 1 / 50  # of all steps
+_DEPTH_DROP = 0.1 / 24  # for each block
 
 
 def vqvae(
@@ -120,7 +121,7 @@ class VARRun(Run):
     ] = None
     out: Annotated[Path, out_option("Folder of the run: its state, its curves, var.safetensors.")] = _MINI_RUN
     epochs: Annotated[float | None, training_option(show_default="200", help="Times all stored pictures.")] = None
-    batch_size: Annotated[int, batch_size_option("Pictures an update.", "Training")] = 768
+    batch_size: Annotated[int, batch_size_option("Pictures an update, over all processes.", "Training")] = 768
     learning_rate: Annotated[
         float | None,
         training_option(
@@ -134,8 +135,8 @@ class VARRun(Run):
         int | None, training_option(min=0, show_default="a fiftieth of all", help="Updates until the peak.")
     ] = None
 
-    def settings(self, pictures: int) -> "VARSettings":
-        """The run's settings, for a store of so many pictures."""
+    def settings(self, pictures: int, depth: int) -> "VARSettings":
+        """The run's settings, for a store of so many pictures and a VAR of so many blocks."""
         from actvar.training.var import VARSettings
 
         rate, warmup, steps = self.learning_rate, self.warmup, self.steps_of(_EPOCHS, pictures)
@@ -153,6 +154,7 @@ class VARRun(Run):
             accumulate=self.accumulate,
             average=self.average,
             recipe="official",
+            depth_drop=_DEPTH_DROP * depth,
         )
 
 
@@ -169,7 +171,8 @@ def var(
 ) -> None:
     """Train a VAR on the tokens of pictures by official VAR's recipe, or VAR-mini on those of Glyphs-100.
 
-    The recipe: AdamW, weight decay 0.05, gradients clipped at 2, a tenth of the pictures shown without their class.
+    The recipe: AdamW, weight decay 0.05, gradients clipped at 2, stochastic depth, a tenth of the pictures shown
+    without their class.
     """
     if run.tokens_dir is None:
         of_tokens = {"--vqvae": vqvae, "--znorm": znorm, "--depth": depth, **_changed(run)}
@@ -185,13 +188,17 @@ def var(
         raise UsageError("--tokens-dir holds codes of a VQVAE, and there is none. Name its file with --vqvae.")
     run.check()
     with needs("train", "to train"):
+        from actvar.training.launch import team_of
         from actvar.training.own_data import open_own_tokens, write_var
         from actvar.training.var import train_var
-    tokens = open_own_tokens(run.tokens_dir, vqvae, znorm, depth or 16)
-    settings = run.settings(len(tokens.store))
-    trained = train_var(tokens.config, settings, tokens.store, tokens.vqvae.quantize)
-    path = write_var(run.out, trained, tokens.vqvae)
-    typer.echo(f"Wrote {path}. Next: {pasteable('export', '--model', path, '--out', 'bundles/mine')}")
+    with team_of(run.parallel, run.device) as team:
+        tokens = open_own_tokens(run.tokens_dir, vqvae, znorm, depth or 16)
+        settings = run.settings(len(tokens.store), tokens.config.depth)
+        trained = train_var(tokens.config, settings, tokens.store, tokens.vqvae.quantize, team)
+        if team.is_main:
+            path = write_var(run.out, trained, tokens.vqvae)
+            typer.echo(f"Wrote {path}. Next: {pasteable('export', '--model', path, '--out', 'bundles/mine')}")
+        team.wait()
 
 
 def _changed(run: VARRun) -> dict[str, object]:

@@ -51,6 +51,12 @@ class Run:
         precision_option("auto takes bfloat16, under autocast, where the device has it."),
     ] = "auto"
     device: TorchDeviceOption = "cpu"
+    parallel: Annotated[
+        Literal["ddp", "fsdp"] | None,
+        engine_option(
+            show_default="ddp for several processes", help="Whole models in each process, or weights sharded over them."
+        ),
+    ] = None
     tensorboard: Annotated[bool, output_option(help="Write the curves for TensorBoard, too.")] = False
     save_every: Annotated[int, output_option(min=1, help="Updates between states, which a kill may cost.")] = 200
 
@@ -89,12 +95,6 @@ class TrainingRun(Run):
     ]
     learning_rate: LearningRateOption = 2e-4
     warmup: Annotated[int, training_option(min=0, help="Updates until the peak.")] = 100
-    parallel: Annotated[
-        Literal["ddp", "fsdp"] | None,
-        engine_option(
-            show_default="ddp for several processes", help="Whole models in each process, or weights sharded over them."
-        ),
-    ] = None
 
     def of_next_stage(self) -> list[str]:
         """The options of a run of the next stage like this one, in a folder beside it; its length is its own."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_training import logged, write_teacher, write_tokens
-from team_worker import train_both
+from team_worker import train_all
 
 from actvar.errors import ActVARError, UsageError
 from actvar.training.launch import team_of
@@ -24,7 +24,7 @@ LAUNCHER = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same trainings by one process."""
     folder = tmp_path_factory.mktemp("alone")
-    train_both(folder, ALONE, accumulate=1)
+    train_all(folder, ALONE, accumulate=1)
     return folder
 
 
@@ -56,7 +56,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_two_processes_train_as_one(alone: Path, together: tuple[Path, str], parallel: str):
     """The same losses and weights, over a break, in parts, with an average; and one log, without a line twice."""
     folder = together[0] / parallel
-    for stage in ("stage1", "stage2"):
+    for stage in ("stage1", "stage2", "var"):
         expected, found = logged(alone / stage), logged(folder / stage)
         assert [line["step"] for line in found] == list(range(6))
         assert found[0] == pytest.approx(expected[0], abs=2e-5)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_models import small_config, vivid_model
+from small_training import random_store
 from torch import Tensor
 
 from actvar.config import MINI, ModelConfig
@@ -16,7 +18,7 @@ from actvar.data.tokens import TokenStore
 from actvar.errors import ActVARError, CheckpointError
 from actvar.models.actvar import ActVAR, random_model
 from actvar.training.loop import RunSettings, autocast, learning_rate_at, run, step_generator
-from actvar.training.var import VARSettings, teacher_forced_loss, train_var
+from actvar.training.var import VARSettings, depth_gates, teacher_forced_loss, train_var
 from actvar.training.vqvae import VQVAESettings, train_vqvae
 
 TINY = ModelConfig(depth=1, num_classes=4, vqvae=MINI.vqvae)
@@ -128,6 +130,8 @@ def test_every_step_of_every_seed_draws_numbers_of_its_own():
         return tuple(torch.randint(1 << 40, (4,), generator=step_generator(settings, step)).tolist())
 
     assert len({drawn(each, step) for each in settings for step in range(100)}) == 400
+    of_streams = {tuple(torch.rand(4, generator=step_generator(settings[0], 3, stream)).tolist()) for stream in (0, 1)}
+    assert len(of_streams) == 2
     assert drawn(settings[1], 5) == drawn(settings[1], 5)
 
 
@@ -146,6 +150,59 @@ def test_bfloat16_is_left_to_processors_that_have_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: "amx_tile" in flags)
     with autocast("cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_gates_weigh_what_each_half_of_a_block_adds(model: ActVAR, store: TokenStore):
+    """Row by row; a block whose gates are 0 is not there."""
+    ids, classes = store.batch(torch.arange(3))
+    tokens_in_BTE, _ = model.vqvae.quantize.teacher_forcing(ids)
+
+    def outputs(*gates: tuple[float, float]) -> list[Tensor]:
+        """Of every block, in each of which the rows have these gates."""
+        gates_BD2 = torch.tensor(gates)[:, None].expand(-1, TINY.depth, -1)
+        with torch.no_grad():
+            return [trace.output_RTC for trace in model.var(classes, tokens_in_BTE, gates_BD2=gates_BD2)[1]]
+
+    with torch.no_grad():
+        plain = model.var(classes, tokens_in_BTE)[1]
+    torch.testing.assert_close(outputs((1, 1), (1, 1), (1, 1))[-1], plain[-1].output_RTC, rtol=0, atol=0)
+    none, attention, both = outputs((0, 0), (0, 0), (0, 0))[0], outputs(*[(1.0, 0.0)] * 3)[0], plain[0].output_RTC
+    torch.testing.assert_close(none, plain[0].input_RTC, rtol=0, atol=0)
+    mixed = outputs((0, 0), (2, 0), (1, 3))[0]
+    torch.testing.assert_close(mixed[0], none[0], rtol=0, atol=0)
+    torch.testing.assert_close(mixed[1], none[1] + 2 * (attention[1] - none[1]))
+    torch.testing.assert_close(mixed[2], attention[2] + 3 * (both[2] - attention[2]))
+
+
+def test_stochastic_depth_leaves_out_more_of_later_blocks():
+    """Nothing of the first, the given share of the last; halves and pictures apart; a mean of 1."""
+    gates_BD2 = depth_gates(5, 0.4, 20_000, torch.Generator().manual_seed(0))
+    assert gates_BD2.shape == (20_000, 5, 2)
+    for block, drop in enumerate((0.0, 0.1, 0.2, 0.3, 0.4)):
+        assert sorted(gates_BD2[:, block].unique().tolist()) == pytest.approx([0.0, 1 / (1 - drop)][drop == 0 :])
+        for half in (0, 1):
+            assert (gates_BD2[:, block, half] == 0).float().mean().item() == pytest.approx(drop, abs=0.015)
+        both = (gates_BD2[:, block] == 0).all(1).float().mean().item()
+        assert both == pytest.approx(drop**2, abs=0.015)
+
+
+def test_stochastic_depth_is_the_same_in_parts_and_over_a_break(tmp_path: Path):
+    """A picture's gates follow it into its part; they are other ones at every step, and change what is learned."""
+    config, store = small_config((1, 2, 3), depth=3), random_store()
+    quantizer = vivid_model(config).vqvae.quantize
+    whole = VARSettings(
+        folder=tmp_path / "whole", steps=STEPS, batch=4, learning_rate=1e-2, warmup=2, save_every=1, precision="fp32",
+        recipe="official", depth_drop=0.5,
+    )  # fmt: skip
+    parts, none = (replace(whole, folder=tmp_path / name) for name in ("parts", "none"))
+    parts, none = replace(parts, accumulate=2), replace(none, depth_drop=0.0)
+    expected = train_var(config, whole, store, quantizer).state_dict()
+    with pytest.raises(Killed):
+        train_var(config, parts, StoreThatBreaksOff(store.token_ids, store.class_ids), quantizer)
+    found, without = (train_var(config, each, store, quantizer).state_dict() for each in (parts, none))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3, msg=name)
+    assert max((without[name] - value).abs().max() for name, value in expected.items()) > 1e-2
 
 
 def test_the_first_scales_loss_is_the_same_alone_and_in_the_whole_sequence(model: ActVAR, store: TokenStore):

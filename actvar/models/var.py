@@ -150,7 +150,11 @@ class VAR(nn.Module):
         return condition.start_R1C if tokens_in_RLE is None else self.word_embed(tokens_in_RLE) + self.positions(si)
 
     def forward(
-        self, class_ids_B: Tensor, tokens_in_BTE: Tensor, straight_through: bool = False
+        self,
+        class_ids_B: Tensor,
+        tokens_in_BTE: Tensor,
+        straight_through: bool = False,
+        gates_BD2: Tensor | None = None,
     ) -> tuple[Tensor, list[BlockTrace]]:
         """All scales, or the first few, in one pass with known inputs (teacher forcing).
 
@@ -158,19 +162,24 @@ class VAR(nn.Module):
             class_ids_B: the class of each row, num_classes for "no class".
             tokens_in_BTE: inputs of scale 2 on (`MultiScaleQuantizer.teacher_forcing`), ending at a scale's end.
             straight_through: see `Block.forward`.
+            gates_BD2: what each block's attention and FFN are multiplied with before they are added; None is 1.
 
         Returns: logits [B, 1+T, V], and each block's trace.
         """
         condition = self.condition(class_ids_B)
+        modulation_DB6C = condition.modulation_DR6C
+        if gates_BD2 is not None:
+            gammas_DB2C, others_DB4C = modulation_DB6C.split((2, MODULATIONS - 2), dim=2)
+            modulation_DB6C = torch.cat((gammas_DB2C * gates_BD2.transpose(0, 1).unsqueeze(-1), others_DB4C), dim=2)
         count = 1 + tokens_in_BTE.shape[1]
         scales = torch.as_tensor(self.token_scales()[:count], device=class_ids_B.device)
         positions_TC = self.lvl_embed(scales[1:]) + self.pos_1LC[0, 1:count]
         x_BTC = torch.cat((condition.start_R1C, (self.word_embed(tokens_in_BTE) + positions_TC).float()), dim=1)
         visible_TT = scales[:, None] >= scales[None, :]
         traces: list[BlockTrace] = []
-        for block, modulation_R6C in zip(self.blocks, condition.modulation_DR6C, strict=True):
+        for block, modulation_B6C in zip(self.blocks, modulation_DB6C, strict=True):
             first_scores_BT = traces[0].selector_scores_RT if traces else None
-            x_BTC, trace = block(x_BTC, modulation_R6C, visible_TT, straight_through, first_scores_BT)
+            x_BTC, trace = block(x_BTC, modulation_B6C, visible_TT, straight_through, first_scores_BT)
             traces.append(trace)
         return self.logits(x_BTC, condition.head_modulation_R2C), traces
 

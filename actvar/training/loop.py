@@ -55,6 +55,8 @@ class RunSettings:
 
 _SEEDS_APART = 0x9E3779B1
 """Odd, and far from a fraction of 2^32: the steps of two runs with different seeds do not meet."""
+_STREAMS_APART = 0x85EBCA6B
+"""The same of two streams."""
 
 
 def learning_rate_at(step: int, settings: RunSettings) -> float:
@@ -65,12 +67,13 @@ def learning_rate_at(step: int, settings: RunSettings) -> float:
     return settings.learning_rate * settings.fallen(progress)
 
 
-def step_generator(settings: RunSettings, step: int) -> torch.Generator:
+def step_generator(settings: RunSettings, step: int, stream: int = 0) -> torch.Generator:
     """The random numbers of one step, the same whether or not the run was interrupted before it.
 
-    PyTorch's generator on a CPU knows the low 32 bits of its seed alone, so those are where the run's seed must be.
+    A step that needs numbers for something else takes them from another stream. PyTorch's generator on a CPU knows the
+    low 32 bits of its seed alone, so those are where the run's seed must be.
     """
-    return torch.Generator().manual_seed((settings.seed * _SEEDS_APART + step) % 2**32)
+    return torch.Generator().manual_seed((settings.seed * _SEEDS_APART + stream * _STREAMS_APART + step) % 2**32)
 
 
 def autocast(device: str, precision: Precision = "auto") -> torch.autocast:

@@ -57,20 +57,21 @@ class TokenBatches:
         """Refuse a batch that cannot be shared before anything is done."""
         self._shares(self.settings.batch)
 
-    def parts(self, step: int, pictures: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def parts(self, step: int, pictures: int, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Token ids BT and class ids B of this process's parts of a step's batch, drawn with replacement.
 
         Every process draws the whole batch's places, so what the step sees does not depend on how many there are.
+        `beside` is of the whole batch, too: along its first dimension it is cut as the batch is, and follows.
         """
         shares = self._shares(pictures)
         generator = step_generator(self.settings, step)
         places_B = torch.randint(len(self.store), (pictures,), generator=generator)
         dropped_B = torch.rand(pictures, generator=generator) < self.settings.class_drop
-        cut = zip(places_B.chunk(shares), dropped_B.chunk(shares), strict=True)
-        for chosen_B, without_B in islice(cut, self.team.rank, None, self.team.size):
+        cut = zip(*(whole.chunk(shares) for whole in (places_B, dropped_B, *beside)), strict=True)
+        for chosen_B, without_B, *others in islice(cut, self.team.rank, None, self.team.size):
             token_ids_BT, class_ids_B = self.store.batch(chosen_B)
             class_ids_B = class_ids_B.masked_fill(without_B, self.no_class)
-            yield token_ids_BT.to(self.device), class_ids_B.to(self.device)
+            yield tuple(tensor.to(self.device) for tensor in (token_ids_BT, class_ids_B, *others))
 
     def _shares(self, pictures: int) -> int:
         """How many equal parts a batch of so many pictures is cut into, in all processes together."""
