@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and files that are what somebody said they are. Plain Python."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,9 +19,7 @@ from actvar.errors import BundleError, DamagedError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOB = re.compile(r"[0-9A-Za-z]{1,128}")
-_LEFT = re.compile(r"[0-9a-f]{8}\.tmp")
-
-
+_WRITERS = 1000  # of one name at a time
 _OF_SYSTEMS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
@@ -59,7 +58,6 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be written.
     """
-    _remove_leftovers(path)
     temporary, lock = _hidden_beside(path)
     try:
         with open(temporary, "wb", opener=lambda *_: os.dup(lock)) as file:
@@ -73,34 +71,58 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def _hidden_beside(path: Path) -> tuple[Path, int]:
-    """A new file with a name of its own, and the descriptor that holds its lock."""
+    """A new file beside another, and the descriptor that holds its lock; what killed writers left is removed.
+
+    Names are counted from 0, and the first is taken that no living writer has. So nobody lists the folder, which may
+    hold all pictures of a long run.
+    """
+    names = (path.with_name(f".{path.name[:100]}.{number}.tmp") for number in range(_WRITERS))
+    for temporary in names:
+        if (file := _made_and_locked(temporary)) is not None:
+            for later in names:
+                if not os.path.lexists(later) or not _is_removed(later):
+                    break
+            return temporary, file
+    raise FileExistsError(errno.EEXIST, f"{_WRITERS} unfinished files of this name are in its folder")
+
+
+def _made_and_locked(path: Path) -> int | None:
+    """A new file's descriptor; None where the name is another's."""
     while True:
-        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
-        file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        except FileExistsError:
+            if not _is_removed(path):
+                return None
+            continue
         with suppress(OSError):  # a file system without locks: nobody can take the file for a leftover either
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file).st_nlink:
-            return temporary, file
+            return file
         os.close(file)  # another writer took it for a leftover before it was locked
 
 
-def _remove_leftovers(path: Path) -> None:
-    """What writers of this name left that were killed."""
-    start = f".{path.name[:100]}."
+def _is_removed(path: Path) -> bool:
+    """Remove a file that a killed writer left; False where it is none, its writer lives, or it is not ours to open.
 
-    def is_left(name: str) -> bool:
-        return name.startswith(start) and bool(_LEFT.fullmatch(name, len(start)))
-
-    with suppress(OSError), os.scandir(path.parent) as entries:  # a folder that cannot be listed may yet be written
-        found = [entry.path for entry in entries if is_left(entry.name) and entry.is_file(follow_symlinks=False)]
-        for leftover in found:
-            with suppress(OSError):  # it is not ours to open, or its writer lives
-                file = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(leftover)
-                finally:
-                    os.close(file)
+    Whoever holds a file's lock is the only one to rename or remove it, so the name still means it when it goes.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened = os.fstat(file)
+        if not stat.S_ISREG(opened.st_mode):
+            return False
+        if os.path.samestat(opened, os.lstat(path)):
+            os.unlink(path)
+        return True
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    finally:
+        os.close(file)
 
 
 @contextmanager

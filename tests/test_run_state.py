@@ -139,7 +139,7 @@ def test_where_a_run_lies_and_how_often_it_is_saved_may_change(teacher: ActVAR, 
 
 
 def test_what_a_killed_process_left_is_removed(teacher: ActVAR, tmp_path: Path):
-    (tmp_path / ".state.pt.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".state.pt.0.tmp").write_bytes(b"half")
     train(0, teacher, tmp_path, steps=1)
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
 

@@ -206,7 +206,7 @@ def test_a_chunk_that_was_not_finished_is_gone_on_with(vqvae: VQVAE, tmp_path: P
     with pytest.raises(Killed):
         encode_pictures(tmp_path / "a", vqvae, pictures, settings)
     assert len(list((tmp_path / "a").glob(".piece_*.npy"))) == 4
-    (tmp_path / "a/..piece_00000012-00000014.npy.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / "a/..piece_00000012-00000014.npy.0.tmp").write_bytes(b"half")
     pictures.loaded.clear()
     told: list[int] = []
     done = encode_pictures(tmp_path / "a", vqvae, pictures, settings, told.append)
