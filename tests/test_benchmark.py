@@ -6,8 +6,7 @@ How fast anything is, is not tested: that is what the command is for.
 import json
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from xml.dom import minidom
 import numpy as np
 import pytest
 import torch
+from command_line import Command, in_process
 from PIL import Image
 from small_models import small_config, vivid_model
 
@@ -43,7 +43,6 @@ from actvar.benchmarks.pictures.process import Setting, started
 from actvar.benchmarks.pictures.report import BenchReport
 from actvar.bundle.contract import graph_names
 from actvar.checkpoint.own import save_model
-from actvar.cli.main import main
 from actvar.config import STATIC, Activation, ModelConfig, SmallDecoderConfig
 from actvar.errors import ActVARError
 from actvar.export.onnx_export import export_bundle
@@ -451,23 +450,12 @@ def test_a_checkout_of_something_else_is_told(checkout: Path, setting: Setting):
 
 
 @pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """`actvar-trt bench` in this process: exit code, stdout, stderr."""
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """`actvar-trt bench` in this process, in an empty folder; what its workers say is read, too."""
     monkeypatch.setenv("ACTVAR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["actvar-trt", "bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr()
-        assert "Traceback" not in said.err
-        return int(left.value.code or 0), said.out, said.err
-
-    return run
+    return in_process(monkeypatch, capfd, "bench")
 
 
 def test_one_command_leaves_one_report(command, bundles: Path):

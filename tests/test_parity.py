@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from command_line import Command, in_process
 from onnx import numpy_helper
 from polygraphy.comparator import IterationResult
 from small_models import small_config, vivid_model
@@ -20,7 +20,6 @@ from actvar.bundle.manifest import read_manifest, write_manifest
 from actvar.checkpoint.model import load_model
 from actvar.checkpoint.own import save_model
 from actvar.cli import parity as parity_command
-from actvar.cli.main import main
 from actvar.config import MINI, Activation, Sampling
 from actvar.export.onnx_export import export_bundle
 from actvar.export.parity.check import check_parity, compare_batch
@@ -77,18 +76,9 @@ def small_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """`actvar-trt parity` with arguments: its exit code and all that it says."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["actvar-trt", "parity", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capsys.readouterr()
-        assert left.value.code is None or isinstance(left.value.code, int)
-        return left.value.code or 0, said.out + said.err
-
-    return run
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`actvar-trt parity` in this process."""
+    return in_process(monkeypatch, capsys, "parity")
 
 
 # ---- what is right passes
@@ -289,17 +279,19 @@ def change_constant(folder: Path, graph: str, name: str) -> None:
     write_manifest(folder, replace(manifest, graphs=graphs))
 
 
-def test_a_bundle_with_a_wrong_constant_ends_with_code_1_and_the_graphs_name(command, small_checkpoint, tmp_path):
+def test_a_bundle_with_a_wrong_constant_ends_with_code_1_and_the_graphs_name(
+    command: Command, small_checkpoint, tmp_path
+):
     """A fault in one graph alone: the graphs before and after it are right, and the report says so."""
     bundle, file = tmp_path / "bundle", tmp_path / "report.json"
     export_bundle(vivid_model(FOUR_SCALES), bundle, "fp32", "random weights")
     change_constant(bundle, "scale_03", "bicubic_3_to_5")
-    code, said = command(
+    code, out, _ = command(
         "--bundle", bundle, "--model", small_checkpoint, "--count", 2, "--json", file, "--cpu-graph", "each"
     )
     assert code == 1
-    assert "The first graph that departs is scale_03: next_f_hat:" in said
-    assert "Whole pictures first draw other tokens at scale_04/token_ids" in said
+    assert "The first graph that departs is scale_03: next_f_hat:" in out
+    assert "Whole pictures first draw other tokens at scale_04/token_ids" in out
     content = json.loads(file.read_text())
     assert content["passed"] is False
     assert content["first_departure"] == {"graph": "scale_03", "block": None, "by": None, "output": "next_f_hat"}
@@ -388,13 +380,13 @@ def test_batches_add_up():
 # ---- the command
 
 
-def test_a_right_checkpoint_ends_with_code_0_and_a_report(command, small_checkpoint, tmp_path):
+def test_a_right_checkpoint_ends_with_code_0_and_a_report(command: Command, small_checkpoint, tmp_path):
     """What CI runs: nothing but a checkpoint, an exit code, and a report for a program."""
     file = tmp_path / "report.json"
-    code, said = command("--model", small_checkpoint, "--count", 3, "--batch-size", 2, "--json", file)
-    assert code == 0, said
-    assert "Parity holds in fp32" in said
-    assert "scale_04" in said and "logits" in said
+    code, out, err = command("--model", small_checkpoint, "--count", 3, "--batch-size", 2, "--json", file)
+    assert code == 0, err
+    assert "Parity holds in fp32" in out
+    assert "scale_04" in out and "logits" in out
     content = json.loads(file.read_text())
     assert content["passed"] is True and content["first_departure"] is None and content["first_flip"] is None
     assert {row["pictures"] for row in content["outputs"]} == {3}
@@ -418,34 +410,34 @@ def test_a_right_checkpoint_ends_with_code_0_and_a_report(command, small_checkpo
         (["--count", "0"], "--count"),
     ],
 )
-def test_a_wrong_option_is_refused_before_anything_is_done(command, arguments, expected):
+def test_a_wrong_option_is_refused_before_anything_is_done(command: Command, arguments, expected):
     """One message, exit code 2."""
-    code, said = command(*arguments)
+    code, _, err = command(*arguments)
     assert code == 2
-    assert expected in said and "Traceback" not in said
+    assert expected in err
 
 
-def test_engines_are_not_built_where_there_is_no_gpu_to_run_them(command, monkeypatch):
+def test_engines_are_not_built_where_there_is_no_gpu_to_run_them(command: Command, monkeypatch):
     """An export and a build of minutes, to end in a refusal."""
     monkeypatch.setattr(parity_command, "first_gpu", lambda: None)
-    code, said = command("--backend", "tensorrt")
+    code, _, err = command("--backend", "tensorrt")
     assert code == 2
-    assert "--backend tensorrt needs an NVIDIA GPU, and there is none" in said
+    assert "--backend tensorrt needs an NVIDIA GPU, and there is none" in err
 
 
-def test_a_bundle_of_another_model_is_refused(command, small_checkpoint, bundles):
+def test_a_bundle_of_another_model_is_refused(command: Command, small_checkpoint, bundles):
     """To compare them would be to report nonsense, graph by graph."""
-    code, said = command("--bundle", bundles("fp32"), "--model", small_checkpoint)
+    code, _, err = command("--bundle", bundles("fp32"), "--model", small_checkpoint)
     assert code == 2
-    assert "is of another model than checkpoint small.safetensors" in said
+    assert "is of another model than checkpoint small.safetensors" in err
 
 
 @pytest.mark.slow
-def test_the_shipped_model_draws_the_same_tokens_through_its_graphs(command, tmp_path):
+def test_the_shipped_model_draws_the_same_tokens_through_its_graphs(command: Command, tmp_path):
     """The promise of the README, on trained weights: 32 pictures, all ten scales, logits within 2e-4."""
     file = tmp_path / "report.json"
-    code, said = command("--json", file)
-    assert code == 0, said
+    code, _, err = command("--json", file)
+    assert code == 0, err
     rows = {(row["graph"], row["output"]): row for row in json.loads(file.read_text())["outputs"]}
     for si, tokens in enumerate(MINI.schedule.tokens):
         chain = rows[CHAIN, f"scale_{si + 1:02d}/token_ids"]
@@ -454,7 +446,7 @@ def test_the_shipped_model_draws_the_same_tokens_through_its_graphs(command, tmp
 
 
 @pytest.mark.slow
-def test_the_shipped_model_holds_in_fp16(command, tmp_path):
+def test_the_shipped_model_holds_in_fp16(command: Command, tmp_path):
     """The promise of docs/parity.md: 32 pictures, numbers within 1e-2 at equal choices, 99 % of each scale's tokens."""
-    code, said = command("--precision", "fp16")
-    assert code == 0, said
+    code, _, err = command("--precision", "fp16")
+    assert code == 0, err
