@@ -104,7 +104,7 @@ def draw_run(run: NumberedRun, part: Shard, draw: Draw, with_speed: bool = False
         if with_speed and drawn:
             speed = drawn / seconds
             say(f"{counted(drawn, 'picture')} drawn in {seconds:.1f} s, {speed:.3f} pictures per second.")
-        say(f"{run.kept} of {counted(run.spec.count, 'picture')} are in {run.folder}.")
+        say(f"{run.kept(part)} of {counted(run.spec.count, 'picture')} are in {run.folder}.")
 
 
 def write_run_npz(run: PictureRun, path: Path, option: str, quietly: bool, with_labels: bool = False) -> None:

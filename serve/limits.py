@@ -18,6 +18,8 @@ MAX_BODY = 64 * 1024
 """Bytes."""
 LONG_BODIES = {"/v1/images/edits": 16 << 20}
 """Bytes, where pictures are sent."""
+ALL_BODIES = 256 << 20
+"""Bytes, of all requests that are being answered."""
 BODY_SECONDS = 10.0
 """In which a body must have arrived."""
 OPEN_TO_ALL = ("/healthz", "/readyz")
@@ -25,25 +27,42 @@ OPEN_TO_ALL = ("/healthz", "/readyz")
 
 
 class BodyLimits:
-    """Answers 413 for a body that is too long, and 408 for one that does not come.
+    """Answers 413 for a body that is too long, 408 for one that does not come, and 429 for one too many at a time.
 
     Args:
         app: what is given the others.
         metrics: are told of errors.
         max_body: bytes.
         seconds: for the whole body.
+        all_bodies: bytes that the bodies of all requests may have that are being answered.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body: int = MAX_BODY, seconds: float = BODY_SECONDS) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body: int = MAX_BODY,
+        seconds: float = BODY_SECONDS,
+        all_bodies: int = ALL_BODIES,
+    ) -> None:
         self._app, self._metrics, self._max_body, self._seconds = app, metrics, max_body, seconds
+        self._room = all_bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        body = bytearray()
         try:
-            body = await asyncio.wait_for(self._body(scope, receive), self._seconds)
+            await self._answered(scope, receive, send, body)
+        finally:
+            self._room += len(body)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, body: bytearray) -> None:
+        """Read the body into its place, and have the app answer."""
+        try:
+            is_whole = await asyncio.wait_for(self._read(scope, receive, body), self._seconds)
         except asyncio.TimeoutError:
             message = f"The body did not arrive within {self._seconds:g} s. Send it again."
             await refuse(Refusal(408, message, code="body_timeout"), self._metrics, scope, receive, send)
@@ -51,7 +70,7 @@ class BodyLimits:
         except Refusal as refusal:
             await refuse(refusal, self._metrics, scope, receive, send)
             return
-        if body is None:  # the client has left
+        if not is_whole:  # the client has left
             return
         given = False
 
@@ -60,27 +79,33 @@ class BodyLimits:
             if given:
                 return await receive()
             given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
 
         with self._metrics.answering() if scope["path"].startswith("/v1/") else nullcontext():
             await self._app(scope, again, send)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        """Read a body; False if its client leaves meanwhile."""
         most = LONG_BODIES.get(scope["path"], self._max_body)
         too_long = Refusal(413, f"A body may have {most} bytes, and this one has more.", code="body_too_long")
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > most:
             raise too_long
-        body, more = bytearray(), True
+        more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > most:
+                return False
+            part = message.get("body", b"")
+            if len(body) + len(part) > most:
                 raise too_long
-        return bytes(body)
+            if len(part) > self._room:
+                crowded = "Too many pictures are being sent. Ask again later."
+                raise Refusal(429, crowded, code="too_many_bodies", headers={"Retry-After": "1"})
+            self._room -= len(part)
+            body += part
+            more = message.get("more_body", False)
+        return True
 
 
 class KeyRequired:

@@ -4,6 +4,7 @@ Gradio's, with nothing from another host: system fonts, no analytics, pictures i
 only those that the page asks for are let through: no uploads, no files, no proxy.
 """
 
+import asyncio
 import io
 from base64 import b64decode
 from collections.abc import AsyncGenerator
@@ -36,6 +37,7 @@ PATHS = (
 """What begins so is let through to Gradio, beside / itself."""
 
 _MOST_GUIDANCE = 10.0  # of the slider
+_SESSIONS = 64  # whose last pictures Gradio keeps, which nobody asks for again
 _Parts = tuple[str, str, str]
 
 
@@ -85,6 +87,7 @@ class _Page:
 
     def __init__(self, studio: Studio, explainer: Explainer) -> None:
         self._studio, self._explainer = studio, explainer
+        self._explaining = asyncio.Lock()
 
     def blocks(self) -> Any:
         """All of it."""
@@ -118,6 +121,7 @@ class _Page:
             loaded = page.load(self.fields, None, [*given, asked], **hidden)
             loaded.then(self.draw_if, [asked, *given], parts, **hidden)
         page.queue(default_concurrency_limit=None, max_size=256, api_open=False)
+        page.state_session_capacity = _SESSIONS
         return page
 
     def fields(self, request: gr.Request) -> tuple[Any, ...]:
@@ -157,7 +161,9 @@ class _Page:
         made = result(last, named)
         yield strip(shown, count), made, ""
         if self._explainer.scale:
-            yield strip(shown, count), made, await run_in_threadpool(self._explained, drawn, last)
+            async with self._explaining:  # outside of the threads: those who wait take none
+                words = await run_in_threadpool(self._explained, drawn, last)
+            yield strip(shown, count), made, words
 
     def _explained(self, drawn: Generation, picture: str) -> str:
         pixels_HW3 = np.asarray(Image.open(io.BytesIO(b64decode(picture))))

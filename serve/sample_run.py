@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from actvar.bundle.json_form import FormReader, content_hash, write_json
+from actvar.bundle.json_form import MAX_JSON_BYTES, FormReader, content_hash, write_json
 from actvar.classes import NONE
 from actvar.errors import ActVARError, needs
 from actvar.evaluation.picture_run import NumberedRun, Piece, RunSpec, file_state
@@ -33,6 +33,7 @@ from actvar.image import png
 FORMAT, VERSION = "actvar-samples", 1
 RECORD_FORMAT, MANIFEST_FORMAT = "actvar-sample-shard", "actvar-sample-manifest"
 MANIFEST_FILE, RECORDS = "manifest.json", "shards"
+_MAX_ENTRY = 256  # bytes of a record for each of its files, of which a shard may have 100,000
 
 Form: TypeAlias = Literal["png", "webdataset", "parquet"]
 
@@ -108,7 +109,8 @@ class SampleRun(NumberedRun):
 
     def _holds(self, piece: Piece) -> bool:
         names = file_names(self.spec, piece)
-        reader = FormReader(self.folder / RECORDS / _record_name(piece), "", ActVARError)
+        most = MAX_JSON_BYTES + _MAX_ENTRY * len(names)
+        reader = FormReader(self.folder / RECORDS / _record_name(piece), "", ActVARError, max_bytes=most)
         try:
             found = reader.load()
             listed = found.get("files") if isinstance(found, dict) else None

@@ -10,6 +10,7 @@ from command_line import Command, in_process
 from PIL import Image
 
 from actvar.checkpoint.model import load_model, load_vqvae
+from actvar.data import shuffled
 from actvar.data.imagenet import list_pictures
 from actvar.data.shuffled import ShuffledPictures
 from actvar.training.loop import learning_rate_at
@@ -111,6 +112,15 @@ def test_every_round_shows_all_pictures_once_and_a_broken_one_is_named(pictures:
     shown = ShuffledPictures(list_pictures(tmp_path, "train"), 16)(range(0, 6))
     assert torch.equal(shown, shown[:1].expand(6, -1, -1, -1))
     assert capsys.readouterr().err.count("Skipped one/a.png: ") == 1
+
+
+def test_the_order_of_a_round_is_made_once(pictures: Path):
+    """Of 1.28 million pictures it takes 62 ms and 10 MB, and was made for each of them."""
+    shuffled._order.cache_clear()
+    shown = ShuffledPictures(list_pictures(pictures, "train"), 16)
+    for first in range(0, 60, 4):
+        shown(range(first, first + 4))
+    assert shuffled._order.cache_info().misses == 2
 
 
 def test_the_learning_rate_of_the_official_recipe():

@@ -145,6 +145,15 @@ assert len(images) == 2 and images[0].size == images[1].size == (64, 64), images
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_keeps_to_its_width(page: Path):
+    """120 characters, as CONTRIBUTING.md has it. Tables, pictures and code cannot be wrapped; a study writes itself."""
+    code = {number for number, _ in code_lines(page)}
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        is_prose = number not in code and not line.startswith(("|", "!", "    ")) and page.name != "study.md"
+        assert not is_prose or len(line) <= 120, f"{page.name}:{number} has {len(line)} characters"
+
+
 def test_the_five_lines_of_python_run_without_pytorch(tmp_path: Path):
     """From the text of the README, with an empty cache where PyTorch cannot be imported; then without ONNX, too."""
     [block] = re.findall(r"```python\n(from actvar import Pipeline\n.*?)```", (ROOT / "README.md").read_text(), re.S)

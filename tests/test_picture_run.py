@@ -24,7 +24,7 @@ from actvar.bundle.json_form import write_json
 from actvar.cli.options import chosen_shard
 from actvar.errors import ActVARError, UsageError
 from actvar.evaluation import picture_run, picture_sets
-from actvar.evaluation.picture_run import PictureRun, RunSpec, open_run
+from actvar.evaluation.picture_run import WHOLE, PictureRun, RunSpec, open_run
 from actvar.evaluation.picture_sets import open_npz, write_npz
 from actvar.export.onnx_export import export_bundle
 
@@ -95,6 +95,23 @@ def test_shards_make_the_same_run(evaluate: Command, expected_NHW3: np.ndarray):
         code, _, err = evaluate("--shard", f"{number}/3", "--out", "run")
         assert code == 0 and err.splitlines()[-1] == f"{kept} of 34 pictures are in run."
     np.testing.assert_array_equal(drawn(Path("run")), expected_NHW3)
+
+
+def test_the_files_of_other_shards_are_not_read_for_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are there when they have their names; 64 processes would read 50,000 pictures each."""
+    monkeypatch.setattr(picture_run, "PIECE", 2)
+    spec = replace(SPEC, count=8)
+    run = open_run(tmp_path / "run", spec)
+    for piece in run.pieces():
+        run.save(piece, np.zeros((piece.count, spec.side, spec.side, 3)))
+    damaged = tmp_path / "run" / run.pieces()[2].file
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"0")
+    read: list[str] = []
+    holds = PictureRun._holds
+    monkeypatch.setattr(PictureRun, "_holds", lambda run, piece: read.append(piece.file) or holds(run, piece))
+    again = open_run(tmp_path / "run", spec)
+    assert again.kept((0, 2)) == 6 and read == [piece.file for piece in again.pieces((0, 2))]
+    assert again.kept((1, 2)) == 8 and again.kept() == 8
 
 
 SMALL_PIECES = """
@@ -220,7 +237,7 @@ def test_a_piece_of_another_run_is_none_of_this(tmp_path: Path):
     assert not runs[1].missing()
     file = runs[1].pieces()[0].file
     (tmp_path / "1" / file).write_bytes((tmp_path / "0" / file).read_bytes())
-    assert runs[1].missing() == runs[1].pieces() and runs[1].kept == 0
+    assert runs[1].missing() == runs[1].pieces() and runs[1].kept(WHOLE) == 0
     with pytest.raises(ActVARError, match="is missing or not whole"):
         list(runs[1].batches(5))
 

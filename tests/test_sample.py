@@ -18,6 +18,7 @@ from small_bundle import drawn_alone, small_bundle
 
 from actvar.runtime.pictures import Order
 from actvar.runtime.sources import open_graphs
+from actvar.serve import sample_run
 
 CLASSES, COUNT, SHARD = 5, 13, 5  # three shards, the last of three
 FORMS = ["png", "webdataset", "parquet"]
@@ -153,6 +154,15 @@ def test_what_is_there_is_not_drawn_again(sample: Command, form: str):
     assert code == 0 and "5 of 13 pictures are in set already." in err and "8 pictures drawn in" in err
     assert tree(Path("set")) == before
     assert times and {name: os.stat(Path("set") / name).st_mtime_ns for name in times} == times
+
+
+def test_a_shard_of_many_files_is_there_whatever_the_length_of_its_record(sample: Command, monkeypatch):
+    """Of 60,700 pictures and more, a record was longer than any other JSON file may be, and all was drawn again."""
+    sample(*sharded("png"), "--out", "set")
+    longest = max(path.stat().st_size for path in Path("set/shards").iterdir())
+    monkeypatch.setattr(sample_run, "MAX_JSON_BYTES", longest - 500)
+    code, _, err = sample(*sharded("png"), "--out", "set")
+    assert code == 0 and "13 of 13 pictures are in set already." in err and "drawn in" not in err
 
 
 KILLED = """

@@ -1,5 +1,6 @@
 """What comes to a server's port that is long, slow, cut off or a stranger's; and how the process ends."""
 
+import asyncio
 import base64
 import json
 import signal
@@ -21,10 +22,12 @@ from small_models import small_config, vivid_model
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
 from served import DRAW, MAIN, Served, command, serving, until
+from starlette.types import Message, Receive, Scope, Send
 
 from actvar.export.onnx_export import export_bundle
 from actvar.serve import server
-from actvar.serve.limits import MAX_BODY
+from actvar.serve.limits import MAX_BODY, BodyLimits
+from actvar.serve.metrics import Metrics
 
 KEY = "a key of ours"
 JSON = {"Content-Type": "application/json"}
@@ -101,6 +104,46 @@ def test_a_slow_body_is_a_408(served: Served):
     status, error = error_of(raw(served, head("Content-Length: 100"), *[b"a"] * 9, pause=0.1))
     assert (status, error["code"]) == (408, "body_timeout")
     assert time.monotonic() - started < 3
+
+
+def test_bodies_have_a_bound_together():
+    """Each may be long enough for a picture, and whoever sends many at a time would have the memory of them all."""
+    answers: list[int] = []
+
+    async def scenario() -> None:
+        go = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            assert len((await receive())["body"]) == 40
+            await go.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def answered() -> None:
+            parts = iter((b"x" * 20, b"x" * 20))
+
+            async def receive() -> Message:
+                return {"type": "http.request", "body": next(parts), "more_body": parts.__length_hint__() > 0}
+
+            async def send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    answers.append(message["status"])
+
+            await limits({"type": "http", "path": "/v1/images/edits", "headers": []}, receive, send)
+
+        limits = BodyLimits(app, Metrics(), all_bodies=70)
+        first = asyncio.create_task(answered())
+        await asyncio.sleep(0)
+        while limits._room != 30:
+            await asyncio.sleep(0.001)
+        await answered()
+        assert answers == [429] and limits._room == 30
+        go.set()
+        await first
+        await answered()
+        assert limits._room == 70
+
+    asyncio.run(scenario())
+    assert answers == [429, 200, 200]
 
 
 def test_a_head_that_does_not_come_is_hung_up_on(served: Served, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -18,7 +19,9 @@ from small_models import small_config, vivid_model
 
 pytest.importorskip("gradio", reason="needs gradio, of the extra serve")
 
+from fastapi import FastAPI
 from served import DRAW, command
+from starlette.routing import Mount
 
 from actvar.checkpoint.files import Checkpoint
 from actvar.checkpoint.own import save_model
@@ -26,6 +29,8 @@ from actvar.config import Activation
 from actvar.errors import ActVARError
 from actvar.serve.explained import Explainer
 from actvar.serve.generations import Generation
+from actvar.serve.metrics import Metrics
+from actvar.serve.page import add_page
 from actvar.serve.page_parts import Shown
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -202,6 +207,16 @@ def test_an_open_page_does_not_keep_the_server_from_ending(checkpoint: Path):
         assert server.wait(60) == 0
         assert time.monotonic() - started < 10
     assert "Traceback" not in "".join(server.said)
+
+
+def test_the_page_keeps_the_pictures_of_few_visitors():
+    """Gradio has a place for 10,000, each with the last pictures that its page showed: some 10 GB at 256 pixels."""
+    app = FastAPI()
+    studio: Any = SimpleNamespace(model=CONFIG, name="small", size=20)
+    add_page(app, studio, Explainer(CONFIG, None), Metrics())
+    [mount] = [route for route in app.routes if isinstance(route, Mount) and route.path == ""]
+    gradio: Any = mount.app
+    assert gradio._app.state_holder.capacity == 64
 
 
 def test_a_server_may_do_without_the_page(checkpoint: Path):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import torch
 from small_models import SMALL_VQVAE, small_config, vivid_model
 
 from actvar.config import MINI, ModelConfig
+from actvar.data import tokens
 from actvar.data.encoding import EncodeSettings, build_token_store, encode_pictures
 from actvar.data.glyphs import GlyphPictures, glyph_batch
 from actvar.data.pictures import PictureBatch, SkippedPicture
@@ -144,10 +146,19 @@ def test_reading_a_store_does_not_load_it(tmp_path: Path):
 
 def test_more_files_than_may_be_open_are_read_in_turn(folder: Path, monkeypatch: pytest.MonkeyPatch):
     expected_NT = open_token_store(folder).token_ids[:]
-    monkeypatch.setattr("actvar.data.tokens._OPEN_FILES", 2)
+    monkeypatch.setattr("actvar.data.tokens._most_open", lambda: 2)
     token_ids = open_token_store(folder).token_ids
     for places in (np.arange(COUNT), np.array([0, 17, 4, 9, 1])):
-        assert np.array_equal(token_ids[places], expected_NT[places]) and len(token_ids._maps) <= 2
+        assert np.array_equal(token_ids[places], expected_NT[places]) and len(token_ids._maps) == 2
+
+
+def test_so_many_files_are_open_as_the_process_may_have(monkeypatch: pytest.MonkeyPatch):
+    """Of 1,024, which is usual, enough for ImageNet's 513."""
+    limit = [1024]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit[0], 4096))
+    assert tokens._most_open() >= 513
+    limit[0] = resource.RLIM_INFINITY
+    assert tokens._most_open() > 1_000_000
 
 
 def test_the_mini_recipes_tokens_are_glyphs_under_autocast(tmp_path: Path):

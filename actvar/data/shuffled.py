@@ -3,10 +3,11 @@
 Every round goes through all of them once, in an order of its own, and cuts each out anew. Which picture has a number
 follows from the seed, so a training that was stopped goes on with what it would have seen.
 
-Letters in shapes: B pictures, 3 red green blue, H W pixels down and across.
+Letters in shapes: B pictures, N of all, 3 red green blue, H W pixels down and across.
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -45,13 +46,19 @@ class ShuffledPictures:
     def _square(self, number: int) -> np.ndarray:
         count = len(self.listed.names)
         turn, place = divmod(number, count)
-        order = np.random.Generator(np.random.Philox(key=[self.seed, turn])).permutation(count)
+        order_N = _order(self.seed, turn, count)
         folder = FolderPictures(self.listed, Preprocessing(self.size, "random", self.seed + turn))
-        for chosen in np.roll(order, -place):
-            square = folder.square(int(chosen))
+        for later in range(count):
+            square = folder.square(int(order_N[(place + later) % count]))
             if not isinstance(square, SkippedPicture):
                 return square
             if square.number not in self._named:
                 self._named.add(square.number)
                 say(f"Skipped {square.name}: {square.reason}")
         raise DataError(f"None of the pictures in {self.listed.folder} can be used. Look at them.")
+
+
+@lru_cache(maxsize=2)  # a batch may end in the next turn
+def _order(seed: int, turn: int, count: int) -> np.ndarray:
+    """The pictures of a turn, N."""
+    return np.random.Generator(np.random.Philox(key=[seed, turn])).permutation(count)

@@ -4,6 +4,8 @@ Letters in shapes: N rows (one of each picture, or two with its mirror image), T
 """
 
 import hashlib
+import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,6 @@ from actvar.errors import DataError, counted
 from actvar.models.vqvae import VQVAE
 
 Rows: TypeAlias = np.ndarray | slice | int
-
-_OPEN_FILES = 512  # a map is an open file, of which a process may have 1024; ImageNet's training set is 513
 
 
 class MappedTokens:
@@ -61,11 +61,17 @@ class MappedTokens:
 
     def _mapped(self, file: int) -> np.ndarray:
         if file not in self._maps:
-            if len(self._maps) >= _OPEN_FILES:
-                self._maps.clear()
+            if len(self._maps) >= _most_open():
+                del self._maps[next(iter(self._maps))]
             rows = min(self._rows_per_file, self._all_rows - file * self._rows_per_file)
             self._maps[file] = map_rows(self._files[file], rows, self.shape[1])
         return self._maps[file]
+
+
+def _most_open() -> int:
+    """How many files may be mapped: a map is an open file. ImageNet's training set is 513, of 1,024 that are usual."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, soft * 3 // 4) if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 @dataclass(frozen=True)

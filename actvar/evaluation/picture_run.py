@@ -147,10 +147,14 @@ class NumberedRun:
         """Those of the files that are not there, or not whole."""
         return tuple(piece for piece in self.pieces(shard) if not self._is_whole(piece))
 
-    @property
-    def kept(self) -> int:
-        """Pictures that are there."""
-        return self.spec.count - sum(piece.count for piece in self.missing())
+    def kept(self, shard: Shard | None = None) -> int:
+        """Pictures of the run that are there, by the names of their files, which they have when they are whole.
+
+        The files of a shard are looked into, too. Those of the others are not: their processes know, and a run of
+        50,000 pictures would be read for a number.
+        """
+        lost = set(self.missing(shard)) if shard else set()
+        return sum(piece.count for piece in self.pieces() if piece not in lost and self._has_name(piece))
 
     def save(self, piece: Piece, pictures_NHW3: np.ndarray) -> None:
         """Write one file, under a temporary name first.
@@ -163,9 +167,16 @@ class NumberedRun:
             self._known[piece.file] = self._state(piece)
         except OSError as error:
             raise ActVARError(
-                f"{self.folder / piece.file} cannot be written: {error.strerror or error}. {self.kept} of "
+                f"{self.folder / piece.file} cannot be written: {error.strerror or error}. {self.kept()} of "
                 f"{counted(self.spec.count, 'picture')} are kept there: make room, and give the same command again."
             ) from None
+
+    def _has_name(self, piece: Piece) -> bool:
+        try:
+            self._state(piece)
+        except OSError:
+            return False
+        return True
 
     def _is_whole(self, piece: Piece) -> bool:
         try:

@@ -137,7 +137,7 @@ class FolderPictures:
         """See `PictureSet`."""
         for first in range(0, len(self.files), at_once):
             batch = [_pixels(file, self.preprocessing) for file in self.files[first : first + at_once]]
-            for file, pixels_HW3 in zip(self.files[first:], batch, strict=False):
+            for file, pixels_HW3 in zip(self.files[first : first + len(batch)], batch, strict=True):
                 if pixels_HW3.shape != self.shape[1:]:
                     expected = f"{shown(str(self.files[0]), 1000)} is {_size(np.empty(self.shape[1:]))}"
                     raise ActVARError(
