@@ -8,6 +8,7 @@ import hmac
 from base64 import b64decode
 from binascii import Error
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,14 +54,14 @@ class BodyLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = bytearray()
+        body = _Body()
         try:
             await self._answered(scope, receive, send, body)
         finally:
-            self._room += len(body)
+            self._room += len(body.read)
 
-    async def _answered(self, scope: Scope, receive: Receive, send: Send, body: bytearray) -> None:
-        """Read the body into its place, and have the app answer."""
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, body: "_Body") -> None:
+        """Read the body, and have the app answer."""
         try:
             is_whole = await asyncio.wait_for(self._read(scope, receive, body), self._seconds)
         except asyncio.TimeoutError:
@@ -79,33 +80,42 @@ class BodyLimits:
             if given:
                 return await receive()
             given = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body.read, "more_body": False}
 
         with self._metrics.answering() if scope["path"].startswith("/v1/") else nullcontext():
             await self._app(scope, again, send)
 
-    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+    async def _read(self, scope: Scope, receive: Receive, body: "_Body") -> bool:
         """Read a body; False if its client leaves meanwhile."""
         most = LONG_BODIES.get(scope["path"], self._max_body)
         too_long = Refusal(413, f"A body may have {most} bytes, and this one has more.", code="body_too_long")
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > most:
             raise too_long
-        more = True
+        read, more = bytearray(), True
+        body.read = read
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return False
             part = message.get("body", b"")
-            if len(body) + len(part) > most:
+            if len(read) + len(part) > most:
                 raise too_long
             if len(part) > self._room:
                 crowded = "Too many pictures are being sent. Ask again later."
                 raise Refusal(429, crowded, code="too_many_bodies", headers={"Retry-After": "1"})
             self._room -= len(part)
-            body += part
+            read += part
             more = message.get("more_body", False)
+        body.read = bytes(read)
         return True
+
+
+@dataclass
+class _Body:
+    """What has been read of a body, once: its room is given back when its request has been answered."""
+
+    read: bytes | bytearray = b""
 
 
 class KeyRequired:

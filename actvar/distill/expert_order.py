@@ -54,8 +54,10 @@ def orders_from_data(
 
 
 def orders_by_index(student: VAR) -> Tensor:
-    """DN int64: experts as they are numbered, which tells nothing of them. A learned order, and one from data, is worth
-    what it is better than this."""
+    """DN int64: experts as they are numbered, which tells nothing of them.
+
+    A learned order, and one from data, is worth what it is better than this.
+    """
     assert student.config.activation is not None
     return torch.arange(student.config.activation.experts).expand(student.config.depth, -1)
 

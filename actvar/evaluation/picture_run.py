@@ -154,7 +154,7 @@ class NumberedRun:
         50,000 pictures would be read for a number.
         """
         lost = set(self.missing(shard)) if shard else set()
-        return sum(piece.count for piece in self.pieces() if piece not in lost and self._has_name(piece))
+        return sum(piece.count for piece in self.pieces() if piece not in lost and self._found(piece))
 
     def save(self, piece: Piece, pictures_NHW3: np.ndarray) -> None:
         """Write one file, under a temporary name first.
@@ -171,17 +171,15 @@ class NumberedRun:
                 f"{counted(self.spec.count, 'picture')} are kept there: make room, and give the same command again."
             ) from None
 
-    def _has_name(self, piece: Piece) -> bool:
+    def _found(self, piece: Piece) -> tuple[int, ...] | None:
+        """The state of a file; None if it is not there."""
         try:
-            self._state(piece)
+            return self._state(piece)
         except OSError:
-            return False
-        return True
+            return None
 
     def _is_whole(self, piece: Piece) -> bool:
-        try:
-            state = self._state(piece)
-        except OSError:
+        if (state := self._found(piece)) is None:
             return False
         if self._known.get(piece.file) != state:
             if not self._holds(piece):
